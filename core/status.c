@@ -1,0 +1,79 @@
+/* core/status.c - statuses, messages, log and cancel flag of a context. */
+#include "core/core.h"
+
+#include "core/ctx.h"
+
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+
+ipt_status ipt_ctx_create(ipt_log_fn log, void *user, ipt_ctx **out)
+{
+    ipt_ctx *ctx = calloc(1, sizeof *ctx);
+    if (!ctx)
+        return IPT_ERR_NOMEM;
+    ctx->log = log;
+    ctx->user = user;
+    atomic_init(&ctx->cancel, 0);
+    *out = ctx;
+    return IPT_OK;
+}
+
+void ipt_ctx_destroy(ipt_ctx **ctx)
+{
+    if (!ctx || !*ctx)
+        return;
+    free(*ctx);
+    *ctx = NULL;
+}
+
+ipt_status ipt_fail(ipt_ctx *ctx, ipt_status s, const char *fmt, ...)
+{
+    if (!ctx)
+        return s;
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(ctx->message, sizeof ctx->message, fmt, ap);
+    va_end(ap);
+    for (char *p = ctx->message; *p; p++) /* names from files may carry control bytes */
+        if ((unsigned char)*p < 0x20 || *p == 0x7f)
+            *p = '?';
+    return s;
+}
+
+const char *ipt_last_error(const ipt_ctx *ctx) { return ctx ? ctx->message : ""; }
+
+const char *ipt_status_name(ipt_status s)
+{
+    static const char *const names[] = {
+        "ok",          "bad argument", "out of host memory", "out of device memory", "input/output error",
+        "bad format",  "bad shape",    "missing",            "unsupported",          "device lost",
+        "cancelled",   "no device",    "cannot write output"};
+    return (size_t)s < IPT_COUNT(names) ? names[s] : "unknown status";
+}
+
+void ipt_log(ipt_ctx *ctx, ipt_log_level level, const char *fmt, ...)
+{
+    if (!ctx || !ctx->log)
+        return;
+    char line[1024];
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(line, sizeof line, fmt, ap);
+    va_end(ap);
+    ctx->log(ctx->user, level, line);
+}
+
+void ipt_cancel(ipt_ctx *ctx)
+{
+    if (ctx)
+        atomic_store(&ctx->cancel, 1);
+}
+
+void ipt_cancel_clear(ipt_ctx *ctx)
+{
+    if (ctx)
+        atomic_store(&ctx->cancel, 0);
+}
+
+bool ipt_cancelled(const ipt_ctx *ctx) { return ctx && atomic_load(&ctx->cancel) != 0; }

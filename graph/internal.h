@@ -1,0 +1,102 @@
+/* graph/internal.h - inside of graphs and plans, shared by graph.c, autodiff.c, planner.c, plan.c,
+ * run_vk.c and run_ref.c. */
+#ifndef IPT_GRAPH_INTERNAL_H
+#define IPT_GRAPH_INTERNAL_H
+#include "graph/op.h"
+
+typedef struct ipt_value {
+    ipt_shape shape;
+    const char *name;  /* of a leaf or output, else NULL */
+    uint32_t node;     /* producer + 1; 0 = leaf */
+    uint8_t out_index; /* which output of it */
+    ipt_role role;     /* of a leaf */
+    bool is_output;
+} ipt_value;
+
+typedef struct ipt_range {
+    uint32_t first, end; /* nodes [first, end) */
+} ipt_range;
+
+struct ipt_graph {
+    ipt_ctx *ctx;
+    ipt_arena arena;
+    ipt_status status;
+    ipt_value *value; /* value[0] unused */
+    uint32_t n_value, cap_value;
+    ipt_node *node;
+    uint32_t n_node, cap_node;
+    uint32_t *cut; /* node index at which a new segment starts */
+    uint32_t n_cut, cap_cut;
+    ipt_range *recompute;
+    uint32_t n_recompute, cap_recompute;
+    bool in_recompute;
+    const char *prefix;
+    uint32_t *name_slot; /* open addressing: value ids by name */
+    uint32_t n_name, cap_name;
+    ipt_adapter_site *site; /* sorted by name */
+    size_t n_site;
+    int gate_rows, gate_batch, gate_slots;
+};
+
+/* Grows an array of the graph so that one more item fits; false when out of memory (poisoned). */
+bool ipt_graph_grow(ipt_graph *g, void **items, uint32_t *cap, uint32_t n, size_t size);
+
+/* --- plan ---------------------------------------------------------------------------------------- */
+typedef struct ipt_slot {
+    uint64_t bytes, off;   /* place in the arena */
+    uint32_t first, last;  /* lifetime in node positions, inclusive */
+    bool pinned;           /* whole life of the plan */
+} ipt_slot;
+
+/* What the planner found out about one value. */
+typedef struct ipt_place {
+    uint32_t slot;          /* index into slots + 1; 0 = none (weights, dead values) */
+    ipt_weight_view weight; /* of WEIGHT leaves, one per use */
+} ipt_place;
+
+typedef struct ipt_planned_node {
+    ipt_node n;
+    ipt_launch launch;           /* dispatches, device plans only */
+    uint32_t scratch_slot[4];    /* slot + 1 */
+    ipt_weight_view weight[IPT_MAX_IN];
+    uint32_t segment;
+} ipt_planned_node;
+
+struct ipt_plan {
+    ipt_ctx *ctx;
+    ipt_arena arena; /* host memory of the plan */
+    struct ipt_gpu *gpu;
+    ipt_weights *weights;
+    ipt_plan_opts opts;
+    ipt_value *value;
+    uint32_t n_value;
+    uint32_t *place; /* value id -> slot + 1 */
+    ipt_planned_node *node;
+    uint32_t n_node, n_segment;
+    ipt_slot *slot;
+    uint32_t n_slot, cap_slot;
+    uint64_t arena_bytes;
+    struct ipt_device_run *dev; /* run_vk.c */
+    struct ipt_host_run *host;  /* run_ref.c */
+};
+
+/* planner.c: drops dead nodes, sets segments, lifetimes (slots without offsets), in-place reuse. */
+IPT_CHECKED ipt_status ipt_planner_lifetimes(ipt_plan *p, const ipt_graph *g);
+uint32_t ipt_planner_add_slot(ipt_plan *p, uint64_t bytes, uint32_t first, uint32_t last, bool pinned);
+/* Offsets by greedy best fit over lifetimes; pad: guard bytes before and after each slot. */
+IPT_CHECKED ipt_status ipt_planner_offsets(ipt_plan *p, uint64_t pad);
+
+/* run_vk.c / run_ref.c */
+IPT_CHECKED ipt_status ipt_device_create(ipt_plan *p);
+void ipt_device_destroy(ipt_plan *p);
+IPT_CHECKED ipt_status ipt_device_write(ipt_plan *p, uint32_t v, const void *src);
+IPT_CHECKED ipt_status ipt_device_read(ipt_plan *p, uint32_t v, void *dst);
+IPT_CHECKED ipt_status ipt_device_exec(ipt_plan *p, uint32_t segment);
+IPT_CHECKED ipt_status ipt_host_create(ipt_plan *p);
+void ipt_host_destroy(ipt_plan *p);
+IPT_CHECKED ipt_status ipt_host_write(ipt_plan *p, uint32_t v, const void *src);
+IPT_CHECKED ipt_status ipt_host_read(ipt_plan *p, uint32_t v, void *dst);
+IPT_CHECKED ipt_status ipt_host_exec(ipt_plan *p, uint32_t segment);
+/* Values of value v as doubles, from the host run or (device plans) read back; n = element count. */
+IPT_CHECKED ipt_status ipt_device_read_double(ipt_plan *p, uint32_t v, double *dst);
+#endif

@@ -1,0 +1,466 @@
+/* graph/run_vk.c - plans on a device: kernels, arena, recorded command buffers, replay.
+ * Commands are cut into submissions of bounded work, so that a desktop stays alive and a cancel is
+ * seen soon; barriers come from byte ranges, so that reuse of arena space is ordered too. */
+#include "graph/internal.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { GUARD_BYTES = 1024, MAX_NODES_PER_CMD = 256, IN_FLIGHT = 2 };
+static const uint32_t POISON = 0x7fc07fc0U; /* NaN as f32 and as a pair of f16 */
+
+typedef struct piece {
+    ipt_cmd *cmd;
+    uint32_t segment, first, end; /* nodes [first, end) */
+} piece;
+
+typedef struct span {
+    uint64_t off, end;
+    bool write;
+} span;
+
+struct ipt_device_run {
+    ipt_buffer *arena;
+    piece *piece;
+    uint32_t n_piece;
+    ipt_plan_row *row; /* profile, one per node */
+    size_t n_row;
+};
+
+/* --- creation -------------------------------------------------------------------------------- */
+static ipt_status bind_weights(ipt_plan *p, ipt_planned_node *pn)
+{
+    const ipt_op_def *def = ipt_op_table[pn->n.op];
+    for (int k = 0; k < pn->n.n_in; k++) {
+        uint32_t v = pn->n.in[k];
+        if (!v || p->value[v].node || p->value[v].role != IPT_WEIGHT)
+            continue;
+        if (!p->weights)
+            return ipt_fail(p->ctx, IPT_ERR_MISSING, "%s: the plan has no weights", p->value[v].name);
+        ipt_use use = def->panel >> k & 1   ? IPT_USE_PANEL
+                      : def->table >> k & 1 ? IPT_USE_TABLE
+                                            : IPT_USE_ROWS;
+        IPT_TRY(p->weights->find(p->weights, p->value[v].name, &p->value[v].shape, use, &pn->weight[k]));
+        pn->n.in_shape[k].dtype = pn->weight[k].dtype;
+    }
+    return IPT_OK;
+}
+
+static ipt_status describe(ipt_plan *p, uint32_t i)
+{
+    ipt_planned_node *pn = &p->node[i];
+    const ipt_op_def *def = ipt_op_table[pn->n.op];
+    if (def->view)
+        return IPT_OK;
+    IPT_TRY(bind_weights(p, pn));
+    pn->launch.dev = ipt_gpu_traits(p->gpu);
+    pn->launch.arena = &p->arena;
+    ipt_status s = def->kernel(&pn->n, &pn->launch);
+    if (s == IPT_OK)
+        s = pn->launch.status;
+    if (s == IPT_ERR_UNSUPPORTED)
+        return ipt_fail(p->ctx, s, "%s: %s cannot run on %s with these shapes", pn->n.name, def->name,
+                        ipt_gpu_get_info(p->gpu)->name);
+    if (s != IPT_OK)
+        return s;
+    for (int k = 0; k < pn->launch.n_scratch; k++) {
+        pn->scratch_slot[k] = ipt_planner_add_slot(p, pn->launch.scratch[k], i, i, false);
+        if (!pn->scratch_slot[k])
+            return IPT_ERR_NOMEM;
+    }
+    return IPT_OK;
+}
+
+/* Buffer range of one binding. */
+static ipt_status resolve(const ipt_plan *p, const ipt_planned_node *pn, const ipt_bind *b, ipt_binding *out)
+{
+    uint32_t slot = 0;
+    if (b->src == IPT_SRC_IN && pn->weight[b->index].buf) {
+        const ipt_weight_view *w = &pn->weight[b->index];
+        *out = (ipt_binding){w->buf, w->off + b->off, b->bytes ? b->bytes : w->bytes - b->off};
+        return IPT_OK;
+    }
+    uint64_t size = 0;
+    if (b->src == IPT_SRC_SCRATCH) {
+        slot = pn->scratch_slot[b->index];
+        size = slot ? p->slot[slot - 1].bytes : 0;
+    } else {
+        uint32_t v = b->src == IPT_SRC_IN ? pn->n.in[b->index] : pn->n.out[b->index];
+        slot = p->place[v];
+        size = ipt_shape_bytes(&p->value[v].shape);
+    }
+    if (!slot || b->off >= size || b->off + b->bytes > size)
+        return ipt_fail(p->ctx, IPT_ERR_ARG, "%s: binding %d out of range", pn->n.name, b->index);
+    uint64_t unit = b->kind == IPT_BIND_SSBO ? 4 : 16;
+    uint64_t bytes = b->bytes ? b->bytes : size - b->off;
+    *out = (ipt_binding){p->dev->arena, p->slot[slot - 1].off + b->off, (bytes + unit - 1) / unit * unit};
+    return IPT_OK;
+}
+
+/* True when the dispatch must wait for what is pending. */
+static bool hazard(const span *pending, size_t n, const span *s)
+{
+    for (size_t i = 0; i < n; i++)
+        if ((pending[i].write || s->write) && pending[i].off < s->end && s->off < pending[i].end)
+            return true;
+    return false;
+}
+
+typedef struct recorder {
+    ipt_plan *p;
+    ipt_cmd *cmd;
+    span pending[512];
+    size_t n_pending;
+} recorder;
+
+static ipt_status record_dispatch(recorder *r, const ipt_planned_node *pn, const ipt_dispatch *d)
+{
+    ipt_plan *p = r->p;
+    ipt_binding b[IPT_MAX_BIND];
+    span spans[IPT_MAX_BIND];
+    size_t n_span = 0;
+    ipt_kernel *kernel = NULL;
+    bool wait = false;
+    IPT_TRY(ipt_kernel_get(p->gpu, &d->k, &kernel));
+    for (int i = 0; i < d->n_bind; i++) {
+        IPT_TRY(resolve(p, pn, &d->bind[i], &b[i]));
+        if (b[i].buf != p->dev->arena)
+            continue;
+        span s = {b[i].off, b[i].off + b[i].bytes, d->bind[i].write};
+        wait = wait || (!d->no_wait && hazard(r->pending, r->n_pending, &s));
+        spans[n_span++] = s;
+    }
+    if (wait || r->n_pending + n_span > IPT_COUNT(r->pending)) {
+        ipt_cmd_barrier(r->cmd);
+        r->n_pending = 0;
+    }
+    memcpy(r->pending + r->n_pending, spans, n_span * sizeof *spans);
+    r->n_pending += n_span;
+    return ipt_cmd_dispatch(r->cmd, kernel, b, d->push, d->groups);
+}
+
+static ipt_status record_piece(ipt_plan *p, piece *c)
+{
+    recorder *r = ipt_alloc(p->ctx, sizeof *r);
+    if (!r)
+        return IPT_ERR_NOMEM;
+    ipt_status status = IPT_OK;
+    r->p = p;
+    IPT_TRY_GOTO(ipt_cmd_create(p->gpu, &c->cmd), done);
+    r->cmd = c->cmd;
+    ipt_cmd_barrier(r->cmd); /* after what earlier submissions wrote */
+    if (p->opts.profile)
+        IPT_TRY_GOTO(ipt_cmd_stamp(r->cmd, 0), done);
+    for (uint32_t i = c->first; i < c->end; i++) {
+        const ipt_planned_node *pn = &p->node[i];
+        for (size_t k = 0; k < pn->launch.n_d; k++)
+            IPT_TRY_GOTO(record_dispatch(r, pn, &pn->launch.d[k]), done);
+        if (p->opts.profile) {
+            ipt_cmd_barrier(r->cmd);
+            r->n_pending = 0;
+            IPT_TRY_GOTO(ipt_cmd_stamp(r->cmd, i - c->first + 1), done);
+        }
+    }
+    IPT_TRY_GOTO(ipt_cmd_end(r->cmd), done);
+done:
+    ipt_free(r);
+    return status;
+}
+
+/* Cuts the nodes into pieces at segments and at a budget of work. */
+static ipt_status make_pieces(ipt_plan *p)
+{
+    struct ipt_device_run *d = p->dev;
+    double budget = ipt_gpu_traits(p->gpu)->simd ? 4e9 : 4e11, macs = 0;
+    d->piece = ipt_arena_alloc(&p->arena, (p->n_node + 1) * sizeof *d->piece);
+    if (!d->piece)
+        return IPT_ERR_NOMEM;
+    for (uint32_t i = 0; i < p->n_node; i++) {
+        piece *c = d->n_piece ? &d->piece[d->n_piece - 1] : NULL;
+        double work = 0;
+        for (size_t k = 0; k < p->node[i].launch.n_d; k++)
+            work += p->node[i].launch.d[k].macs;
+        if (!c || c->segment != p->node[i].segment || macs + work > budget ||
+            i - c->first >= MAX_NODES_PER_CMD || p->opts.check) {
+            d->piece[d->n_piece++] = (piece){NULL, p->node[i].segment, i, i};
+            c = &d->piece[d->n_piece - 1];
+            macs = 0;
+        }
+        c->end = i + 1;
+        macs += work;
+    }
+    for (uint32_t i = 0; i < d->n_piece; i++)
+        IPT_TRY(record_piece(p, &d->piece[i]));
+    return IPT_OK;
+}
+
+ipt_status ipt_device_create(ipt_plan *p)
+{
+    p->dev = ipt_arena_alloc(&p->arena, sizeof *p->dev);
+    if (!p->dev)
+        return IPT_ERR_NOMEM;
+    for (uint32_t i = 0; i < p->n_node; i++) {
+        if (ipt_cancelled(p->ctx)) /* loading weights takes seconds */
+            return ipt_fail(p->ctx, IPT_ERR_CANCELLED, "cancelled");
+        IPT_TRY(describe(p, i));
+    }
+    if (p->opts.guard)
+        for (uint32_t s = 0; s < p->n_slot; s++) {
+            p->slot[s].first = 0;
+            p->slot[s].last = UINT32_MAX;
+        }
+    IPT_TRY(ipt_planner_offsets(p, p->opts.guard ? GUARD_BYTES : 0));
+    if (p->opts.arena_limit && p->arena_bytes > p->opts.arena_limit)
+        return ipt_fail(p->ctx, IPT_ERR_DEVICE_MEM,
+                        "working memory: need %" PRIu64 " MiB, have %" PRIu64
+                        " MiB; try a smaller picture, --vae-tile auto or a higher --vram-limit",
+                        p->arena_bytes >> 20, p->opts.arena_limit >> 20);
+    IPT_TRY(ipt_buffer_create(p->gpu, p->arena_bytes, &p->dev->arena));
+    return make_pieces(p);
+}
+
+void ipt_device_destroy(ipt_plan *p)
+{
+    if (!p->dev)
+        return;
+    for (uint32_t i = 0; i < p->dev->n_piece; i++)
+        ipt_cmd_destroy(p->gpu, &p->dev->piece[i].cmd);
+    ipt_free(p->dev->row);
+    ipt_buffer_destroy(p->gpu, &p->dev->arena);
+    p->dev = NULL;
+}
+
+/* --- host access --------------------------------------------------------------------------------- */
+ipt_status ipt_device_write(ipt_plan *p, uint32_t v, const void *src)
+{
+    const ipt_shape *s = &p->value[v].shape;
+    uint64_t off = p->slot[p->place[v] - 1].off;
+    size_t n = ipt_shape_count(s);
+    if (s->dtype != IPT_F16)
+        return ipt_buffer_write(p->gpu, p->dev->arena, off, src, n * 4);
+    uint16_t *half = ipt_calloc(p->ctx, n, 2);
+    if (!half)
+        return IPT_ERR_NOMEM;
+    const float *f = src;
+    for (size_t i = 0; i < n; i++)
+        half[i] = ipt_f32_to_f16(f[i]);
+    ipt_status status = ipt_buffer_write(p->gpu, p->dev->arena, off, half, n * 2);
+    ipt_free(half);
+    return status;
+}
+
+ipt_status ipt_device_read(ipt_plan *p, uint32_t v, void *dst)
+{
+    const ipt_shape *s = &p->value[v].shape;
+    uint64_t off = p->slot[p->place[v] - 1].off;
+    size_t n = ipt_shape_count(s);
+    if (s->dtype != IPT_F16)
+        return ipt_buffer_read(p->gpu, p->dev->arena, off, dst, n * 4);
+    uint16_t *half = ipt_calloc(p->ctx, n, 2);
+    if (!half)
+        return IPT_ERR_NOMEM;
+    ipt_status status = ipt_buffer_read(p->gpu, p->dev->arena, off, half, n * 2);
+    float *f = dst;
+    for (size_t i = 0; status == IPT_OK && i < n; i++)
+        f[i] = ipt_f16_to_f32(half[i]);
+    ipt_free(half);
+    return status;
+}
+
+ipt_status ipt_device_read_double(ipt_plan *p, uint32_t v, double *dst)
+{
+    const ipt_shape *s = &p->value[v].shape;
+    size_t n = ipt_shape_count(s);
+    if (!p->value[v].node && p->value[v].role == IPT_WEIGHT)
+        return p->weights->read(p->weights, p->value[v].name, s, dst);
+    float *f = ipt_calloc(p->ctx, n, sizeof *f);
+    if (!f)
+        return IPT_ERR_NOMEM;
+    ipt_status status = ipt_device_read(p, v, f);
+    for (size_t i = 0; status == IPT_OK && i < n; i++) {
+        int32_t word;
+        memcpy(&word, &f[i], sizeof word);
+        dst[i] = s->dtype == IPT_I32 ? (double)word : (double)f[i];
+    }
+    ipt_free(f);
+    return status;
+}
+
+/* --- guard bands ------------------------------------------------------------------------------------ */
+static ipt_status fill(ipt_plan *p, uint64_t off, uint64_t bytes)
+{
+    uint32_t words[256];
+    for (size_t i = 0; i < IPT_COUNT(words); i++)
+        words[i] = POISON;
+    for (uint64_t done = 0; done < bytes; done += sizeof words) {
+        uint64_t n = bytes - done < sizeof words ? bytes - done : sizeof words;
+        IPT_TRY(ipt_buffer_write(p->gpu, p->dev->arena, off + done, words, n));
+    }
+    return IPT_OK;
+}
+
+static ipt_status poison_arena(ipt_plan *p)
+{
+    for (uint32_t i = 0; i < p->n_slot; i++) {
+        const ipt_slot *s = &p->slot[i];
+        IPT_TRY(fill(p, s->off - GUARD_BYTES, GUARD_BYTES));
+        if (!s->pinned)
+            IPT_TRY(fill(p, s->off, s->bytes));
+        IPT_TRY(fill(p, s->off + s->bytes, GUARD_BYTES));
+    }
+    return IPT_OK;
+}
+
+static ipt_status check_band(ipt_plan *p, uint64_t off, uint64_t phase)
+{
+    uint8_t got[GUARD_BYTES], want[4];
+    memcpy(want, &POISON, sizeof want);
+    IPT_TRY(ipt_buffer_read(p->gpu, p->dev->arena, off, got, sizeof got));
+    for (size_t i = 0; i < sizeof got; i++)
+        if (got[i] != want[(i + phase) % 4])
+            return ipt_fail(p->ctx, IPT_ERR_SHAPE, "guard band at arena offset %" PRIu64 " was written",
+                            off + i);
+    return IPT_OK;
+}
+
+static ipt_status check_guards(ipt_plan *p)
+{
+    for (uint32_t i = 0; i < p->n_slot; i++) {
+        IPT_TRY(check_band(p, p->slot[i].off - GUARD_BYTES, 0));
+        IPT_TRY(check_band(p, p->slot[i].off + p->slot[i].bytes, 0));
+    }
+    return IPT_OK;
+}
+
+/* --- run --------------------------------------------------------------------------------------------- */
+static ipt_status collect_profile(ipt_plan *p)
+{
+    struct ipt_device_run *d = p->dev;
+    if (!d->row) {
+        d->row = ipt_calloc(p->ctx, p->n_node + 1, sizeof *d->row);
+        if (!d->row)
+            return IPT_ERR_NOMEM;
+        d->n_row = p->n_node;
+    }
+    for (uint32_t i = 0; i < d->n_piece; i++) {
+        double ms[MAX_NODES_PER_CMD + 2] = {0};
+        const piece *c = &d->piece[i];
+        IPT_TRY(ipt_cmd_stamps(c->cmd, ms, c->end - c->first + 1));
+        for (uint32_t k = c->first; k < c->end; k++) {
+            const ipt_planned_node *pn = &p->node[k];
+            ipt_plan_row *row = &d->row[k];
+            *row = (ipt_plan_row){ipt_op_table[pn->n.op]->name, pn->n.name,
+                                  ms[k - c->first + 1] - ms[k - c->first], 0};
+            for (size_t j = 0; j < pn->launch.n_d; j++)
+                row->macs += pn->launch.d[j].macs;
+        }
+    }
+    return IPT_OK;
+}
+
+ipt_status ipt_plan_profile(ipt_plan *p, const ipt_plan_row **rows, size_t *n)
+{
+    if (!p->gpu || !p->opts.profile)
+        return ipt_fail(p->ctx, IPT_ERR_ARG, "the plan was not created with profile");
+    IPT_TRY(collect_profile(p));
+    *rows = p->dev->row;
+    *n = p->dev->n_row;
+    return IPT_OK;
+}
+
+static double nmse(const double *ref, const double *got, size_t n)
+{
+    double err = 0, sum = 0;
+    for (size_t i = 0; i < n; i++) {
+        double e = got[i] - ref[i];
+        if (!(isfinite(got[i])) && isfinite(ref[i]))
+            return INFINITY;
+        err += e * e;
+        sum += ref[i] * ref[i];
+    }
+    return sum > 0 ? err / sum : err;
+}
+
+/* One node on both sides, from the device's own inputs. */
+static ipt_status check_node(ipt_plan *p, const piece *c)
+{
+    const ipt_node *n = &p->node[c->first].n;
+    const ipt_op_def *def = ipt_op_table[n->op];
+    double *in[IPT_MAX_IN] = {0}, *out[IPT_MAX_OUT] = {0}, *got = NULL;
+    ipt_status status = IPT_OK;
+    uint64_t value = 0;
+    for (int k = 0; k < n->n_in; k++) {
+        if (!n->in[k])
+            continue;
+        in[k] = ipt_calloc(p->ctx, ipt_shape_count(&p->value[n->in[k]].shape), sizeof(double));
+        if (!in[k]) {
+            status = IPT_ERR_NOMEM;
+            goto done;
+        }
+        IPT_TRY_GOTO(ipt_device_read_double(p, n->in[k], in[k]), done);
+    }
+    IPT_TRY_GOTO(ipt_cmd_submit(c->cmd, &value), done);
+    IPT_TRY_GOTO(ipt_gpu_wait(p->gpu, value), done);
+    if (def->view)
+        goto done;
+    for (int k = 0; k < n->n_out; k++) {
+        out[k] = ipt_calloc(p->ctx, ipt_shape_count(&n->out_shape[k]), sizeof(double));
+        if (!out[k]) {
+            status = IPT_ERR_NOMEM;
+            goto done;
+        }
+    }
+    def->ref(n, (const double *const *)in, out);
+    for (int k = 0; k < n->n_out && status == IPT_OK; k++) {
+        size_t count = ipt_shape_count(&n->out_shape[k]);
+        got = ipt_calloc(p->ctx, count, sizeof(double));
+        status = got ? ipt_device_read_double(p, n->out[k], got) : IPT_ERR_NOMEM;
+        double limit = n->out_shape[k].dtype == IPT_F16 ? 1e-4 : 1e-6;
+        double e = status == IPT_OK ? nmse(out[k], got, count) : 0;
+        if (!(e <= limit))
+            status = ipt_fail(p->ctx, IPT_ERR_UNSUPPORTED,
+                              "%s: %s: output %d differs from the reference: NMSE %.3g, limit %.3g", n->name,
+                              def->name, k, e, limit);
+        ipt_free(got);
+        got = NULL;
+    }
+done:
+    for (int k = 0; k < IPT_MAX_IN; k++)
+        ipt_free(in[k]);
+    for (int k = 0; k < IPT_MAX_OUT; k++)
+        ipt_free(out[k]);
+    return status;
+}
+
+ipt_status ipt_device_exec(ipt_plan *p, uint32_t segment)
+{
+    const struct ipt_device_run *d = p->dev;
+    uint64_t flight[IN_FLIGHT] = {0}, n = 0;
+    ipt_status status = IPT_OK;
+    if (p->opts.guard && segment == 0)
+        IPT_TRY(poison_arena(p));
+    for (uint32_t i = 0; i < d->n_piece && status == IPT_OK; i++) {
+        if (d->piece[i].segment != segment)
+            continue;
+        if (ipt_cancelled(p->ctx)) {
+            status = ipt_fail(p->ctx, IPT_ERR_CANCELLED, "cancelled");
+            break;
+        }
+        if (p->opts.check) {
+            status = check_node(p, &d->piece[i]);
+            continue;
+        }
+        if (flight[n % IN_FLIGHT])
+            IPT_TRY(ipt_gpu_wait(p->gpu, flight[n % IN_FLIGHT]));
+        status = ipt_cmd_submit(d->piece[i].cmd, &flight[n++ % IN_FLIGHT]);
+    }
+    for (int k = 0; k < IN_FLIGHT; k++)
+        if (flight[k]) {
+            ipt_status s = ipt_gpu_wait(p->gpu, flight[k]);
+            status = status == IPT_OK ? s : status;
+        }
+    if (status == IPT_OK && p->opts.guard)
+        status = check_guards(p);
+    return status;
+}

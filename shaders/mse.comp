@@ -1,0 +1,23 @@
+#version 450
+//! variant f32
+//! variant f16 -DACT_F16
+// Partial sums of (a - b)^2: invocation p adds elements p*chunk .. in order.
+#include "common.glsl"
+layout(local_size_x = 64) in;
+layout(push_constant) uniform Push { uint n, chunk; float scale; } pc;
+layout(binding = 0) readonly buffer A { ELT a[]; };
+layout(binding = 1) readonly buffer B { ELT b[]; };
+layout(binding = 2) writeonly buffer Y { float y[]; };
+
+void main()
+{
+    uint p = group_linear() * 64 + gl_LocalInvocationID.x, first = p * pc.chunk;
+    if (first >= pc.n)
+        return;
+    float sum = 0.0;
+    for (uint i = first; i < min(first + pc.chunk, pc.n); i++) {
+        float d = float(a[i]) - float(b[i]);
+        sum += d * d;
+    }
+    y[p] = sum;
+}
