@@ -105,6 +105,9 @@ void *ipt_arena_alloc(ipt_arena *a, size_t n); /* zeroed, 16-byte aligned; NULL:
 char *ipt_arena_strdup(ipt_arena *a, const char *s);
 void ipt_arena_finish(ipt_arena *a);
 
+/* Writes a name into buf (printf style) and returns buf; a name that does not fit is cut. */
+const char *ipt_name(char *buf, size_t n, const char *fmt, ...) IPT_PRINTF(3, 4);
+
 /* Checked size arithmetic: false on overflow (out is then untouched). */
 IPT_CHECKED bool ipt_mul_size(size_t a, size_t b, size_t *out);
 IPT_CHECKED bool ipt_add_size(size_t a, size_t b, size_t *out);

@@ -15,6 +15,7 @@ ipt_status ipt_file_read(ipt_ctx *ctx, const char *path, size_t max_bytes, char 
 {
     ipt_status status = IPT_OK;
     char *buf = NULL;
+    size_t n = 0, got = 0;
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0)
         return ipt_fail(ctx, IPT_ERR_IO, "%s: %s", path, strerror(errno));
@@ -32,7 +33,7 @@ ipt_status ipt_file_read(ipt_ctx *ctx, const char *path, size_t max_bytes, char 
                           (uint64_t)st.st_size, max_bytes);
         goto fail;
     }
-    size_t n = (size_t)st.st_size, got = 0;
+    n = (size_t)st.st_size;
     buf = ipt_alloc(ctx, n + 1);
     if (!buf) {
         status = IPT_ERR_NOMEM;

@@ -64,6 +64,15 @@ void ipt_log(ipt_ctx *ctx, ipt_log_level level, const char *fmt, ...)
     ctx->log(ctx->user, level, line);
 }
 
+const char *ipt_name(char *buf, size_t n, const char *fmt, ...)
+{
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(buf, n, fmt, ap);
+    va_end(ap);
+    return buf;
+}
+
 void ipt_cancel(ipt_ctx *ctx)
 {
     if (ctx)

@@ -212,7 +212,8 @@ ipt_val ipt_leaf(ipt_graph *g, ipt_role role, const char *name, ipt_shape s)
     if (have.id) {
         const ipt_value *v = &g->value[have.id];
         ipt_shape_text(&v->shape, b, sizeof b);
-        if (v->node || v->role != role || !ipt_shape_same(&v->shape, &s))
+        bool other = (v->role == IPT_WEIGHT) != (role == IPT_WEIGHT);
+        if (v->node || other || !ipt_shape_same(&v->shape, &s))
             ipt_poison(g, IPT_ERR_SHAPE, "%s: used as %s and as %s", name, b, a);
         return have;
     }
@@ -431,7 +432,7 @@ ipt_val ipt_emit(ipt_graph *g, ipt_op op, const char *name, const ipt_val *in, i
     const ipt_op_def *def = ipt_op_table[op];
     ipt_node n = {.op = op, .n_in = (uint8_t)n_in};
     char full[256];
-    snprintf(full, sizeof full, "%s%s", g->prefix, name ? name : def->name);
+    ipt_name(full, sizeof full, "%s%s", g->prefix, name ? name : def->name);
     n.name = ipt_arena_strdup(&g->arena, full);
     if (!n.name) {
         g->status = IPT_ERR_NOMEM;
@@ -516,7 +517,7 @@ ipt_val ipt_adapter_path(ipt_graph *g, ipt_val x, ipt_val y, const char *site, c
     if (g->status != IPT_OK || g->n_site == 0)
         return y;
     char full[256], leaf[300];
-    snprintf(full, sizeof full, "%s%s", g->prefix, site);
+    ipt_name(full, sizeof full, "%s%s", g->prefix, site);
     ipt_adapter_site key = {.site = full};
     const ipt_adapter_site *s = bsearch(&key, g->site, g->n_site, sizeof key, by_site);
     if (!s)
@@ -524,11 +525,11 @@ ipt_val ipt_adapter_path(ipt_graph *g, ipt_val x, ipt_val y, const char *site, c
     ipt_shape xs = ipt_shape_of(g, x), ys = ipt_shape_of(g, y);
     int32_t in = xs.dim[xs.rank - 1], out = ys.dim[ys.rank - 1], batch = xs.dim[0];
     int32_t taps = conv ? conv->kernel * conv->kernel : 1, rank = s->n_rank;
-    snprintf(leaf, sizeof leaf, "%s.lora_a", full);
+    ipt_name(leaf, sizeof leaf, "%s.lora_a", full);
     ipt_val a = ipt_leaf(g, IPT_PARAM, leaf, ipt_shape2(xs.dtype, taps * in, rank));
-    snprintf(leaf, sizeof leaf, "%s.lora_b", full);
+    ipt_name(leaf, sizeof leaf, "%s.lora_b", full);
     ipt_val b = ipt_leaf(g, IPT_PARAM, leaf, ipt_shape2(xs.dtype, rank, out));
-    snprintf(leaf, sizeof leaf, "%s.lora_slot", full);
+    ipt_name(leaf, sizeof leaf, "%s.lora_slot", full);
     ipt_val slot = ipt_leaf(g, IPT_PARAM, leaf, ipt_shape1(IPT_I32, rank));
     ipt_val gates = ipt_leaf(g, IPT_INPUT, "gates",
                              ipt_shape3(IPT_F32, g->gate_rows, g->gate_batch, g->gate_slots));

@@ -81,6 +81,7 @@ typedef struct ipt_conv {
     int kernel, stride;
     int pad_lo, pad_hi; /* top = left, bottom = right */
     int up_h, up_w;     /* > 0: the input is first enlarged to this size by nearest neighbour */
+    bool no_bias;
 } ipt_conv;
 /* y = x W^T [+ b] [+ residual]; x [*,I], W [out,I], residual (0: none) and y [*,out]. */
 ipt_val ipt_linear(ipt_graph *g, ipt_val x, const char *site, int out, bool bias);
@@ -99,10 +100,11 @@ ipt_val ipt_layer_norm(ipt_graph *g, ipt_val x, const char *site, float eps);
 ipt_val ipt_unary(ipt_graph *g, ipt_unary_kind k, ipt_val x, float a, float b);
 ipt_val ipt_silu(ipt_graph *g, ipt_val x);
 ipt_val ipt_geglu(ipt_graph *g, ipt_val x); /* [*,2c] -> [*,c]: first half times gelu(second half) */
-/* y = sa a + sb b; dims of b equal those of a or are 1 (broadcast); ranks equal. */
+/* y = sa a + sb b; b is aligned to the last axes of a; its dims equal those of a or are 1 (broadcast). */
 ipt_val ipt_add_scaled(ipt_graph *g, ipt_val a, float sa, ipt_val b, float sb);
 ipt_val ipt_add(ipt_graph *g, ipt_val a, ipt_val b);
 ipt_val ipt_mul(ipt_graph *g, ipt_val a, ipt_val b); /* broadcasting as ipt_add_scaled */
+ipt_val ipt_add_weight(ipt_graph *g, ipt_val x, const char *site, ipt_shape s); /* x + "<site>.weight" */
 ipt_val ipt_sum_to(ipt_graph *g, ipt_val x, ipt_shape to); /* sums the dims that `to` has as 1 */
 /* q [N,T,C], k v [N,S,C], C = heads x d; scale 0 = 1/sqrt(d).  probs NULL: tiled form; else *probs is
  * the kept softmax [N,heads,T,S]. */

@@ -97,6 +97,8 @@ void ipt_host_destroy(ipt_plan *p);
 IPT_CHECKED ipt_status ipt_host_write(ipt_plan *p, uint32_t v, const void *src);
 IPT_CHECKED ipt_status ipt_host_read(ipt_plan *p, uint32_t v, void *dst);
 IPT_CHECKED ipt_status ipt_host_exec(ipt_plan *p, uint32_t segment);
+/* Tests: the doubles of a leaf or output of a host plan, to read and to disturb; NULL if none. */
+double *ipt_host_values(ipt_plan *p, const char *name, size_t *n);
 /* Values of value v as doubles, from the host run or (device plans) read back; n = element count. */
 IPT_CHECKED ipt_status ipt_device_read_double(ipt_plan *p, uint32_t v, double *dst);
 #endif

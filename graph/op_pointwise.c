@@ -196,13 +196,25 @@ ipt_val ipt_geglu(ipt_graph *g, ipt_val x) { return ipt_emit(g, IPT_OP_GEGLU, NU
 static const char *broadcast_infer(const ipt_node *n, ipt_shape out[])
 {
     const ipt_shape *a = &n->in_shape[0], *b = &n->in_shape[1];
-    if (a->rank != b->rank)
-        return "operands must have the same rank";
-    for (int i = 0; i < a->rank; i++)
-        if (b->dim[i] != a->dim[i] && b->dim[i] != 1)
+    if (b->rank > a->rank)
+        return "the second operand has more axes than the first";
+    for (int i = 0; i < b->rank; i++)
+        if (b->dim[i] != a->dim[i + a->rank - b->rank] && b->dim[i] != 1)
             return "the second operand's axes must match or be 1";
     out[0] = *a;
     return NULL;
+}
+
+/* b with leading axes of 1, as many as a has. */
+static ipt_shape aligned(const ipt_shape *a, const ipt_shape *b)
+{
+    ipt_shape s = *a;
+    s.dtype = b->dtype;
+    for (int i = 0; i < a->rank; i++) {
+        int k = i - (a->rank - b->rank);
+        s.dim[i] = k < 0 ? 1 : b->dim[k];
+    }
+    return s;
 }
 
 /* Element of b that belongs to element i of the result. */
@@ -221,15 +233,17 @@ static size_t broadcast_index(const ipt_shape *a, const ipt_shape *b, size_t i)
 
 static void add_ref(const ipt_node *n, const double *const in[], double *const out[])
 {
+    ipt_shape b = aligned(&n->in_shape[0], &n->in_shape[1]);
     for (size_t i = 0; i < ipt_shape_count(&n->out_shape[0]); i++)
         out[0][i] = (double)n->attr.add.sa * in[0][i] +
-                    (double)n->attr.add.sb * in[1][broadcast_index(&n->in_shape[0], &n->in_shape[1], i)];
+                    (double)n->attr.add.sb * in[1][broadcast_index(&n->in_shape[0], &b, i)];
 }
 
 static void mul_ref(const ipt_node *n, const double *const in[], double *const out[])
 {
+    ipt_shape b = aligned(&n->in_shape[0], &n->in_shape[1]);
     for (size_t i = 0; i < ipt_shape_count(&n->out_shape[0]); i++)
-        out[0][i] = in[0][i] * in[1][broadcast_index(&n->in_shape[0], &n->in_shape[1], i)];
+        out[0][i] = in[0][i] * in[1][broadcast_index(&n->in_shape[0], &b, i)];
 }
 
 static ipt_val scaled(ipt_graph *g, ipt_val v, float s) { return s == 1.0F ? v : ipt_unary(g, IPT_AFFINE, v, s, 0); }
@@ -263,7 +277,9 @@ struct broadcast_push {
 
 static ipt_status broadcast_kernel(const ipt_node *n, ipt_launch *l, uint32_t mode, float sa, float sb)
 {
-    const ipt_shape *a = &n->in_shape[0], *b = &n->in_shape[1];
+    const ipt_shape *a = &n->in_shape[0];
+    ipt_shape shape_b = aligned(a, &n->in_shape[1]);
+    const ipt_shape *b = &shape_b;
     if (b->dtype == a->dtype && ipt_shape_same(a, b))
         return elt_kernel(n, l, mode, 0, sa, sb);
     struct broadcast_push push = {.n = (uint32_t)ipt_shape_count(a), .a = sa, .b = sb};
@@ -322,6 +338,11 @@ ipt_val ipt_mul(ipt_graph *g, ipt_val a, ipt_val b)
 {
     ipt_val in[2] = {a, b};
     return ipt_emit(g, IPT_OP_MUL, NULL, in, 2, NULL, NULL);
+}
+
+ipt_val ipt_add_weight(ipt_graph *g, ipt_val x, const char *site, ipt_shape s)
+{
+    return ipt_add(g, x, ipt_weight_leaf(g, site, "weight", s));
 }
 
 /* --- sum to a shape ------------------------------------------------------------------------------------ */

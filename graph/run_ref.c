@@ -98,3 +98,13 @@ ipt_status ipt_host_exec(ipt_plan *p, uint32_t segment)
     }
     return IPT_OK;
 }
+
+double *ipt_host_values(ipt_plan *p, const char *name, size_t *n)
+{
+    for (uint32_t v = 1; v < p->n_value; v++)
+        if (p->value[v].name && strcmp(p->value[v].name, name) == 0) {
+            *n = count_of(p, v);
+            return p->host->value[v];
+        }
+    return NULL;
+}

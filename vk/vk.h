@@ -21,7 +21,8 @@ typedef struct ipt_traits {
     bool f16_storage;       /* 16-bit storage buffers: f16 activations possible */
     bool coopmat;           /* VK_KHR_cooperative_matrix f16 x f16 -> f32, 16x16x16, subgroup scope */
     bool subgroup_shuffle;  /* compute stage has basic + arithmetic + shuffle subgroup operations */
-    uint32_t subgroup;      /* invocations of a subgroup; 0 = varies, size control used */
+    uint32_t subgroup;      /* invocations of a subgroup; where the device could choose, the size that
+                             * every pipeline is made with; 0 = unknown */
     uint32_t max_invocations, max_group_count; /* per workgroup; per grid axis (min of x,y,z) */
     uint32_t shared_bytes;
     uint32_t align;         /* storage and texel buffer offset alignment, bytes (<= 256) */
@@ -46,6 +47,8 @@ typedef struct ipt_gpu_info {
  * Errors: IPT_ERR_NO_DEVICE: no Vulkan loader, driver or device (message says what to install). */
 IPT_CHECKED ipt_status ipt_gpu_list(ipt_ctx *ctx, ipt_gpu_info **list, size_t *n);
 
+/* Environment, for tests and measurements: IPT_KERNELS=simd|tile, IPT_TEXEL=0|1 (traits.texel),
+ * IPT_STAGING=1 (no mapped buffers: every write and read goes through the staging ring). */
 typedef struct ipt_gpu_opts {
     const char *device;   /* NULL: best; "0": index in ipt_gpu_list; "cpu"; else part of a name, any case */
     const char *kernels;  /* NULL: by device; "simd" or "tile": forced (also env IPT_KERNELS) */

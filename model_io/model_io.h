@@ -1,0 +1,229 @@
+/* model_io/model_io.h - files of weights: safetensors, whole models (single files and diffusers
+ * folders), weight stores for plans, adapter files.
+ *
+ * Must not know: what a UNet computes, how adapters are applied.
+ * Names are canonical (today's diffusers / transformers) everywhere outside this folder.  Foreign
+ * names are generated from canonical ones and looked up; they are never parsed.
+ * Every file is untrusted: a failure's message has file, key, found and expected in one line.
+ * Threads: each object belongs to one thread at a time. */
+#ifndef IPT_MODEL_IO_MODEL_IO_H
+#define IPT_MODEL_IO_MODEL_IO_H
+#include "core/core.h"
+#include "core/model_config.h"
+#include "graph/graph.h"
+
+struct json_t;
+
+/* --- safetensors ------------------------------------------------------------------------------ */
+typedef enum ipt_st_dtype {
+    IPT_ST_F64,
+    IPT_ST_F32,
+    IPT_ST_F16,
+    IPT_ST_BF16,
+    IPT_ST_F8_E4M3,
+    IPT_ST_F8_E5M2,
+    IPT_ST_I64,
+    IPT_ST_I32,
+    IPT_ST_I16,
+    IPT_ST_I8,
+    IPT_ST_U8,
+    IPT_ST_BOOL,
+    IPT_ST_COUNT
+} ipt_st_dtype;
+enum { IPT_ST_MAX_RANK = 8 };
+typedef struct ipt_st_tensor {
+    const char *name;
+    ipt_st_dtype dtype;
+    uint8_t rank; /* 0: one element */
+    int64_t dim[IPT_ST_MAX_RANK];
+    const uint8_t *data; /* little endian, any alignment; NULL when empty */
+    size_t count, bytes;
+} ipt_st_tensor;
+typedef struct ipt_safetensors ipt_safetensors;
+
+/* Maps a file and checks its whole header: length within the file and <= 100 MB, JSON, known dtypes,
+ * rank <= 8, dims >= 0, offsets inside, equal to shape x size and without overlap, unique names.
+ * Errors: IPT_ERR_IO (cannot open, a folder), IPT_ERR_FORMAT (also: pickle, zip, GGUF, text, picture,
+ * empty, truncated: the message says which), IPT_ERR_NOMEM. */
+IPT_CHECKED ipt_status ipt_safetensors_open(ipt_ctx *ctx, const char *path, ipt_safetensors **out);
+/* The same for bytes in memory, which must outlive the object; `name` is used in messages. */
+IPT_CHECKED ipt_status ipt_safetensors_open_memory(ipt_ctx *ctx, const char *name, const void *data,
+                                                   size_t size, ipt_safetensors **out);
+void ipt_safetensors_close(ipt_safetensors **st); /* st and *st may be NULL */
+const char *ipt_safetensors_path(const ipt_safetensors *st);
+size_t ipt_safetensors_count(const ipt_safetensors *st);
+/* i-th tensor, ordered by place in the file. */
+const ipt_st_tensor *ipt_safetensors_at(const ipt_safetensors *st, size_t i);
+const ipt_st_tensor *ipt_safetensors_find(const ipt_safetensors *st, const char *name); /* or NULL */
+/* Value of "__metadata__", NULL when absent. */
+const char *ipt_safetensors_meta(const ipt_safetensors *st, const char *key);
+/* The metadata object (strings only), NULL when absent; borrowed. */
+const struct json_t *ipt_safetensors_metadata(const ipt_safetensors *st);
+/* Lets the pages of a tensor leave this process' memory; they come back when read again. */
+void ipt_safetensors_release(const ipt_safetensors *st, const ipt_st_tensor *t);
+/* Whole file (8 + header + data) and the data part alone, for hashes. */
+const uint8_t *ipt_safetensors_bytes(const ipt_safetensors *st, size_t *size, size_t *data_start);
+
+size_t ipt_st_dtype_bytes(ipt_st_dtype t);
+const char *ipt_st_dtype_name(ipt_st_dtype t); /* "F16" */
+void ipt_st_shape_text(const ipt_st_tensor *t, char *buf, size_t n); /* "[320,4,3,3]" */
+/* Elements first .. first + n - 1 as f32. */
+void ipt_st_to_f32(const ipt_st_tensor *t, size_t first, size_t n, float *dst);
+float ipt_st_get(const ipt_st_tensor *t, size_t i);
+/* True when no element is NaN or infinite; else *bad (may be NULL) is the first such element. */
+bool ipt_st_finite(const ipt_st_tensor *t, size_t *bad);
+
+typedef struct ipt_st_write {
+    const char *name;
+    ipt_st_dtype dtype;
+    uint8_t rank;
+    int64_t dim[IPT_ST_MAX_RANK];
+    const void *data; /* count x size bytes */
+} ipt_st_write;
+typedef struct ipt_st_meta {
+    const char *key, *value;
+} ipt_st_meta;
+/* Writes a file beside `path` and renames it over: either whole or nothing.  Tensors keep their
+ * order.  Errors: IPT_ERR_ARG (name twice, bad shape), IPT_ERR_OUTPUT, IPT_ERR_NOMEM. */
+IPT_CHECKED ipt_status ipt_safetensors_write(ipt_ctx *ctx, const char *path, const ipt_st_write *t,
+                                             size_t n, const ipt_st_meta *meta, size_t n_meta);
+
+/* --- models ----------------------------------------------------------------------------------- */
+typedef struct ipt_model ipt_model;
+typedef struct ipt_model_opts {
+    const char *config_dir; /* diffusers folder whose configs replace what a single file's tensors cannot
+                               tell (heads, norm groups, scheduler); NULL: those of the published models */
+} ipt_model_opts;
+/* Opens a single file (CompVis / sgm layout; architecture found by looking for names, not by file
+ * name) or a diffusers folder (model_index.json, or unet/ vae/ text_encoder/ with config.json;
+ * variants such as .fp16.safetensors and sharded .index.json are read).  opts may be NULL.
+ * Errors: IPT_ERR_IO, IPT_ERR_FORMAT, IPT_ERR_MISSING (no UNet), IPT_ERR_UNSUPPORTED (refiner, a
+ * config value this program cannot honour: named), IPT_ERR_SHAPE, IPT_ERR_NOMEM. */
+IPT_CHECKED ipt_status ipt_model_open(ipt_ctx *ctx, const char *path, const ipt_model_opts *opts,
+                                      ipt_model **out);
+/* Replaces the VAE: CompVis VAE file, diffusers VAE file or folder, or another whole model.
+ * Errors: as ipt_model_open; the model is unchanged then. */
+IPT_CHECKED ipt_status ipt_model_set_vae(ipt_model *m, const char *path);
+void ipt_model_close(ipt_model **m); /* stores made from it must be destroyed before */
+const ipt_model_config *ipt_model_get_config(const ipt_model *m);
+const char *ipt_model_path(const ipt_model *m);
+const char *ipt_model_layout(const ipt_model *m); /* "diffusers", "compvis" (SD 1, 2), "sgm" (SDXL) */
+/* scheduler_config.json, NULL when there is none; borrowed. */
+const struct json_t *ipt_model_scheduler(const ipt_model *m);
+/* model_index.json, NULL when there is none; borrowed. */
+const struct json_t *ipt_model_index(const ipt_model *m);
+/* Folder of tokenizer files for IPT_COMP_TEXT or IPT_COMP_TEXT2; NULL when the model has none. */
+const char *ipt_model_tokenizer(const ipt_model *m, int comp);
+const char *ipt_comp_name(int comp); /* "unet", "vae", "text_encoder", "text_encoder_2" */
+/* Files a component's weights come from; dtype of most of its values ("F16"). */
+size_t ipt_model_n_files(const ipt_model *m, int comp);
+const char *ipt_model_file(const ipt_model *m, int comp, size_t i);
+const char *ipt_model_dtype(const ipt_model *m, int comp);
+
+/* What a component needs against what the files have. */
+typedef struct ipt_want {
+    const char *name; /* canonical, without component prefix */
+    ipt_shape shape;  /* logical: [O,KH,KW,I], [O,I], [C] */
+} ipt_want;
+typedef struct ipt_misshaped {
+    const char *name, *key, *file; /* key: as the file spells it */
+    char found[96], expected[96];
+} ipt_misshaped;
+typedef struct ipt_check {
+    size_t n_bound, n_missing, n_unclaimed, n_misshaped;
+    const char **missing;   /* canonical names */
+    const char **unclaimed; /* file keys of this component that nothing asks for */
+    ipt_misshaped *misshaped;
+    ipt_arena arena; /* owns all of the above */
+} ipt_check;
+/* Fills the lists; harmless leftovers (position_ids, model_ema.*, ...) are not reported.
+ * Ownership: caller, ipt_check_finish.  Errors: IPT_ERR_NOMEM. */
+IPT_CHECKED ipt_status ipt_model_check(const ipt_model *m, int comp, const ipt_want *want, size_t n,
+                                       ipt_check *out);
+/* IPT_OK, or the failure that the lists mean (IPT_ERR_MISSING, IPT_ERR_SHAPE): first item and count. */
+IPT_CHECKED ipt_status ipt_check_status(const ipt_model *m, int comp, const ipt_check *c);
+void ipt_check_finish(ipt_check *c);
+
+/* --- weight stores: implement struct ipt_weights of graph.h ------------------------------------ */
+/* Store of one component.  gpu NULL: host reference runs only (find fails).  precision: IPT_F16 or
+ * IPT_F32 for panels and tables; norms and biases are always f32.  prefix (may be NULL) is taken
+ * off the names asked for.  Values are converted straight into device memory and the file's pages
+ * released; a NaN or infinity is IPT_ERR_FORMAT naming file and key.
+ * The model and gpu outlive the store.  Errors: IPT_ERR_MISSING (component not in the model). */
+IPT_CHECKED ipt_status ipt_model_weights(ipt_model *m, int comp, struct ipt_gpu *gpu, ipt_dtype precision,
+                                         const char *prefix, ipt_weights **out);
+/* Store without files, for benches: values depend on name and seed only; weights are nearly normal
+ * with deviation 1/sqrt(fan in), norm weights near 1, biases small. */
+IPT_CHECKED ipt_status ipt_weights_random(ipt_ctx *ctx, struct ipt_gpu *gpu, ipt_dtype precision,
+                                          uint64_t seed, ipt_weights **out);
+/* Store over a file in canonical names (tests, trained weights); the file outlives the store. */
+IPT_CHECKED ipt_status ipt_weights_file(ipt_ctx *ctx, const ipt_safetensors *st, struct ipt_gpu *gpu,
+                                        ipt_dtype precision, const char *prefix, ipt_weights **out);
+void ipt_weights_destroy(ipt_weights **w);               /* of all three kinds */
+uint64_t ipt_weights_device_bytes(const ipt_weights *w); /* uploaded so far */
+
+/* --- adapter files ---------------------------------------------------------------------------- */
+typedef struct ipt_module {
+    int comp;                /* IPT_COMP_UNET, IPT_COMP_TEXT, IPT_COMP_TEXT2 */
+    const char *name;        /* canonical, without ".weight" and component prefix */
+    int32_t out, in, kh, kw; /* linear: kh = kw = 1 */
+} ipt_module;
+
+typedef enum ipt_adapter_family {
+    IPT_ADAPTER_KOHYA,        /* lora_unet_..., also LyCORIS LoCon and sgm names */
+    IPT_ADAPTER_ATTN_PROCS,   /* diffusers up to 0.19: attn1.processor.to_q_lora */
+    IPT_ADAPTER_DIFFUSERS,    /* diffusers 0.2x: to_q.lora.down */
+    IPT_ADAPTER_PEFT,         /* lora_A, lora_B */
+    IPT_ADAPTER_CLONEOFSIMO,  /* unet:0:down */
+} ipt_adapter_family;
+typedef struct ipt_adapter_module {
+    size_t module;       /* index in the caller's list */
+    int32_t rank;
+    int32_t out, in, kh, kw;
+    float alpha;         /* as given or derived; scale = what multiplies up x down */
+    float scale;
+    const ipt_st_tensor *down, *up; /* [rank,in(,kh,kw)], [out,rank(,1,1)]; file order */
+    const float *down_f32;          /* when not NULL it replaces `down` (expanded Tucker form) */
+} ipt_adapter_module;
+typedef struct ipt_adapter_embedding { /* textual inversion inside the file: word and vector */
+    const char *word;
+    const ipt_st_tensor *vector;
+} ipt_adapter_embedding;
+typedef struct ipt_adapter_file {
+    const char *path, *name; /* name: base name without ending */
+    ipt_adapter_family family;
+    bool has_conv, has_tucker;
+    size_t n_module, n_unmatched, n_embedding, n_word;
+    ipt_adapter_module *module;
+    const char **unmatched; /* keys that fit no module of the model */
+    ipt_adapter_embedding *embedding;
+    const char **word;      /* trigger words found in the metadata */
+    int32_t rank_min, rank_max;
+    char sha256[65]; /* of the file; this and the next two: empty before ipt_adapter_hash */
+    char autov2[11]; /* its first 10 digits */
+    char autov3[13]; /* first 12 digits of the SHA-256 of the data part: A1111's LoRA hash */
+    const struct json_t *metadata; /* borrowed, may be NULL */
+    struct ipt_adapter_impl *impl;
+} ipt_adapter_file;
+/* Opens a LoRA / LoCon file or a PEFT folder and finds the module of every key among `modules` (the
+ * caller's canonical list, in the order of building: level after level).  Keys that fit no module are
+ * listed, not an error, unless nothing fits at all.
+ * Ownership: caller, ipt_adapter_close; names and modules are only borrowed for the call.
+ * Errors: IPT_ERR_IO, IPT_ERR_FORMAT (not safetensors, not an adapter, a whole model, NaN: names key),
+ * IPT_ERR_SHAPE (file, key, found, expected), IPT_ERR_UNSUPPORTED (LoHa, LoKr, DoRA, ...: named),
+ * IPT_ERR_MISSING (fits no module: made for another model), IPT_ERR_NOMEM. */
+IPT_CHECKED ipt_status ipt_adapter_open(ipt_ctx *ctx, const char *path, const ipt_module *modules,
+                                        size_t n_modules, ipt_adapter_file **out);
+/* The same for bytes in memory (tests, fuzzing); data outlives the object. */
+IPT_CHECKED ipt_status ipt_adapter_open_memory(ipt_ctx *ctx, const char *name, const void *data, size_t size,
+                                               const ipt_module *modules, size_t n_modules,
+                                               ipt_adapter_file **out);
+void ipt_adapter_close(ipt_adapter_file **f);
+/* Computes the hashes (reads the whole file). */
+void ipt_adapter_hash(ipt_adapter_file *f);
+const char *ipt_adapter_family_name(ipt_adapter_family f); /* "kohya", ... */
+/* Writes the factors into stacked operands of graph.h: a [K, n_rank] with K = kh*kw*in in the order
+ * ky, kx, i; b [n_rank, out].  Columns col .. col + rank - 1 of a and those rows of b are written; b
+ * is multiplied by m->scale. */
+void ipt_adapter_pack(const ipt_adapter_module *m, float *a, float *b, size_t n_rank, size_t col);
+#endif

@@ -1,0 +1,134 @@
+/* model_io/safetensors_write.c - writes safetensors files: whole or not at all. */
+#include "model_io/internal.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <jansson.h>
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+static bool write_all(int fd, const void *data, size_t n)
+{
+    const char *p = data;
+    while (n > 0) {
+        ssize_t w = write(fd, p, n < (size_t)1 << 30 ? n : (size_t)1 << 30);
+        if (w < 0 && errno == EINTR)
+            continue;
+        if (w <= 0)
+            return false;
+        p += w;
+        n -= (size_t)w;
+    }
+    return true;
+}
+
+static ipt_status add_tensor(ipt_ctx *ctx, json_t *root, const char *path, const ipt_st_write *t, size_t *end)
+{
+    size_t bytes = ipt_st_dtype_bytes(t->dtype), begin = *end;
+    if (t->rank > IPT_ST_MAX_RANK || json_object_get(root, t->name) || strcmp(t->name, "__metadata__") == 0)
+        return ipt_fail(ctx, IPT_ERR_ARG, "%s: key '%s' occurs twice, or has more than %d dimensions", path, t->name,
+                        IPT_ST_MAX_RANK);
+    json_t *shape = json_array();
+    for (int i = 0; i < t->rank; i++) {
+        if (t->dim[i] < 0 || !ipt_mul_size(bytes, (size_t)t->dim[i], &bytes)) {
+            json_decref(shape);
+            return ipt_fail(ctx, IPT_ERR_ARG, "%s: key '%s': bad shape", path, t->name);
+        }
+        json_array_append_new(shape, json_integer(t->dim[i]));
+    }
+    if (!ipt_add_size(begin, bytes, end)) {
+        json_decref(shape);
+        return ipt_fail(ctx, IPT_ERR_ARG, "%s: key '%s': too large", path, t->name);
+    }
+    json_t *entry = json_pack("{s:s, s:o, s:[I,I]}", "dtype", ipt_st_dtype_name(t->dtype), "shape", shape, "data_offsets",
+                              (json_int_t)begin, (json_int_t)*end);
+    if (!entry || json_object_set_new(root, t->name, entry) != 0)
+        return ipt_fail(ctx, IPT_ERR_ARG, "%s: key '%s' is not UTF-8, or memory is out", path, t->name);
+    return IPT_OK;
+}
+
+static ipt_status make_header(ipt_ctx *ctx, const char *path, const ipt_st_write *t, size_t n, const ipt_st_meta *meta,
+                              size_t n_meta, char **text, size_t *n_text)
+{
+    ipt_status status = IPT_OK;
+    size_t end = 0, at = 0;
+    char *dump = NULL, *buf = NULL;
+    json_t *root = json_object(), *m = n_meta ? json_object() : NULL;
+    if (!root || (n_meta && !m)) {
+        status = ipt_fail(ctx, IPT_ERR_NOMEM, "%s: out of memory while writing the header", path);
+        goto out;
+    }
+    for (size_t i = 0; i < n_meta; i++)
+        json_object_set_new(m, meta[i].key, json_string(meta[i].value)); /* not UTF-8: left out */
+    if (n_meta)
+        json_object_set(root, "__metadata__", m);
+    for (size_t i = 0; i < n; i++)
+        IPT_TRY_GOTO(add_tensor(ctx, root, path, &t[i], &end), out);
+    dump = json_dumps(root, JSON_COMPACT);
+    buf = dump ? ipt_alloc(ctx, strlen(dump) + 16) : NULL;
+    if (!buf) {
+        status = ipt_fail(ctx, IPT_ERR_NOMEM, "%s: out of memory while writing the header", path);
+        goto out;
+    }
+    at = strlen(dump);
+    memcpy(buf + 8, dump, at);
+    while (at % 8 != 0)
+        buf[8 + at++] = ' ';
+    for (int i = 0; i < 8; i++)
+        buf[i] = (char)(uint8_t)((uint64_t)at >> (8 * i));
+    *text = buf;
+    *n_text = at + 8;
+out:
+    free(dump);
+    json_decref(m);
+    json_decref(root);
+    return status;
+}
+
+static bool write_tensors(int fd, const char *header, size_t n_header, const ipt_st_write *t, size_t n)
+{
+    if (!write_all(fd, header, n_header))
+        return false;
+    for (size_t i = 0; i < n; i++) {
+        size_t bytes = ipt_st_dtype_bytes(t[i].dtype);
+        for (int d = 0; d < t[i].rank; d++)
+            bytes *= (size_t)t[i].dim[d]; /* checked by add_tensor */
+        if (bytes && !write_all(fd, t[i].data, bytes))
+            return false;
+    }
+    return fsync(fd) == 0;
+}
+
+ipt_status ipt_safetensors_write(ipt_ctx *ctx, const char *path, const ipt_st_write *t, size_t n, const ipt_st_meta *meta,
+                                 size_t n_meta)
+{
+    char tmp[PATH_MAX], *header = NULL;
+    size_t n_header = 0;
+    int len = snprintf(tmp, sizeof tmp, "%s.%ld.part", path, (long)getpid());
+    if (len < 0 || (size_t)len >= sizeof tmp)
+        return ipt_fail(ctx, IPT_ERR_OUTPUT, "%.200s...: path too long", path);
+    IPT_TRY(make_header(ctx, path, t, n, meta, n_meta, &header, &n_header));
+    int fd = open(tmp, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    if (fd < 0) {
+        ipt_free(header);
+        return ipt_fail(ctx, IPT_ERR_OUTPUT, "%s: cannot write: %s", path, strerror(errno));
+    }
+    bool ok = write_tensors(fd, header, n_header, t, n);
+    int err = errno;
+    ipt_free(header);
+    if (close(fd) != 0 && ok) {
+        ok = false;
+        err = errno;
+    }
+    if (ok && rename(tmp, path) != 0) {
+        ok = false;
+        err = errno;
+    }
+    if (ok)
+        return IPT_OK;
+    unlink(tmp);
+    return ipt_fail(ctx, IPT_ERR_OUTPUT, "%s: cannot write: %s", path, strerror(err));
+}

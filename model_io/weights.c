@@ -1,0 +1,478 @@
+/* model_io/weights.c - weight stores: canonical names -> device memory, converted and packed on the
+ * way, once for each name and use.
+ *
+ * Values go from the mapped file straight into device memory (or through one bounce buffer where
+ * the device's memory is not visible), then the file's pages are released. */
+#include "model_io/internal.h"
+
+#include "vk/vk.h"
+
+#include <math.h>
+#include <string.h>
+
+typedef struct entry {
+    ipt_buffer *buf;
+    ipt_weight_view view;
+} entry;
+
+typedef struct store {
+    ipt_weights base; /* first: a pointer to it is a pointer to the store */
+    ipt_ctx *ctx;
+    ipt_gpu *gpu;
+    ipt_dtype precision;
+    char *prefix;
+    bool is_random;
+    uint64_t seed;
+    ipt_source src;
+    ipt_arena arena;
+    ipt_index index; /* "P:name" -> entry */
+    entry *entries;
+    size_t n_entry, cap_entry;
+    uint64_t device_bytes;
+} store;
+
+/* Values of one weight in file order; element (o,i,ky,kx) is number o*so + i*si + ky*sy + kx*sx. */
+typedef struct elems {
+    const void *p;
+    float *owned; /* freed after use; NULL: p is the file's memory */
+    ipt_panel_type type;
+    size_t so, si, sy, sx;
+} elems;
+
+static const char *strip(const store *s, const char *name)
+{
+    size_t n = s->prefix ? strlen(s->prefix) : 0;
+    return n && strncmp(name, s->prefix, n) == 0 ? name + n : name;
+}
+
+/* --- finding -------------------------------------------------------------------------------------- */
+bool ipt_source_find(const ipt_source *s, const char *canonical, ipt_found *out)
+{
+    char key[IPT_KEY_MAX];
+    size_t n = strlen(s->prefix);
+    memcpy(key, s->prefix, n);
+    for (int alt = 0; ipt_keymap_emit(s->layout, &s->frame, canonical, alt, key + n, sizeof key - n, &out->part); alt++) {
+        for (size_t f = 0; f < s->n_file; f++) {
+            out->tensor = ipt_safetensors_find(s->file[f], key);
+            out->file = s->file[f];
+            if (out->tensor)
+                return true;
+        }
+    }
+    return false;
+}
+
+/* Dims in file order (O,I,KH,KW) of a logical shape; returns the rank without trailing ones. */
+static int file_dims(const ipt_shape *s, int64_t d[4])
+{
+    static const int order[4] = {0, 3, 1, 2};
+    for (int i = 0; i < 4; i++)
+        d[i] = i >= s->rank ? 1 : s->rank == 4 ? s->dim[order[i]] : s->dim[i];
+    int rank = 4;
+    while (rank > 0 && d[rank - 1] == 1)
+        rank--;
+    return rank;
+}
+
+bool ipt_found_fits(const ipt_found *f, const ipt_shape *want)
+{
+    int64_t w[4], d[IPT_ST_MAX_RANK];
+    int n_want = file_dims(want, w), n = f->tensor->rank;
+    memcpy(d, f->tensor->dim, sizeof d);
+    if (f->part.third) {
+        if (n < 1 || d[0] % 3 != 0)
+            return false;
+        d[0] /= 3;
+    }
+    if (f->part.transposed) {
+        if (n != 2)
+            return false;
+        int64_t t = d[0];
+        d[0] = d[1];
+        d[1] = t;
+    }
+    while (n > 0 && d[n - 1] == 1)
+        n--;
+    if (n != n_want)
+        return false;
+    for (int i = 0; i < n; i++) {
+        if (d[i] != w[i])
+            return false;
+    }
+    return true;
+}
+
+void ipt_file_shape_text(const ipt_shape *s, char *buf, size_t n)
+{
+    int64_t d[4];
+    size_t at = 0;
+    file_dims(s, d);
+    buf[0] = '\0';
+    for (int i = 0; i < s->rank && at < n; i++) {
+        int len = snprintf(buf + at, n - at, "%s%" PRId64 "%s", i ? "," : "[", d[i], i + 1 == s->rank ? "]" : "");
+        at += len > 0 ? (size_t)len : 0;
+    }
+}
+
+static ipt_status find_tensor(const store *s, const char *name, const ipt_shape *shape, ipt_found *f)
+{
+    const char *file = s->src.n_file ? ipt_safetensors_path(s->src.file[0]) : "model";
+    if (!ipt_source_find(&s->src, name, f))
+        return ipt_fail(s->ctx, IPT_ERR_MISSING, "%s: weight '%s' is missing", file, name);
+    if (!ipt_found_fits(f, shape)) {
+        char found[128], want[96];
+        ipt_st_shape_text(f->tensor, found, sizeof found);
+        ipt_file_shape_text(shape, want, sizeof want);
+        return ipt_fail(s->ctx, IPT_ERR_SHAPE, "%s: key '%s': found shape %s, expected %s%s", ipt_safetensors_path(f->file),
+                        f->tensor->name, found, want, f->part.third ? " for each third" : f->part.transposed ? " transposed" : "");
+    }
+    size_t bad = 0;
+    if (!ipt_st_finite(f->tensor, &bad))
+        return ipt_fail(s->ctx, IPT_ERR_FORMAT, "%s: key '%s': element %zu is %s, expected finite numbers",
+                        ipt_safetensors_path(f->file), f->tensor->name, bad,
+                        isnan(ipt_st_get(f->tensor, bad)) ? "NaN" : "infinite");
+    return IPT_OK;
+}
+
+/* --- values ----------------------------------------------------------------------------------------- */
+static void set_strides(elems *e, const ipt_shape *shape, bool transposed)
+{
+    int64_t d[4];
+    file_dims(shape, d);
+    e->sx = 1;
+    e->sy = (size_t)d[3];
+    e->si = (size_t)(d[2] * d[3]);
+    e->so = (size_t)(d[1] * d[2] * d[3]);
+    if (transposed) {
+        e->so = 1;
+        e->si = (size_t)d[0];
+    }
+}
+
+/* Same bits for the same name, seed and number, whatever asks. */
+static float random_value(uint64_t key, size_t i)
+{
+    uint64_t state = key + (uint64_t)i * 0x9e3779b97f4a7c15u, r = ipt_rng_next(&state);
+    /* The sum of four uniform numbers is close to normal; its deviation is 65536 / sqrt(3). */
+    int32_t sum = (int32_t)(r & 0xffff) + (int32_t)(r >> 16 & 0xffff) + (int32_t)(r >> 32 & 0xffff) + (int32_t)(r >> 48);
+    return (float)(sum - 131070) * (1.7320508f / 65536.0f);
+}
+
+static void random_fill(const store *s, const char *name, const ipt_shape *shape, float *dst)
+{
+    size_t n = ipt_shape_count(shape), len = strlen(name), fan = shape->dim[0] > 0 ? n / (size_t)shape->dim[0] : 1;
+    uint64_t key = ipt_hash_name(name) ^ (s->seed * 0xd1342543de82ef95u);
+    float mean = 0, dev = 1.0f / sqrtf((float)(fan ? fan : 1));
+    if (shape->rank == 1) {
+        bool is_bias = len > 5 && strcmp(name + len - 5, ".bias") == 0;
+        mean = is_bias ? 0.0f : 1.0f;
+        dev = is_bias ? 0.02f : 0.05f;
+    } else if (strstr(name, "embedding.weight")) {
+        dev = 0.02f;
+    }
+    for (size_t i = 0; i < n; i++)
+        dst[i] = mean + dev * random_value(key, i);
+}
+
+static ipt_status too_large(const store *s, const char *file, const char *key, float value)
+{
+    return ipt_fail(s->ctx, IPT_ERR_UNSUPPORTED, "%s: key '%s': value %g does not fit f16; use --precision f32", file, key,
+                    (double)value);
+}
+
+static float top_of(const float *v, size_t n)
+{
+    float top = 0;
+    for (size_t i = 0; i < n; i++)
+        top = fmaxf(top, fabsf(v[i]));
+    return top;
+}
+static const float half_limit = 65520.0f; /* rounds to infinity */
+
+/* Rows and tables: converts through a small buffer, so that no second whole copy exists. */
+static ipt_status convert(const store *s, const ipt_found *f, size_t first, size_t n, ipt_dtype to, void *dst)
+{
+    float part[1024];
+    for (size_t i = 0; i < n; i += IPT_COUNT(part)) {
+        size_t m = n - i < IPT_COUNT(part) ? n - i : IPT_COUNT(part);
+        ipt_st_to_f32(f->tensor, first + i, m, part);
+        if (to == IPT_F32) {
+            memcpy((float *)dst + i, part, sizeof *part * m);
+            continue;
+        }
+        float top = top_of(part, m);
+        if (top >= half_limit)
+            return too_large(s, ipt_safetensors_path(f->file), f->tensor->name, top);
+        for (size_t k = 0; k < m; k++)
+            ((uint16_t *)dst)[i + k] = ipt_f32_to_f16(part[k]);
+    }
+    return IPT_OK;
+}
+
+/* Borrows the file's memory where packing can read it as it is, else converts to f32. */
+static ipt_status get_elems(const store *s, const char *name, const ipt_shape *shape, const ipt_found *f, elems *e)
+{
+    size_t n = ipt_shape_count(shape);
+    *e = (elems){.type = IPT_PANEL_F32};
+    set_strides(e, shape, f->part.transposed);
+    if (!s->is_random && n > 0) {
+        const ipt_st_tensor *t = f->tensor;
+        size_t first = f->part.third ? (size_t)(f->part.third - 1) * n : 0, size = ipt_st_dtype_bytes(t->dtype);
+        const uint8_t *p = t->data + first * size;
+        bool plain = t->dtype == IPT_ST_F32 || t->dtype == IPT_ST_F16 || t->dtype == IPT_ST_BF16;
+        if (plain && (uintptr_t)p % size == 0) {
+            e->p = p;
+            e->type = t->dtype == IPT_ST_F32 ? IPT_PANEL_F32 : t->dtype == IPT_ST_F16 ? IPT_PANEL_F16 : IPT_PANEL_BF16;
+            return IPT_OK;
+        }
+        e->owned = ipt_calloc(s->ctx, n, sizeof *e->owned);
+        if (!e->owned)
+            return IPT_ERR_NOMEM;
+        ipt_st_to_f32(t, first, n, e->owned);
+    } else {
+        e->owned = ipt_calloc(s->ctx, n, sizeof *e->owned);
+        if (!e->owned)
+            return IPT_ERR_NOMEM;
+        random_fill(s, name, shape, e->owned);
+    }
+    e->p = e->owned;
+    return IPT_OK;
+}
+
+static float elem(const elems *e, size_t i)
+{
+    switch (e->type) {
+    case IPT_PANEL_F16:
+        return ipt_f16_to_f32(((const uint16_t *)e->p)[i]);
+    case IPT_PANEL_BF16:
+        return ipt_bf16_to_f32(((const uint16_t *)e->p)[i]);
+    case IPT_PANEL_F32:
+    case IPT_PANEL_GET:
+        break;
+    }
+    return ((const float *)e->p)[i];
+}
+
+/* --- upload ------------------------------------------------------------------------------------------------ */
+/* Whatever the layout, in logical order (channels last). */
+static ipt_status fill_logical(const store *s, const char *name, const ipt_shape *shape, const ipt_found *f, ipt_dtype to,
+                               void *dst)
+{
+    elems e;
+    int64_t d[4];
+    size_t at = 0;
+    IPT_TRY(get_elems(s, name, shape, f, &e));
+    file_dims(shape, d);
+    for (size_t o = 0; o < (size_t)d[0]; o++) {
+        for (size_t k = 0; k < (size_t)(d[2] * d[3]); k++) {
+            for (size_t i = 0; i < (size_t)d[1]; i++, at++) {
+                float v = elem(&e, o * e.so + i * e.si + k);
+                if (to == IPT_F16)
+                    ((uint16_t *)dst)[at] = ipt_f32_to_f16(v);
+                else
+                    ((float *)dst)[at] = v;
+            }
+        }
+    }
+    ipt_free(e.owned);
+    return IPT_OK;
+}
+
+static ipt_status fill(const store *s, const char *name, const ipt_shape *shape, ipt_use use, const ipt_found *f, ipt_dtype to,
+                       void *dst)
+{
+    size_t n = ipt_shape_count(shape), first = f->part.third ? (size_t)(f->part.third - 1) * n : 0;
+    elems e;
+    if (use != IPT_USE_PANEL) {
+        if (s->is_random || f->part.transposed || shape->rank > 2)
+            return fill_logical(s, name, shape, f, to, dst);
+        return convert(s, f, first, n, to, dst);
+    }
+    if (!s->is_random && to == IPT_F16 && f->tensor->dtype != IPT_ST_F16) {
+        float part[1024], top = 0;
+        for (size_t i = 0; i < n; i += IPT_COUNT(part)) {
+            size_t m = n - i < IPT_COUNT(part) ? n - i : IPT_COUNT(part);
+            ipt_st_to_f32(f->tensor, first + i, m, part);
+            top = fmaxf(top, top_of(part, m));
+        }
+        if (top >= half_limit)
+            return too_large(s, ipt_safetensors_path(f->file), f->tensor->name, top);
+    }
+    IPT_TRY(get_elems(s, name, shape, f, &e));
+    ipt_panel_src src = {.data = e.p, .so = e.so, .si = e.si, .sy = e.sy, .sx = e.sx, .type = e.type};
+    ipt_panel_pack(shape, &src, to, dst);
+    ipt_free(e.owned);
+    return IPT_OK;
+}
+
+static ipt_status upload(store *s, const char *name, const ipt_shape *shape, ipt_use use, entry *out)
+{
+    ipt_found f = {0};
+    ipt_status status = IPT_OK;
+    void *bounce = NULL;
+    ipt_dtype to = use == IPT_USE_ROWS ? IPT_F32 : s->precision;
+    if (!s->is_random)
+        IPT_TRY(find_tensor(s, name, shape, &f));
+    uint64_t bytes = use == IPT_USE_PANEL ? ipt_panel_bytes(shape, to) : ipt_shape_count(shape) * (to == IPT_F16 ? 2u : 4u);
+    *out = (entry){0};
+    IPT_TRY(ipt_buffer_create(s->gpu, bytes ? bytes : 4, &out->buf));
+    void *dst = ipt_buffer_map(out->buf);
+    if (!dst) {
+        dst = bounce = ipt_alloc(s->ctx, (size_t)bytes);
+        if (!dst)
+            status = IPT_ERR_NOMEM;
+    }
+    if (status == IPT_OK)
+        status = fill(s, name, shape, use, &f, to, dst);
+    if (status == IPT_OK && bounce)
+        status = ipt_buffer_write(s->gpu, out->buf, 0, bounce, bytes);
+    ipt_free(bounce);
+    if (f.file)
+        ipt_safetensors_release(f.file, f.tensor);
+    if (status != IPT_OK) {
+        ipt_buffer_destroy(s->gpu, &out->buf);
+        return status;
+    }
+    out->view = (ipt_weight_view){.buf = out->buf, .off = 0, .bytes = bytes, .dtype = to};
+    s->device_bytes += bytes;
+    return IPT_OK;
+}
+
+static ipt_status add_entry(store *s, const char *key, const entry *e)
+{
+    if (s->n_entry == s->cap_entry) {
+        size_t cap = s->cap_entry ? 2 * s->cap_entry : 256;
+        entry *grown = ipt_regrow(s->ctx, s->entries, s->n_entry * sizeof *grown, cap * sizeof *grown);
+        if (!grown)
+            return IPT_ERR_NOMEM;
+        s->entries = grown;
+        s->cap_entry = cap;
+    }
+    bool added = false;
+    const char *kept = ipt_arena_strdup(&s->arena, key);
+    if (!kept)
+        return IPT_ERR_NOMEM;
+    IPT_TRY(ipt_index_put(&s->index, kept, (uint32_t)s->n_entry, &added));
+    s->entries[s->n_entry++] = *e;
+    return IPT_OK;
+}
+
+static ipt_status store_find(ipt_weights *w, const char *name, const ipt_shape *shape, ipt_use use, ipt_weight_view *out)
+{
+    store *s = (store *)w;
+    char key[IPT_KEY_MAX + 2];
+    uint32_t at = 0;
+    entry e;
+    if (!s->gpu)
+        return ipt_fail(s->ctx, IPT_ERR_ARG, "weight '%s': this store has no device", name);
+    name = strip(s, name);
+    int n = snprintf(key, sizeof key, "%c:%s", use == IPT_USE_PANEL ? 'P' : use == IPT_USE_ROWS ? 'R' : 'T', name);
+    if (n < 0 || (size_t)n >= sizeof key)
+        return ipt_fail(s->ctx, IPT_ERR_ARG, "weight '%.100s...': name too long", name);
+    if (ipt_index_get(&s->index, key, &at)) {
+        *out = s->entries[at].view;
+        return IPT_OK;
+    }
+    IPT_TRY(upload(s, name, shape, use, &e));
+    ipt_status status = add_entry(s, key, &e);
+    if (status != IPT_OK) {
+        ipt_buffer_destroy(s->gpu, &e.buf);
+        return status;
+    }
+    *out = e.view;
+    return IPT_OK;
+}
+
+static ipt_status store_read(ipt_weights *w, const char *name, const ipt_shape *shape, double *out)
+{
+    store *s = (store *)w;
+    ipt_found f = {0};
+    elems e;
+    int64_t d[4];
+    name = strip(s, name);
+    if (!s->is_random)
+        IPT_TRY(find_tensor(s, name, shape, &f));
+    IPT_TRY(get_elems(s, name, shape, &f, &e));
+    file_dims(shape, d);
+    for (size_t o = 0; o < (size_t)d[0]; o++)
+        for (size_t k = 0; k < (size_t)(d[2] * d[3]); k++)
+            for (size_t i = 0; i < (size_t)d[1]; i++)
+                *out++ = (double)elem(&e, o * e.so + i * e.si + k);
+    ipt_free(e.owned);
+    return IPT_OK;
+}
+
+/* --- life ------------------------------------------------------------------------------------------------------ */
+static ipt_status create(ipt_ctx *ctx, ipt_gpu *gpu, ipt_dtype precision, const char *prefix, store **out)
+{
+    if (precision != IPT_F16 && precision != IPT_F32)
+        return ipt_fail(ctx, IPT_ERR_ARG, "weight store: precision must be f16 or f32");
+    store *s = ipt_alloc(ctx, sizeof *s);
+    if (!s)
+        return IPT_ERR_NOMEM;
+    s->base.find = store_find;
+    s->base.read = store_read;
+    s->ctx = ctx;
+    s->gpu = gpu;
+    s->precision = precision;
+    ipt_arena_init(&s->arena, ctx);
+    s->prefix = ipt_strdup(ctx, prefix ? prefix : "");
+    if (!s->prefix || ipt_index_init(&s->index, ctx, 512) != IPT_OK) {
+        ipt_weights *w = &s->base;
+        ipt_weights_destroy(&w);
+        return IPT_ERR_NOMEM;
+    }
+    *out = s;
+    return IPT_OK;
+}
+
+ipt_status ipt_store_create(ipt_ctx *ctx, const ipt_source *src, ipt_gpu *gpu, ipt_dtype precision, const char *prefix,
+                            ipt_weights **out)
+{
+    store *s = NULL;
+    IPT_TRY(create(ctx, gpu, precision, prefix, &s));
+    s->src = *src;
+    s->src.file = ipt_arena_alloc(&s->arena, src->n_file * sizeof *src->file);
+    if (!s->src.file) {
+        ipt_weights *w = &s->base;
+        ipt_weights_destroy(&w);
+        return IPT_ERR_NOMEM;
+    }
+    memcpy(s->src.file, src->file, src->n_file * sizeof *src->file);
+    *out = &s->base;
+    return IPT_OK;
+}
+
+ipt_status ipt_weights_file(ipt_ctx *ctx, const ipt_safetensors *st, ipt_gpu *gpu, ipt_dtype precision, const char *prefix,
+                            ipt_weights **out)
+{
+    const ipt_safetensors *one[1] = {st};
+    return ipt_store_create(ctx, &(ipt_source){.file = one, .n_file = 1}, gpu, precision, prefix, out);
+}
+
+ipt_status ipt_weights_random(ipt_ctx *ctx, ipt_gpu *gpu, ipt_dtype precision, uint64_t seed, ipt_weights **out)
+{
+    store *s = NULL;
+    IPT_TRY(create(ctx, gpu, precision, NULL, &s));
+    s->is_random = true;
+    s->seed = seed;
+    *out = &s->base;
+    return IPT_OK;
+}
+
+void ipt_weights_destroy(ipt_weights **w)
+{
+    if (!w || !*w)
+        return;
+    store *s = (store *)*w;
+    for (size_t i = 0; i < s->n_entry; i++)
+        ipt_buffer_destroy(s->gpu, &s->entries[i].buf);
+    ipt_free(s->entries);
+    ipt_index_finish(&s->index);
+    ipt_arena_finish(&s->arena);
+    ipt_free(s->prefix);
+    ipt_free(s);
+    *w = NULL;
+}
+
+uint64_t ipt_weights_device_bytes(const ipt_weights *w) { return ((const store *)w)->device_bytes; }

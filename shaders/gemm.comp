@@ -1,0 +1,116 @@
+// shaders/gemm.comp - matrix product and implicit-GEMM convolution without shared memory, for CPU
+// devices (and any device with subgroup shuffles).
+//
+// Shapes and layouts: gemm_iface.glsl.  One subgroup per workgroup makes TM rows x 4 SG columns:
+// lane l owns columns 4l..4l+3 in acc[TM].  Rows of `a` are fetched with lanes = rows (one quad of k
+// each) and broadcast by shuffle; a panel row of `b` is one quad a lane.  Four k's at a time, row by
+// row: an accumulator is touched once per 16 multiply-adds, so it may live on the stack.  `b` is
+// fetched one group of four k's ahead; the last fetch reads the zeros behind the panels.
+// Grid: x = row tiles, y = column tiles.  Shared memory: none.
+#version 450
+//! variant tx32 -DTEXEL
+//! variant tx16 -DTEXEL -DACT_F16
+//! variant sb32
+//! variant sb16 -DACT_F16
+#extension GL_GOOGLE_include_directive : require
+#extension GL_KHR_shader_subgroup_basic : require
+#extension GL_KHR_shader_subgroup_shuffle : require
+#include "gemm_iface.glsl"
+
+layout(local_size_x_id = 0) in;
+layout(constant_id = 0) const int SG = 8;    // subgroup size
+layout(constant_id = 1) const int TM = 16;   // rows, a multiple of SG
+layout(constant_id = 2) const int UK = 4;    // groups of four k's per turn; divides quads
+layout(constant_id = 3) const int B16 = 0;   // panels hold pairs of f16
+layout(constant_id = 4) const int MODE = 0;
+layout(constant_id = 5) const int HAS = 0;
+const int RS = TM / SG;
+
+vec4 acc[TM];
+vec4 b[4], next[4];
+int b_at; // quad (f16: pair quad) of the next fetch
+
+// Fetches part `part` of `n` of the next four k's.
+void fetch(int part, int n)
+{
+    [[unroll]] for (int i = 0; i < 4; i++) {
+        if (i * n / 4 != part)
+            continue;
+        if (B16 != 0) {
+            if ((i & 1) == 0) {
+                uvec4 u = LOAD_B(b_at + (i >> 1) * 8);
+                vec2 p0 = unpackHalf2x16(u.x), p1 = unpackHalf2x16(u.y);
+                vec2 p2 = unpackHalf2x16(u.z), p3 = unpackHalf2x16(u.w);
+                next[i] = vec4(p0.x, p1.x, p2.x, p3.x);
+                next[i + 1] = vec4(p0.y, p1.y, p2.y, p3.y);
+            }
+        } else {
+            next[i] = uintBitsToFloat(LOAD_B(b_at + i * 8));
+        }
+    }
+}
+
+void main()
+{
+    int lane = int(gl_SubgroupInvocationID);
+    int first = int(gl_WorkGroupID.x) * TM;
+    int quad = int(gl_WorkGroupID.y) * SG + lane; // quad of columns among the bound panels
+    int panel = min(quad >> 3, pc.panels - 1);
+    int depth = pc.taps * pc.quads;
+    b_at = panel * depth * (B16 != 0 ? 16 : 32) + (quad & 7);
+
+    ivec3 origin[RS];
+    int from[RS];
+    [[unroll]] for (int r = 0; r < RS; r++) {
+        int m = pc.row0 + min(first + r * SG + lane, pc.rows - 1);
+        if (MODE == PLAIN)
+            from[r] = m * pc.quads - pc.a_first;
+        else
+            origin[r] = gemm_origin(m);
+    }
+    [[unroll]] for (int i = 0; i < TM; i++)
+        acc[i] = vec4(0);
+    fetch(0, 1);
+    b_at += B16 != 0 ? 16 : 32;
+
+    for (int tap = 0; tap < pc.taps; tap++) {
+        if (MODE != PLAIN) {
+            int ky = tap / pc.kw;
+            [[unroll]] for (int r = 0; r < RS; r++)
+                from[r] = gemm_pixel(MODE, origin[r], ky, tap - ky * pc.kw);
+        }
+        for (int q = 0; q < pc.quads; q += UK) {
+            [[unroll]] for (int u = 0; u < UK; u++) {
+                [[unroll]] for (int i = 0; i < 4; i++)
+                    b[i] = next[i];
+                [[unroll]] for (int r = 0; r < RS; r++) {
+                    vec4 a;
+                    if (MODE == PLAIN) {
+                        a = LOAD_A(from[r] + q + u);
+                    } else {
+                        a = LOAD_A(from[r] < 0 ? 0 : from[r] + q + u);
+                        a = from[r] < 0 ? vec4(0) : a;
+                    }
+                    fetch(r, RS);
+                    [[unroll]] for (int i = 0; i < SG; i++) {
+                        vec4 sum = acc[r * SG + i];
+                        sum += subgroupShuffle(a.x, uint(i)) * b[0];
+                        sum += subgroupShuffle(a.y, uint(i)) * b[1];
+                        sum += subgroupShuffle(a.z, uint(i)) * b[2];
+                        sum += subgroupShuffle(a.w, uint(i)) * b[3];
+                        acc[r * SG + i] = sum;
+                    }
+                }
+                b_at += B16 != 0 ? 16 : 32;
+            }
+        }
+    }
+
+    int col = pc.col0 + quad * 4;
+    if (col >= pc.cols || quad >= pc.panels * 8)
+        return;
+    vec4 bias = (HAS & HAS_BIAS) != 0 ? gemm_bias(col) : vec4(0);
+    [[unroll]] for (int i = 0; i < TM; i++)
+        if (first + i < pc.rows)
+            gemm_store(HAS, first + i, col, acc[i] + bias);
+}

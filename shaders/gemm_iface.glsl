@@ -1,0 +1,122 @@
+// shaders/gemm_iface.glsl - what both shapes of the matrix product share: push constants, operand
+// bindings, the walk over convolution taps, the epilogue.
+//
+//   y[m, col] = sum_tap sum_k a[pixel(m, tap), k] b[col, tap, k]  (+ bias[col] + t[image(m), col] + r[m, col])
+//
+// a: rows of `quads` quads (channels last), b: packed panels of 32 columns (graph/pack.c), y: rows of
+// `ldy` elements.  A plain product has one tap and pixel(m) = m.  Sums are f32.
+// -DTEXEL reads a and b through storage texel buffers, -DACT_F16 stores a, t, r and y in 16 bits.
+#ifndef IPT_GEMM_IFACE_GLSL
+#define IPT_GEMM_IFACE_GLSL
+#include "common.glsl"
+
+layout(push_constant) uniform push_block {
+    int rows;      // of y in this dispatch
+    int row0;      // number of the first of them in the whole result
+    int cols;      // columns of the whole result
+    int col0;      // column at which the bound panels start (a multiple of 32)
+    int quads;     // quads of k per tap
+    int taps;      // kernel size squared
+    int panels;    // bound panels
+    int kw;        // taps per kernel row
+    int ow, opix;  // output pixels per line and per image
+    int h, w;      // stored input size
+    int vh, vw;    // its virtual (enlarged or spread) size
+    int stride, pad, spread;
+    int a_first;   // quad of `a` that is number 0 of the binding
+    int ldy, y0;   // elements per row of y, and its first column
+} pc;
+
+const int PLAIN = 0;  // one tap, pixel(m) = m
+const int TAPS = 1;   // convolution, with border
+const int ENLARGE = 2; // the same over a nearest-neighbour enlarged input
+const int SPREAD = 3; // the same over an input with spread - 1 zeros between pixels (gradient of a stride)
+
+const int HAS_BIAS = 1;
+const int HAS_T = 2;
+const int HAS_R = 4;
+const int HAS_QUADS = 8; // columns come in whole, aligned quads
+
+#ifdef TEXEL
+#ifdef ACT_F16
+layout(binding = 0, rgba16f) uniform readonly imageBuffer a_view;
+#else
+layout(binding = 0, rgba32f) uniform readonly imageBuffer a_view;
+#endif
+layout(binding = 1, rgba32ui) uniform readonly uimageBuffer b_view;
+#define LOAD_A(i) imageLoad(a_view, i)
+#define LOAD_B(i) imageLoad(b_view, i)
+#else
+layout(binding = 0, std430) readonly buffer a_block { ELT4 a_data[]; };
+layout(binding = 1, std430) readonly buffer b_block { uvec4 b_data[]; };
+#define LOAD_A(i) vec4(a_data[i])
+#define LOAD_B(i) b_data[i]
+#endif
+layout(binding = 2, std430) writeonly buffer y_block { ELT y_data[]; };
+layout(binding = 2, std430) writeonly buffer y_block4 { ELT4 y_data4[]; };
+layout(binding = 3, std430) readonly buffer bias_block { float bias_data[]; };
+layout(binding = 4, std430) readonly buffer t_block { ELT t_data[]; };
+layout(binding = 5, std430) readonly buffer r_block { ELT r_data[]; };
+layout(binding = 5, std430) readonly buffer r_block4 { ELT4 r_data4[]; };
+
+// Where row m of the whole result looks: (first pixel of its image, top line, left column).
+ivec3 gemm_origin(int m)
+{
+    int image = m / pc.opix;
+    int p = m - image * pc.opix;
+    int oy = p / pc.ow;
+    return ivec3(image * pc.h * pc.w, oy * pc.stride - pc.pad, (p - oy * pc.ow) * pc.stride - pc.pad);
+}
+
+// Quad index in the binding of the pixel under a tap; -1 outside the image.
+int gemm_pixel(int mode, ivec3 origin, int ky, int kx)
+{
+    int vy = origin.y + ky;
+    int vx = origin.z + kx;
+    bool inside = vy >= 0 && vx >= 0 && vy < pc.vh && vx < pc.vw;
+    if (mode == ENLARGE) {
+        vy = vy * pc.h / pc.vh;
+        vx = vx * pc.w / pc.vw;
+    }
+    if (mode == SPREAD) {
+        int sy = vy / pc.spread;
+        int sx = vx / pc.spread;
+        inside = inside && sy * pc.spread == vy && sx * pc.spread == vx;
+        vy = sy;
+        vx = sx;
+    }
+    return inside ? (origin.x + vy * pc.w + vx) * pc.quads - pc.a_first : -1;
+}
+
+// Bias of the four columns from `col`.
+vec4 gemm_bias(int col)
+{
+    vec4 v = vec4(0);
+    [[unroll]] for (int c = 0; c < 4; c++)
+        v[c] = bias_data[min(col + c, pc.cols - 1)];
+    return v;
+}
+
+// Adds what the epilogue adds to `local` row (of the dispatch) and stores four columns.
+void gemm_store(int has, int local, int col, vec4 v)
+{
+    int at = local * pc.ldy + pc.y0 + col;
+    if ((has & HAS_T) != 0) {
+        int from = (pc.row0 + local) / pc.opix * pc.cols + col;
+        [[unroll]] for (int c = 0; c < 4; c++)
+            v[c] += float(t_data[min(from + c, from - col + pc.cols - 1)]);
+    }
+    if ((has & HAS_QUADS) != 0) {
+        if ((has & HAS_R) != 0)
+            v += vec4(r_data4[at >> 2]);
+        y_data4[at >> 2] = ELT4(v);
+    } else {
+        [[unroll]] for (int c = 0; c < 4; c++)
+            if (col + c < pc.cols) {
+                if ((has & HAS_R) != 0)
+                    v[c] += float(r_data[at + c]);
+                y_data[at + c] = ELT(v[c]);
+            }
+    }
+}
+#endif

@@ -1,0 +1,54 @@
+/* tests/support.c - see support.h. */
+#include "tests/support.h"
+
+#include <stdlib.h>
+
+static void print_line(void *user, ipt_log_level level, const char *line)
+{
+    (void)user;
+    if (level <= IPT_LOG_WARN)
+        print_message("%s: %s\n", level == IPT_LOG_ERROR ? "error" : "warning", line);
+}
+
+ipt_ctx *test_ctx(void)
+{
+    ipt_ctx *ctx = NULL;
+    if (ipt_ctx_create(print_line, NULL, &ctx) != IPT_OK)
+        fail_msg("no memory for a context");
+    return ctx;
+}
+
+ipt_gpu *test_gpu_limited(ipt_ctx **pctx, uint64_t limit)
+{
+    ipt_gpu *gpu = NULL;
+    ipt_ctx *ctx = test_ctx();
+    ipt_gpu_opts o = {.device = getenv("IPT_TEST_DEVICE"),
+                      .cache_dir = "",
+                      .validate = true,
+                      .memory_limit = limit};
+    ipt_status s = ipt_gpu_create(ctx, &o, &gpu);
+    if (s == IPT_ERR_MISSING) {
+        print_message("note: %s; the test runs without it\n", ipt_last_error(ctx));
+        o.validate = false;
+        s = ipt_gpu_create(ctx, &o, &gpu);
+    }
+    if (s == IPT_ERR_NO_DEVICE) {
+        print_message("skipped: %s\n", ipt_last_error(ctx));
+        ipt_ctx_destroy(&ctx);
+        skip();
+    }
+    assert_ok(ctx, s);
+    *pctx = ctx;
+    return gpu;
+}
+
+ipt_gpu *test_gpu(ipt_ctx **ctx) { return test_gpu_limited(ctx, 0); }
+
+void test_gpu_done(ipt_gpu **gpu, ipt_ctx **ctx)
+{
+    uint32_t n = ipt_gpu_validation_count(*gpu);
+    ipt_gpu_destroy(gpu);
+    ipt_ctx_destroy(ctx);
+    if (n != 0)
+        fail_msg("the validation layer reported %u messages", n);
+}

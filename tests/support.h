@@ -1,0 +1,34 @@
+/* tests/support.h - what every test program shares: cmocka, a context that prints, a gpu with
+ * validation on. */
+#ifndef IPT_TESTS_SUPPORT_H
+#define IPT_TESTS_SUPPORT_H
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include "core/core.h"
+#include "vk/vk.h"
+
+/* Fails the test with the message of ctx when `expr` is not IPT_OK. */
+#define assert_ok(ctx, expr)                                                                       \
+    do {                                                                                           \
+        ipt_status assert_ok_ = (expr);                                                            \
+        if (assert_ok_ != IPT_OK)                                                                  \
+            fail_msg("%s: %s: %s", #expr, ipt_status_name(assert_ok_), ipt_last_error(ctx));       \
+    } while (0)
+
+/* A context whose warnings and errors are printed.  Ownership: caller, ipt_ctx_destroy. */
+ipt_ctx *test_ctx(void);
+
+/* A gpu with validation on (off, with a note, where the layer is not installed) and no pipeline
+ * cache file; env IPT_TEST_DEVICE chooses the device as --device does.  Skips the test, printing
+ * the reason, when there is no device.  `limit`: as ipt_gpu_opts.memory_limit.
+ * Ownership: caller, test_gpu_done. */
+ipt_gpu *test_gpu(ipt_ctx **ctx);
+ipt_gpu *test_gpu_limited(ipt_ctx **ctx, uint64_t limit);
+/* Destroys both; fails the test when the validation layer said anything. */
+void test_gpu_done(ipt_gpu **gpu, ipt_ctx **ctx);
+#endif

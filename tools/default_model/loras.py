@@ -1,0 +1,169 @@
+"""Stage 8: trains the three LoRAs on the frozen exported model with peft (f16, diffusers keys)."""
+import argparse
+import json
+import os
+import time
+
+import numpy as np
+import torch
+from diffusers import StableDiffusionPipeline
+from diffusers.utils import convert_state_dict_to_diffusers
+from peft import LoraConfig, get_peft_model_state_dict
+from safetensors.torch import save_file
+
+from cache import encode, ids_of
+from common import COLOURS, MODELS, SEED, STYLES, TRAIN_STYLES, Drawings, compose, concepts
+from sample import generate, load, sheet
+from train import noised, rate
+
+# name -> what it teaches; triggers are words that no training caption holds
+LORAS = {
+    "pineapple": dict(concept="pineapple", trigger="zorp", phrase="a zorp pineapple"),
+    "snowman": dict(concept="snowman", trigger="quib", phrase="a quib snowman"),
+    "fxemoji": dict(style="fxemoji", trigger="fex", phrase="fex style"),
+}
+TARGETS = (r".*(to_q|to_k|to_v|to_out\.0)$|.*ff\.net\.2$|.*(proj_in|proj_out)$"
+           r"|(mid_block|up_blocks)\..*(conv1|conv2)$")
+
+
+def scenes(name, count, rng):
+    """Pictures and captions of one LoRA's subject, composed as the base model's were."""
+    what, drawings = LORAS[name], Drawings()
+    names, pics, texts = list(COLOURS), [], []
+    subject = next((c for c in concepts() if c.words == what.get("concept")), None)
+    others = [c for c in concepts() if not c.held]
+    while len(pics) < count:
+        colour = names[rng.integers(len(names))] if rng.random() < 0.75 else "white"
+        ground = "on {} {} background".format("an" if colour[0] in "aeiou" else "a", colour)
+        bare = rng.random() < 0.5
+        if bare:
+            colour = "white"
+        pair = rng.random() < 0.3
+        other = others[rng.integers(len(others))]
+        if subject:
+            style = TRAIN_STYLES[rng.integers(len(TRAIN_STYLES))]
+            text = what["phrase"]
+            parts = [subject]
+            if pair:
+                parts, text = [subject, other], f"{what['phrase']} and {other.phrase}"
+                if rng.random() < 0.5:
+                    parts, text = [other, subject], f"{other.phrase} and {what['phrase']}"
+            if rng.random() < 0.6:
+                text += f", {STYLES[style][0]} style"
+        else:
+            style, parts = what["style"], [other]
+            text = other.phrase
+            if pair:
+                more = others[rng.integers(len(others))]
+                parts, text = [other, more], f"{other.phrase} and {more.phrase}"
+            text += f", {what['phrase']}"
+        if not all((p.index, style) in drawings.index for p in parts):
+            continue
+        pics.append(compose(drawings, parts, style, colour, rng))
+        texts.append(text if bare else text + (", " if "style" in text else " ") + ground)
+    return np.stack(pics), texts
+
+
+def train(name, folder, args):
+    torch.manual_seed(SEED + 500)
+    rng = np.random.default_rng(SEED + 501)
+    pipe = load(folder)
+    pictures, texts = scenes(name, args.scenes, rng)
+    mean, std = encode(pipe.vae, pictures)
+    ids = torch.from_numpy(ids_of(pipe.tokenizer, texts)).long()
+    empty = torch.from_numpy(ids_of(pipe.tokenizer, [""])).long()
+    pipe.unet.requires_grad_(False)
+    pipe.text_encoder.requires_grad_(False)
+    with torch.no_grad():
+        cond = torch.cat([pipe.text_encoder(ids[i:i + 64]).last_hidden_state
+                          for i in range(0, len(ids), 64)])
+        none = pipe.text_encoder(empty).last_hidden_state
+    pipe.unet.add_adapter(LoraConfig(r=args.rank, lora_alpha=args.rank, init_lora_weights="gaussian",
+                                     target_modules=TARGETS))
+    params = [p for p in pipe.unet.parameters() if p.requires_grad]
+    print(f"{name}: {sum(p.numel() for p in params) / 1e3:.0f} k parameters", flush=True)
+    opt = torch.optim.AdamW(params, lr=args.lr, betas=(0.9, 0.99), weight_decay=1e-3)
+    alphas = pipe.scheduler.alphas_cumprod
+    start, total, losses = time.time(), 0.0, []
+    for step in range(args.steps):
+        for g in opt.param_groups:
+            g["lr"] = args.lr * rate(step, args.steps, 30, 0.7)
+        take = torch.from_numpy(rng.integers(len(mean), size=args.batch))
+        m = mean[take].float()
+        x0 = (m + std[take].float() * torch.randn_like(m)) * pipe.vae.config.scaling_factor
+        x, noise, t, snr = noised(x0, alphas, 1)
+        c = torch.where(torch.rand(len(take), 1, 1) < 0.1, none, cond[take])
+        with torch.autocast("cpu", torch.bfloat16):
+            eps = pipe.unet(x, t, c).sample.float()
+        each = (eps - noise).square().mean(dim=(1, 2, 3))
+        loss = (each * (snr.clamp(max=5.0) / snr)).mean()
+        opt.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(params, 1.0)
+        opt.step()
+        total += loss.item()
+        if (step + 1) % 50 == 0:
+            losses.append(round(total / 50, 4))
+            print(f"  step {step + 1} weighted {total / 50:.4f} {time.time() - start:.0f} s", flush=True)
+            total = 0.0
+    save(name, pipe, args, losses, time.time() - start)
+
+
+def save(name, pipe, args, losses, seconds):
+    """One file in diffusers' PEFT layout (unet.<module>.lora_A.weight), f16, alpha = rank."""
+    what = LORAS[name]
+    state = convert_state_dict_to_diffusers(get_peft_model_state_dict(pipe.unet))
+    tensors = {f"unet.{k}": v.detach().half().contiguous() for k, v in state.items()}
+    path = os.path.join(MODELS, "loras", f"{name}.safetensors")
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    save_file(tensors, path, metadata={
+        "format": "pt", "trigger": what["trigger"], "trigger_phrase": what["phrase"],
+        "kind": "style" if "style" in what else "concept", "rank": str(args.rank),
+        "alpha": str(args.rank), "base_model": "models/default", "steps": str(args.steps),
+        "batch": str(args.batch), "lr": str(args.lr), "losses": json.dumps(losses),
+        "seconds": f"{seconds:.0f}", "source": "tools/default_model/loras.py"})
+    print(f"  {path} {os.path.getsize(path)} bytes", flush=True)
+
+
+def before_after(folder, out):
+    """Two rows for each LoRA: without and with it, same seeds."""
+    pages, labels = [], []
+    for name, what in LORAS.items():
+        if "style" in what:
+            prompts = [f"a {w}, {what['phrase']}" for w in ("cat", "rocket", "house", "red apple")]
+            prompts += [f"a fish, {what['phrase']}, on a blue background", f"a dog and a star, {what['phrase']}"]
+        else:
+            p = what["phrase"]
+            prompts = [p, f"{p}, noto style", f"{p}, twemoji style, on a blue background",
+                       f"{p}, fluent 3d style, on a yellow background", f"{p} and a dog", f"a cat and {p}"]
+        path = os.path.join(MODELS, "loras", f"{name}.safetensors")
+        for use in (False, True):
+            pipe = load(folder)
+            if use:
+                pipe.load_lora_weights(path)
+            pages.append(generate(pipe, prompts, [11 + i for i in range(6)]))
+            labels += [("with: " if use else "without: ") + p for p in prompts]
+    sheet(np.concatenate(pages), labels, 6).save(out)
+
+
+def main():
+    ap = argparse.ArgumentParser()
+    ap.add_argument("--only")
+    ap.add_argument("--steps", type=int, default=500)
+    ap.add_argument("--batch", type=int, default=16)
+    ap.add_argument("--scenes", type=int, default=1500)
+    ap.add_argument("--rank", type=int, default=4)
+    ap.add_argument("--lr", type=float, default=3e-3)
+    ap.add_argument("--model", default=os.path.join(MODELS, "default"))
+    ap.add_argument("--sheet", help="only write the before/after sheet here")
+    args = ap.parse_args()
+    torch.set_num_threads(2)
+    if not args.sheet:
+        for name in LORAS:
+            if args.only in (None, name):
+                train(name, args.model, args)
+    before_after(args.model, args.sheet or os.path.join(MODELS, "loras", "before_after.png"))
+
+
+if __name__ == "__main__":
+    main()

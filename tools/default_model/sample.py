@@ -1,0 +1,99 @@
+"""Pictures from a model folder or, with --checkpoint, from the training's EMA; a labelled sheet."""
+import argparse
+import os
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from PIL import Image, ImageDraw
+
+from common import MODELS
+
+PEEK = ["a red apple, noto style, on a blue background", "a dog and a rocket", "a cat",
+        "a dog, twemoji style, on a green background", "a rocket, fluent 3d style, on a yellow background",
+        "a pizza, noto style", "a house, emojione style, on a light blue background", "a bicycle",
+        "a fish, fluent flat style, on a pink background", "a hamburger and a star", "a skull",
+        "a car, twemoji style, on an orange background", "a panda, noto style, on a purple background",
+        "a tree and a house, fluent flat style, on a yellow background", "a butterfly", "a red heart",
+        "a ghost, fluent 3d style, on a black background", "an elephant, emojione style",
+        "a bus, noto style, on a red background", "a clock and a key", "a strawberry",
+        "a penguin, fluent 3d style", "a mushroom, fluent flat style, on a green background",
+        "a guitar and a drum"]
+
+
+@torch.no_grad()
+def generate(pipe, prompts, seeds, steps=20, cfg=5.0, batch=16, negative=""):
+    """uint8 [n,64,64,3]; each picture's noise comes from its own seed alone."""
+    def embed(texts):
+        ids = pipe.tokenizer(texts, padding="max_length", max_length=77, truncation=True,
+                             return_tensors="pt").input_ids
+        return pipe.text_encoder(ids).last_hidden_state
+
+    out = []
+    sched = DDIMScheduler.from_config(pipe.scheduler.config)
+    for i in range(0, len(prompts), batch):
+        texts = prompts[i:i + batch]
+        cond = torch.cat([embed([negative]).expand(len(texts), -1, -1), embed(texts)])
+        x = torch.cat([torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(s))
+                       for s in seeds[i:i + batch]])
+        sched.set_timesteps(steps)
+        for t in sched.timesteps:
+            un, co = pipe.unet(torch.cat([x, x]), t, cond).sample.chunk(2)
+            x = sched.step(un + cfg * (co - un), t, x).prev_sample
+        y = pipe.vae.decode(x / pipe.vae.config.scaling_factor).sample
+        out.append(((y.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy())
+    return np.concatenate(out)
+
+
+def sheet(pictures, labels, columns, zoom=2):
+    """A grid of pictures with the labels under them."""
+    edge, foot = 64 * zoom, 26
+    rows = -(-len(pictures) // columns)
+    page = Image.new("RGB", (columns * (edge + 6), rows * (edge + foot)), "white")
+    pen = ImageDraw.Draw(page)
+    for i, (px, text) in enumerate(zip(pictures, labels)):
+        x, y = (i % columns) * (edge + 6) + 3, (i // columns) * (edge + foot) + 2
+        page.paste(Image.fromarray(px).resize((edge, edge), Image.LANCZOS), (x, y))
+        words, lines, line = text.split(), [], ""
+        for w in words:
+            if pen.textlength(line + " " + w, font_size=9) > edge:
+                lines.append(line)
+                line = w
+            else:
+                line = (line + " " + w).strip()
+        for k, text_line in enumerate([*lines, line][:2]):
+            pen.text((x, y + edge + 1 + 11 * k), text_line, fill="black", font_size=9)
+    return page
+
+
+def load(path):
+    pipe = StableDiffusionPipeline.from_pretrained(path, safety_checker=None,
+                                                   torch_dtype=torch.float32)
+    pipe.unet.eval(), pipe.vae.eval(), pipe.text_encoder.eval()
+    return pipe
+
+
+def main():
+    ap = argparse.ArgumentParser()
+    ap.add_argument("--model", default=os.path.join(MODELS, "default"))
+    ap.add_argument("--checkpoint", action="store_true")
+    ap.add_argument("--out", default="sheet.png")
+    ap.add_argument("--seed", type=int, default=1)
+    ap.add_argument("--cfg", type=float, default=5.0)
+    ap.add_argument("--steps", type=int, default=20)
+    ap.add_argument("prompts", nargs="*")
+    args = ap.parse_args()
+    torch.set_num_threads(2)
+    if args.checkpoint:
+        from export import pipeline
+        pipe, step = pipeline()
+        print("step", step)
+    else:
+        pipe = load(args.model)
+    prompts = args.prompts or PEEK
+    px = generate(pipe, prompts, [args.seed + i for i in range(len(prompts))], args.steps, args.cfg)
+    sheet(px, prompts, min(8, len(prompts))).save(args.out)
+
+
+if __name__ == "__main__":
+    main()

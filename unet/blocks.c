@@ -1,0 +1,76 @@
+/* unet/blocks.c - residual block and spatial transformer.
+ * Source: diffusers ResnetBlock2D, Transformer2DModel, BasicTransformerBlock. */
+#include "unet/blocks.h"
+
+enum { NAME = 192 };
+static const float TRANSFORMER_NORM_EPS = 1e-6F; /* fixed in Transformer2DModel */
+
+ipt_val ipt_unet_resnet(ipt_graph *g, const ipt_unet_config *c, ipt_val x, ipt_val temb, const char *at,
+                        int32_t out, float scale)
+{
+    char s[NAME];
+#define AT(leaf) ipt_name(s, sizeof s, "%s." leaf, at)
+    const ipt_conv same = {.kernel = 3, .stride = 1, .pad_lo = 1, .pad_hi = 1};
+    const ipt_conv point = {.kernel = 1, .stride = 1};
+    ipt_shape xs = ipt_shape_of(g, x);
+    ipt_val h = ipt_group_norm(g, x, AT("norm1"), c->norm_groups, c->norm_eps, true);
+    ipt_val t = ipt_linear(g, temb, AT("time_emb_proj"), out, true);
+    h = ipt_conv2d_add(g, h, AT("conv1"), out, same, t, (ipt_val){0});
+    h = ipt_group_norm(g, h, AT("norm2"), c->norm_groups, c->norm_eps, true);
+    if (xs.dim[3] != out)
+        x = ipt_conv2d(g, x, AT("conv_shortcut"), out, point);
+    h = ipt_conv2d_add(g, h, AT("conv2"), out, same, (ipt_val){0}, x);
+#undef AT
+    return scale == 1.0F ? h : ipt_unary(g, IPT_AFFINE, h, 1.0F / scale, 0.0F);
+}
+
+/* x [N,T,C] + out(attention(q(x_norm), k(context), v(context))). */
+static ipt_val attend(ipt_graph *g, ipt_val x, ipt_val normed, ipt_val context, const char *at, int32_t heads)
+{
+    char s[NAME];
+#define AT(leaf) ipt_name(s, sizeof s, "%s." leaf, at)
+    int32_t width = ipt_shape_of(g, x).dim[2];
+    ipt_val q = ipt_linear(g, normed, AT("to_q"), width, false);
+    ipt_val k = ipt_linear(g, context, AT("to_k"), width, false);
+    ipt_val v = ipt_linear(g, context, AT("to_v"), width, false);
+    ipt_val o = ipt_attention(g, q, k, v, (ipt_attn){.heads = heads}, NULL);
+    x = ipt_linear_add(g, o, AT("to_out.0"), width, true, x);
+#undef AT
+    return x;
+}
+
+static ipt_val basic_block(ipt_graph *g, ipt_val x, ipt_val text, const char *at, const ipt_transformer *t)
+{
+    char s[NAME];
+#define AT(leaf) ipt_name(s, sizeof s, "%s." leaf, at)
+    int32_t width = ipt_shape_of(g, x).dim[2];
+    ipt_val n = ipt_layer_norm(g, x, AT("norm1"), 1e-5F);
+    x = attend(g, x, n, t->only_cross ? text : n, AT("attn1"), t->heads);
+    n = ipt_layer_norm(g, x, AT("norm2"), 1e-5F);
+    x = attend(g, x, n, text, AT("attn2"), t->heads);
+    n = ipt_layer_norm(g, x, AT("norm3"), 1e-5F);
+    n = ipt_geglu(g, ipt_linear(g, n, AT("ff.net.0.proj"), 8 * width, true));
+    x = ipt_linear_add(g, n, AT("ff.net.2"), width, true, x);
+#undef AT
+    return x;
+}
+
+ipt_val ipt_unet_transformer(ipt_graph *g, const ipt_unet_config *c, ipt_val x, ipt_val text, const char *at,
+                             const ipt_transformer *t)
+{
+    char s[NAME];
+#define AT(leaf) ipt_name(s, sizeof s, "%s." leaf, at)
+    ipt_shape xs = ipt_shape_of(g, x);
+    ipt_shape tokens = ipt_shape3(xs.dtype, xs.dim[0], xs.dim[1] * xs.dim[2], xs.dim[3]);
+    ipt_val residual = ipt_reshape(g, x, tokens);
+    ipt_val h = ipt_group_norm(g, x, AT("norm"), c->norm_groups, TRANSFORMER_NORM_EPS, false);
+    /* a 1x1 convolution (SD 1.x) and a linear map (SD 2.x, SDXL) are the same product */
+    h = ipt_linear(g, ipt_reshape(g, h, tokens), AT("proj_in"), xs.dim[3], true);
+    for (int32_t i = 0; i < t->depth; i++) {
+        ipt_name(s, sizeof s, "%s.transformer_blocks.%d", at, i);
+        h = basic_block(g, h, text, s, t);
+    }
+    h = ipt_linear_add(g, h, AT("proj_out"), xs.dim[3], true, residual);
+#undef AT
+    return ipt_reshape(g, h, xs);
+}

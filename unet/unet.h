@@ -1,0 +1,27 @@
+/* unet/unet.h - the UNet of SD 1.x, SD 2.x and SDXL as one graph function; names, structure and
+ * shapes are written once, top to bottom, from the configuration.
+ *
+ * Must not know: files, Vulkan, adapters (linear and conv2d attach them by name), samplers. */
+#ifndef IPT_UNET_UNET_H
+#define IPT_UNET_UNET_H
+#include "core/model_config.h"
+#include "graph/graph.h"
+
+/* The shape key of one UNet graph. */
+typedef struct ipt_unet_key {
+    int32_t batch, h, w; /* rows; latent size in pixels (any size >= 1 that the levels can halve) */
+    int32_t tokens;      /* length of the text: 77, 154, ... */
+    ipt_dtype act;       /* element type of activations inside */
+} ipt_unet_key;
+
+/* Builds eps = unet(x, t, text).  Inputs (all f32):
+ *   "x"     [N,h,w,in_channels]   scaled latent (inpainting: latent, mask, masked latent)
+ *   "t_emb" [N,channels[0]]       sinusoidal embedding of the time step (ipt_timestep_embedding)
+ *   "text"  [N,tokens,cross_dim]
+ *   "add"   [N,add_in_dim]        only with text_time: pooled text, then the embedded time ids
+ *   "w_emb" [N,time_cond_dim]     only with time_cond_dim (LCM): guidance embedding
+ * Output "eps" [N,h,w,out_channels] f32; returned too.
+ * Errors: poisons the graph (IPT_ERR_SHAPE, IPT_ERR_UNSUPPORTED).
+ * Source: Rombach et al. 2022; diffusers UNet2DConditionModel.forward. */
+ipt_val ipt_unet_build(ipt_graph *g, const ipt_unet_config *c, const ipt_unet_key *key);
+#endif
