@@ -200,7 +200,7 @@ static void apply_choice(ipt_sampler_config *cfg, size_t which, int32_t v)
         cfg->beta_schedule = (ipt_beta_schedule)v;
         break;
     case 1:
-        cfg->prediction = v == 3 ? IPT_PREDICTION_SAMPLE : (ipt_prediction)v;
+        cfg->prediction = v == 3 ? IPT_PRED_SAMPLE : (ipt_prediction)v;
         break;
     case 2:
         cfg->spacing = (ipt_spacing)v;

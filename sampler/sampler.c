@@ -170,7 +170,7 @@ static ipt_status check_class(const ipt_sampler *s)
         c->algorithm == IPT_ALGORITHM_SDE_DPMSOLVER)
         return ipt_fail(s->ctx, IPT_ERR_UNSUPPORTED,
                         "algorithm_type sde-dpmsolver has no third order; use solver_order 2");
-    bool sample = c->prediction == IPT_PREDICTION_SAMPLE;
+    bool sample = c->prediction == IPT_PRED_SAMPLE;
     if (sample && s->kind == IPT_SAMPLER_PNDM)
         return ipt_fail(s->ctx, IPT_ERR_UNSUPPORTED,
                         "sampler pndm extrapolates noise and takes models of prediction_type "
@@ -400,7 +400,7 @@ void ipt_sampler_predict_x0(const ipt_sampler *s, int32_t i, const float *model_
     double c[2];
     if (s->kind == IPT_SAMPLER_EDM_EULER) {
         double total = square(s->sigma[k]) + square(s->cfg.sigma_data);
-        double sign = s->cfg.prediction == IPT_PREDICTION_V ? -1 : 1;
+        double sign = s->cfg.prediction == IPT_PRED_V ? -1 : 1;
         c[0] = square(s->cfg.sigma_data) / total;
         c[1] = sign * s->sigma[k] * s->cfg.sigma_data / sqrt(total);
     } else if (s->kind == IPT_SAMPLER_IPNDM) {

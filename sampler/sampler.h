@@ -22,6 +22,7 @@
 #ifndef IPT_SAMPLER_SAMPLER_H
 #define IPT_SAMPLER_SAMPLER_H
 #include "core/core.h"
+#include "core/model_config.h" /* ipt_prediction */
 
 typedef enum ipt_sampler_kind {
     IPT_SAMPLER_DDIM,
@@ -69,11 +70,6 @@ typedef enum ipt_beta_schedule {
     IPT_BETA_EXP,        /* Heun's "exp" */
     IPT_BETA_SIGMOID,    /* DDPM's "sigmoid" */
 } ipt_beta_schedule;
-typedef enum ipt_prediction {
-    IPT_PREDICTION_EPSILON,
-    IPT_PREDICTION_V,
-    IPT_PREDICTION_SAMPLE
-} ipt_prediction;
 typedef enum ipt_spacing {
     IPT_SPACING_LINSPACE,
     IPT_SPACING_LEADING,

@@ -425,7 +425,7 @@ static void euler_variants(ipt_sampler *s, int32_t n)
         for (int32_t i = 0; i <= n; i++) /* n + 1 values: the run ends at the table's least */
             s->sigma[i] = rounded(exp(a + i * (b - a) / n));
     }
-    if (c->timestep_continuous && c->prediction == IPT_PREDICTION_V)
+    if (c->timestep_continuous && c->prediction == IPT_PRED_V)
         for (int32_t i = 0; i < n; i++)
             s->t[i] = rounded(0.25 * log(s->sigma[i]));
 }
@@ -597,7 +597,7 @@ static double init_noise_sigma(const ipt_sampler *s)
 static ipt_status check_signal(const ipt_sampler *s)
 {
     if (s->cls->frame != FRAME_ALPHA || s->kind == IPT_SAMPLER_IPNDM ||
-        s->cfg.prediction != IPT_PREDICTION_EPSILON)
+        s->cfg.prediction != IPT_PRED_EPSILON)
         return IPT_OK;
     for (int32_t k = 0; k < s->n_all; k++)
         if (!(s->abar[(int32_t)s->t[k]] > 0))

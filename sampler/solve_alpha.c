@@ -34,8 +34,8 @@ static void predict_x0(ipt_sampler *s, double abar, const float *m, const float 
 static void eps_coefficients(ipt_prediction pred, double abar, double *p, double *q)
 {
     double a = sqrt(abar), b = sqrt(1 - abar);
-    *p = pred == IPT_PREDICTION_EPSILON ? 0 : pred == IPT_PREDICTION_V ? b : 1 / b;
-    *q = pred == IPT_PREDICTION_EPSILON ? 1 : pred == IPT_PREDICTION_V ? a : -a / b;
+    *p = pred == IPT_PRED_EPSILON ? 0 : pred == IPT_PRED_V ? b : 1 / b;
+    *q = pred == IPT_PRED_EPSILON ? 1 : pred == IPT_PRED_V ? a : -a / b;
 }
 
 /* Timesteps between steps of an even run. */
@@ -86,7 +86,7 @@ ipt_status step_ddim_inverse(ipt_sampler *s, int32_t k, const float *m, float *x
     predict_x0(s, a, m, x, false);
     if (s->cfg.clip_sample)
         clamp_values(s->work, s->n, s->cfg.clip_sample_range);
-    if (a < 1 || s->cfg.prediction != IPT_PREDICTION_SAMPLE)
+    if (a < 1 || s->cfg.prediction != IPT_PRED_SAMPLE)
         eps_coefficients(s->cfg.prediction, a, &p, &q);
     else
         p = q = 0; /* a clean picture holds no noise to read off */

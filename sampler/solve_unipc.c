@@ -22,10 +22,10 @@ static void convert(ipt_sampler *s, int32_t k, const float *m, const float *x)
     const float *const v[2] = {x, m};
     if (s->cfg.predict_x0) {
         x0_coefficients_vp(s->cfg.prediction, s->sigma[k], &c[0], &c[1]);
-    } else if (s->cfg.prediction == IPT_PREDICTION_EPSILON) {
+    } else if (s->cfg.prediction == IPT_PRED_EPSILON) {
         c[0] = 0;
         c[1] = 1;
-    } else if (s->cfg.prediction == IPT_PREDICTION_V) {
+    } else if (s->cfg.prediction == IPT_PRED_V) {
         c[0] = sigma;
         c[1] = alpha;
     } else {

@@ -35,7 +35,7 @@ static void push_prediction(ipt_sampler *s, int32_t k, bool want_eps, const floa
     double c[2];
     const float *const v[2] = {x, m};
     level now = level_at(s, k);
-    if (want_eps && s->cfg.prediction == IPT_PREDICTION_EPSILON && !s->cfg.thresholding) {
+    if (want_eps && s->cfg.prediction == IPT_PRED_EPSILON && !s->cfg.thresholding) {
         history_push(s, m, s->t[k]);
         return;
     }

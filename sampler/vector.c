@@ -65,24 +65,24 @@ void history_push(ipt_sampler *s, const float *v, double t)
 void x0_coefficients_alpha(ipt_prediction pred, double abar, double *p, double *q)
 {
     double a = sqrt(abar), b = sqrt(1 - abar);
-    *p = pred == IPT_PREDICTION_EPSILON ? 1 / a : pred == IPT_PREDICTION_V ? a : 0;
-    *q = pred == IPT_PREDICTION_EPSILON ? -b / a : pred == IPT_PREDICTION_V ? -b : 1;
+    *p = pred == IPT_PRED_EPSILON ? 1 / a : pred == IPT_PRED_V ? a : 0;
+    *q = pred == IPT_PRED_EPSILON ? -b / a : pred == IPT_PRED_V ? -b : 1;
 }
 
 void x0_coefficients_ve(ipt_prediction pred, double sigma, double *p, double *q)
 {
     double v = square(sigma) + 1;
-    *p = pred == IPT_PREDICTION_EPSILON ? 1 : pred == IPT_PREDICTION_V ? 1 / v : 0;
-    *q = pred == IPT_PREDICTION_EPSILON ? -sigma
-         : pred == IPT_PREDICTION_V     ? -sigma / sqrt(v)
+    *p = pred == IPT_PRED_EPSILON ? 1 : pred == IPT_PRED_V ? 1 / v : 0;
+    *q = pred == IPT_PRED_EPSILON ? -sigma
+         : pred == IPT_PRED_V     ? -sigma / sqrt(v)
                                         : 1;
 }
 
 void x0_coefficients_vp(ipt_prediction pred, double sigma, double *p, double *q)
 {
     double a = 1 / sqrt(square(sigma) + 1);
-    *p = pred == IPT_PREDICTION_EPSILON ? 1 / a : pred == IPT_PREDICTION_V ? a : 0;
-    *q = pred == IPT_PREDICTION_EPSILON ? -sigma : pred == IPT_PREDICTION_V ? -sigma * a : 1;
+    *p = pred == IPT_PRED_EPSILON ? 1 / a : pred == IPT_PRED_V ? a : 0;
+    *q = pred == IPT_PRED_EPSILON ? -sigma : pred == IPT_PRED_V ? -sigma * a : 1;
 }
 
 bool solve_small(int32_t n, double *a, double *b, double *y)

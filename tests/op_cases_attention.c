@@ -35,20 +35,11 @@ static void build_lse(case_env *e, attn_size a)
 }
 
 #define TILED(id, ...)                                                                             \
-    static void id(case_env *e)                                                                    \
-    {                                                                                              \
-        build_lse(e, (attn_size){__VA_ARGS__});                                                    \
-    }
+    static void id(case_env *e) { build_lse(e, (attn_size){__VA_ARGS__}); }
 #define PLAIN(id, ...)                                                                             \
-    static void id(case_env *e)                                                                    \
-    {                                                                                              \
-        build(e, (attn_size){__VA_ARGS__}, false);                                                 \
-    }
+    static void id(case_env *e) { build(e, (attn_size){__VA_ARGS__}, false); }
 #define PROBS(id, ...)                                                                             \
-    static void id(case_env *e)                                                                    \
-    {                                                                                              \
-        build(e, (attn_size){__VA_ARGS__}, true);                                                  \
-    }
+    static void id(case_env *e) { build(e, (attn_size){__VA_ARGS__}, true); }
 /*          n  t    s    h  d    causal scale */
 TILED(one, 1, 1, 1, 1, 1, false, 1.0F)
 TILED(d1_ragged, 2, 7, 5, 3, 1, false, 0.7F)

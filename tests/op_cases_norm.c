@@ -9,7 +9,8 @@ typedef struct norm_size {
 
 static ipt_val input(case_env *e, norm_size a)
 {
-    ipt_shape s = a.h ? ipt_shape4(IPT_F32, a.n, a.h, a.w, a.c) : ipt_shape3(IPT_F32, a.n, a.w, a.c);
+    ipt_shape s =
+        a.h ? ipt_shape4(IPT_F32, a.n, a.h, a.w, a.c) : ipt_shape3(IPT_F32, a.n, a.w, a.c);
     if (!(a.mean > 0))
         return case_in(e, "x", s);
     return ipt_unary(e->g, IPT_AFFINE, case_in(e, "x", s), 1, a.mean);
@@ -35,15 +36,9 @@ static void layer(case_env *e, norm_size a)
 }
 
 #define GROUP(id, ...)                                                                             \
-    static void id(case_env *e)                                                                    \
-    {                                                                                              \
-        group(e, (norm_size){__VA_ARGS__});                                                        \
-    }
+    static void id(case_env *e) { group(e, (norm_size){__VA_ARGS__}); }
 #define LAYER(id, ...)                                                                             \
-    static void id(case_env *e)                                                                    \
-    {                                                                                              \
-        layer(e, (norm_size){__VA_ARGS__});                                                        \
-    }
+    static void id(case_env *e) { layer(e, (norm_size){__VA_ARGS__}); }
 /*              n  h   w   c    groups silu mean */
 GROUP(group_one, 1, 1, 2, 1, 1, false, 0)
 GROUP(group_each, 2, 3, 5, 6, 6, false, 0)
@@ -85,7 +80,10 @@ const op_case op_cases_norm[] = {
     {.name = "group_norm/chunks", .build = group_chunks},
     /* x + 1000 is stored in 24 (11) bits before it is normalised: the input itself is rounded. */
     {.name = "group_norm/mean", .build = group_mean, .nmse_f32 = 1e-8, .nmse_f16 = 1e-1},
-    {.name = "group_norm/mean_scalar", .build = group_mean_scalar, .nmse_f32 = 1e-8, .nmse_f16 = 1e-1},
+    {.name = "group_norm/mean_scalar",
+     .build = group_mean_scalar,
+     .nmse_f32 = 1e-8,
+     .nmse_f16 = 1e-1},
     {.name = "layer_norm/two", .build = layer_two},
     {.name = "layer_norm/odd", .build = layer_odd, .grad = true},
     {.name = "layer_norm/four", .build = layer_four, .grad = true},

@@ -408,7 +408,7 @@ static void oracle(const ipt_sampler *s, int32_t i, ipt_prediction pred, const f
     for (int e = 0; e < N; e++) {
         double eps = ((double)in[e] - a * (double)x0[e]) / b;
         double v = a * eps - b * (double)x0[e];
-        out[e] = (float)(pred == IPT_PREDICTION_EPSILON ? eps : v);
+        out[e] = (float)(pred == IPT_PRED_EPSILON ? eps : v);
     }
 }
 
@@ -462,7 +462,7 @@ static void test_perfect_model(void **state)
                           kind == IPT_SAMPLER_LCM || kind == IPT_SAMPLER_TCD ||
                           kind == IPT_SAMPLER_PNDM;
         for (int v = 0; v < 2; v++) {
-            cfg.prediction = v ? IPT_PREDICTION_V : IPT_PREDICTION_EPSILON;
+            cfg.prediction = v ? IPT_PRED_V : IPT_PRED_EPSILON;
             double e = run_oracle(*state, &cfg, kind, IPT_SCHEDULE_DEFAULT, 12, 0);
             if (!(e < (ends_noisy ? 0.3 : 2e-3)))
                 fail_msg("%s: %g from the picture", ipt_sampler_name(kind), e);

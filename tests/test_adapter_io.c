@@ -1,0 +1,391 @@
+/* tests/test_adapter_io.c - adapter files: every family, scales, hostile files.  What the factors do to
+ * pictures is tested elsewhere; here: which module, which rank, which numbers. */
+#include "tests/support.h"
+
+#include "model_io/internal.h"
+#include "text_encoder/text_encoder.h"
+#include "unet/unet.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/* --- the modules of a tiny model ------------------------------------------------------------------ */
+typedef struct model_modules {
+    ipt_ctx *ctx;
+    ipt_graph *g[3];
+    ipt_module *m;
+    char (*name)[IPT_KEY_MAX];
+    size_t n;
+} model_modules;
+
+static void add_modules(model_modules *t, ipt_graph *g, int comp)
+{
+    for (size_t i = 0; i < ipt_graph_n_weights(g); i++) {
+        ipt_shape s;
+        const char *name = ipt_graph_weight(g, i, &s);
+        size_t len = strlen(name);
+        if (len < 8 || strcmp(name + len - 7, ".weight") != 0 || s.rank < 2 || strstr(name, "embeddings"))
+            continue;
+        snprintf(t->name[t->n], IPT_KEY_MAX, "%.*s", (int)(len - 7), name);
+        t->m[t->n] = (ipt_module){.comp = comp, .name = t->name[t->n], .out = s.dim[0], .in = s.dim[s.rank - 1], .kh = 1, .kw = 1};
+        if (s.rank == 4) {
+            t->m[t->n].kh = s.dim[1];
+            t->m[t->n].kw = s.dim[2];
+        }
+        t->n++;
+    }
+}
+
+static void modules_of(ipt_ctx *ctx, const char *folder, model_modules *t)
+{
+    ipt_model *model = NULL;
+    assert_ok(ctx, ipt_model_open(ctx, folder, NULL, &model));
+    const ipt_model_config *c = ipt_model_get_config(model);
+    *t = (model_modules){.ctx = ctx, .m = calloc(2000, sizeof *t->m), .name = calloc(2000, sizeof *t->name)};
+    for (int k = 0; k < 3; k++) {
+        assert_ok(ctx, ipt_graph_create(ctx, &t->g[k]));
+        ipt_text_key key = {.batch = 1, .tokens = 77, .final_norm = true, .pooled = k == 2};
+        if (k == 0)
+            ipt_unet_build(t->g[k], &c->unet, &(ipt_unet_key){.batch = 1, .h = 16, .w = 16, .tokens = 77});
+        else if (c->has[k == 1 ? IPT_COMP_TEXT : IPT_COMP_TEXT2])
+            ipt_text_build(t->g[k], k == 1 ? &c->text : &c->text2, &key);
+        assert_ok(ctx, ipt_graph_status(t->g[k]));
+        add_modules(t, t->g[k], k == 0 ? IPT_COMP_UNET : k == 1 ? IPT_COMP_TEXT : IPT_COMP_TEXT2);
+    }
+    ipt_model_close(&model);
+}
+
+static void modules_done(model_modules *t)
+{
+    for (int k = 0; k < 3; k++)
+        ipt_graph_destroy(&t->g[k]);
+    free(t->m);
+    free(t->name);
+}
+
+/* --- published families ------------------------------------------------------------------------------ */
+static const struct {
+    const char *file, *model;
+    ipt_adapter_family family;
+    size_t n_module;
+    int32_t rank_min, rank_max;
+    float scale; /* of the first module */
+    bool conv, tucker;
+} families[] = {
+    {"golden_lora_kohya.safetensors", "sd1", IPT_ADAPTER_KOHYA, 90, 4, 4, 0.5f, false, false},
+    {"golden_lora_locon.safetensors", "sd1", IPT_ADAPTER_KOHYA, 121, 2, 2, 0.5f, true, false},
+    {"golden_lora_locon_cp.safetensors", "sd1", IPT_ADAPTER_KOHYA, 51, 2, 2, 1, true, true},
+    {"golden_lora_attnprocs.safetensors", "sd1", IPT_ADAPTER_ATTN_PROCS, 68, 3, 3, 1, false, false},
+    {"golden_lora_diffusers.safetensors", "sd1", IPT_ADAPTER_DIFFUSERS, 68, 2, 4, 1, false, false},
+    {"golden_lora_peft.safetensors", "sd1", IPT_ADAPTER_PEFT, 80, 4, 4, 1, false, false},
+    {"golden_lora_peft_metadata.safetensors", "sd1", IPT_ADAPTER_PEFT, 80, 4, 4, 1.5f, false, false},
+    {"golden_lora_peft_folder", "sd1", IPT_ADAPTER_PEFT, 36, 4, 4, 1.5f, true, false},
+    {"golden_lora_sdxl_kohya.safetensors", "sdxl", IPT_ADAPTER_KOHYA, 273, 2, 2, 1, true, false},
+};
+
+static void test_families(void **state)
+{
+    (void)state;
+    ipt_ctx *ctx = test_ctx();
+    for (size_t i = 0; i < IPT_COUNT(families); i++) {
+        char path[512], folder[512];
+        model_modules t;
+        ipt_adapter_file *f = NULL;
+        snprintf(folder, sizeof folder, IPT_TEST_DATA "/models/%s", families[i].model);
+        snprintf(path, sizeof path, IPT_TEST_DATA "/%s", families[i].file);
+        modules_of(ctx, folder, &t);
+        assert_ok(ctx, ipt_adapter_open(ctx, path, t.m, t.n, &f));
+        if (f->n_unmatched)
+            fail_msg("%s: %zu unmatched: %s", path, f->n_unmatched, f->unmatched[0]);
+        assert_int_equal(f->family, families[i].family);
+        assert_int_equal(f->n_module, families[i].n_module);
+        assert_int_equal(f->rank_min, families[i].rank_min);
+        assert_int_equal(f->rank_max, families[i].rank_max);
+        assert_true(fabsf(f->module[0].scale - families[i].scale) < 1e-6f);
+        assert_true(f->has_conv == families[i].conv && f->has_tucker == families[i].tucker);
+        ipt_adapter_close(&f);
+        modules_done(&t);
+    }
+    ipt_ctx_destroy(&ctx);
+}
+
+static void test_words_and_hashes(void **state)
+{
+    (void)state;
+    ipt_ctx *ctx = test_ctx();
+    model_modules t;
+    ipt_adapter_file *f = NULL;
+    char *bytes = NULL, hex[65];
+    size_t n = 0;
+    uint8_t digest[32];
+    ipt_sha256 h;
+    modules_of(ctx, IPT_TEST_DATA "/models/sd1", &t);
+    assert_ok(ctx, ipt_adapter_open(ctx, IPT_TEST_DATA "/golden_lora_kohya.safetensors", t.m, t.n, &f));
+    assert_string_equal(f->name, "golden_lora_kohya");
+    assert_int_equal(f->n_word, 2);
+    assert_string_equal(f->word[0], "sks");
+    assert_string_equal(f->word[1], "dog");
+    assert_string_equal(f->sha256, "");
+    ipt_adapter_hash(f);
+    assert_ok(ctx, ipt_file_read(ctx, f->path, 1 << 24, &bytes, &n));
+    ipt_sha256_init(&h);
+    ipt_sha256_update(&h, bytes, n);
+    ipt_sha256_final(&h, digest);
+    ipt_hex(digest, 32, hex);
+    assert_string_equal(f->sha256, hex);
+    assert_memory_equal(f->autov2, hex, 10);
+    assert_int_equal(strlen(f->autov3), 12);
+    ipt_free(bytes);
+    ipt_adapter_close(&f);
+    modules_done(&t);
+    ipt_ctx_destroy(&ctx);
+}
+
+/* --- files made here ------------------------------------------------------------------------------------ */
+static const ipt_module toy[] = {
+    {IPT_COMP_UNET, "down_blocks.0.resnets.0.conv1", 3, 2, 3, 3},
+    {IPT_COMP_UNET, "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q", 4, 4, 1, 1},
+    {IPT_COMP_UNET, "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_out.0", 4, 4, 1, 1},
+    {IPT_COMP_TEXT, "text_model.encoder.layers.0.self_attn.k_proj", 4, 4, 1, 1},
+};
+#define Q "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+#define C "lora_unet_down_blocks_0_resnets_0_conv1"
+
+typedef struct toy_tensor {
+    const char *name;
+    int64_t dim[4];
+    uint8_t rank;
+    float fill; /* value of every element: NAN, or else fill + index */
+} toy_tensor;
+
+static uint8_t *toy_file(ipt_ctx *ctx, const toy_tensor *t, size_t n, const ipt_st_meta *meta, size_t n_meta, size_t *size)
+{
+    char path[512], *bytes = NULL;
+    ipt_st_write w[16];
+    float *data[16];
+    snprintf(path, sizeof path, "/tmp/ipt_test_adapter_%ld.safetensors", (long)getpid());
+    for (size_t i = 0; i < n; i++) {
+        size_t count = 1;
+        w[i] = (ipt_st_write){.name = t[i].name, .dtype = IPT_ST_F32, .rank = t[i].rank};
+        for (int d = 0; d < t[i].rank; d++) {
+            w[i].dim[d] = t[i].dim[d];
+            count *= (size_t)t[i].dim[d];
+        }
+        data[i] = calloc(count + 1, sizeof(float));
+        for (size_t e = 0; e < count; e++)
+            data[i][e] = t[i].fill + (float)e;
+        w[i].data = data[i];
+    }
+    assert_ok(ctx, ipt_safetensors_write(ctx, path, w, n, meta, n_meta));
+    assert_ok(ctx, ipt_file_read(ctx, path, 1 << 20, &bytes, size));
+    for (size_t i = 0; i < n; i++)
+        free(data[i]);
+    unlink(path);
+    return (uint8_t *)bytes;
+}
+
+static void test_refused(void **state)
+{
+    (void)state;
+    static const struct {
+        toy_tensor t[3];
+        size_t n;
+        ipt_status want;
+        const char *says;
+    } rows[] = {
+        {{{Q ".lora_down.weight", {2, 5}, 2, 0}, {Q ".lora_up.weight", {4, 2}, 2, 0}}, 2, IPT_ERR_SHAPE, "found shape [2,5], expected [2,4]"},
+        {{{Q ".lora_down.weight", {2, 4}, 2, 0}, {Q ".lora_up.weight", {5, 2}, 2, 0}}, 2, IPT_ERR_SHAPE, "found shape [5,2], expected [4,2]"},
+        {{{Q ".lora_down.weight", {2, 4}, 2, 0}, {Q ".lora_up.weight", {4, 3}, 2, 0}}, 2, IPT_ERR_SHAPE, "found shape [4,3], expected [4,2]"},
+        {{{Q ".lora_down.weight", {0, 4}, 2, 0}, {Q ".lora_up.weight", {4, 0}, 2, 0}}, 2, IPT_ERR_SHAPE, "rank"},
+        {{{Q ".lora_down.weight", {2, 4}, 2, NAN}, {Q ".lora_up.weight", {4, 2}, 2, 0}}, 2, IPT_ERR_FORMAT, "element 0 is NaN"},
+        {{{Q ".lora_down.weight", {2, 4}, 2, 0}, {Q ".lora_up.weight", {4, 2}, 2, INFINITY}}, 2, IPT_ERR_FORMAT, "is infinite"},
+        {{{Q ".lora_down.weight", {2, 4}, 2, 0}}, 1, IPT_ERR_FORMAT, "but not '" Q ".lora_up.weight'"},
+        {{{Q ".lora_down.weight", {2, 4}, 2, 0}, {Q ".lora_up.weight", {4, 2}, 2, 0}, {Q ".alpha", {2}, 1, 1}}, 3, IPT_ERR_SHAPE, "found 2 elements"},
+        {{{Q ".lora_down.weight", {2, 4}, 2, 0}, {Q ".lora_up.weight", {4, 2}, 2, 0}, {Q ".alpha", {0}, 0, NAN}}, 3, IPT_ERR_FORMAT, "NaN"},
+        {{{C ".lora_down.weight", {2, 2, 1, 1}, 4, 0}, {C ".lora_up.weight", {3, 2, 1, 1}, 4, 0}}, 2, IPT_ERR_SHAPE, "expected [2,2,3,3]"},
+        {{{C ".lora_down.weight", {2, 2, 1, 1}, 4, 0}, {C ".lora_up.weight", {3, 2, 1, 1}, 4, 0}, {C ".lora_mid.weight", {2, 1, 3, 3}, 4, 0}}, 3,
+         IPT_ERR_SHAPE, "lora_mid"},
+        {{{Q ".lokr_w1", {2, 2}, 2, 0}, {Q ".lokr_w2", {2, 2}, 2, 0}}, 2, IPT_ERR_UNSUPPORTED, "LoKr adapter ('" Q ".lokr_w1'): not supported yet"},
+        {{{Q ".hada_w1_a", {2, 2}, 2, 0}}, 1, IPT_ERR_UNSUPPORTED, "LoHa"},
+        {{{Q ".dora_scale", {4, 1}, 2, 0}}, 1, IPT_ERR_UNSUPPORTED, "DoRA"},
+        {{{Q ".diff", {4, 4}, 2, 0}}, 1, IPT_ERR_UNSUPPORTED, "whole weight differences"},
+        {{{"model.diffusion_model.out.2.weight", {4, 4}, 2, 0}}, 1, IPT_ERR_FORMAT, "this is a checkpoint"},
+        {{{"something", {4}, 1, 0}}, 1, IPT_ERR_MISSING, "none of its 1 keys ('something' ...)"},
+        {{{"", {0}, 0, 0}}, 0, IPT_ERR_FORMAT, "no tensors"},
+    };
+    ipt_ctx *ctx = test_ctx();
+    for (size_t i = 0; i < IPT_COUNT(rows); i++) {
+        size_t n = 0;
+        uint8_t *p = toy_file(ctx, rows[i].t, rows[i].n, NULL, 0, &n);
+        ipt_adapter_file *f = NULL;
+        ipt_status s = ipt_adapter_open_memory(ctx, "bad.safetensors", p, n, toy, IPT_COUNT(toy), &f);
+        const char *text = ipt_last_error(ctx);
+        if (s != rows[i].want || !strstr(text, rows[i].says) || strncmp(text, "bad.safetensors: ", 17) != 0)
+            fail_msg("row %zu: %s: %s", i, ipt_status_name(s), text);
+        assert_null(f);
+        ipt_free(p);
+    }
+    ipt_ctx_destroy(&ctx);
+}
+
+/* Stacked operands: order of the kernel's rows, scale, column. */
+static void test_pack(void **state)
+{
+    (void)state;
+    ipt_ctx *ctx = test_ctx();
+    static const toy_tensor t[] = {
+        {C ".lora_down.weight", {2, 2, 3, 3}, 4, 0},
+        {C ".lora_up.weight", {3, 2, 1, 1}, 4, 1},
+        {C ".alpha", {1}, 1, 1},
+        {"lora_te_text_model_encoder_layers_0_self_attn_k_proj.lora_down.weight", {1, 4}, 2, 5},
+        {"lora_te_text_model_encoder_layers_0_self_attn_k_proj.lora_up.weight", {4, 1}, 2, 1},
+        {"lora_te_other.lora_up.weight", {4, 1}, 2, 1},
+    };
+    size_t n = 0;
+    uint8_t *p = toy_file(ctx, t, IPT_COUNT(t), NULL, 0, &n);
+    ipt_adapter_file *f = NULL;
+    assert_ok(ctx, ipt_adapter_open_memory(ctx, "p", p, n, toy, IPT_COUNT(toy), &f));
+    assert_int_equal(f->n_module, 2);
+    assert_int_equal(f->n_unmatched, 1);
+    assert_string_equal(f->unmatched[0], "lora_te_other.lora_up.weight");
+    const ipt_adapter_module *m = &f->module[0];
+    assert_int_equal(m->module, 0);
+    assert_true(m->scale == 0.5f && m->alpha == 1.0f);
+    enum { R = 5, K = 18, O = 3 };
+    float a[K * R], b[R * O];
+    for (int i = 0; i < K * R; i++)
+        a[i] = -1;
+    for (int i = 0; i < R * O; i++)
+        b[i] = -1;
+    ipt_adapter_pack(m, a, b, R, 2);
+    for (int ky = 0; ky < 3; ky++)
+        for (int kx = 0; kx < 3; kx++)
+            for (int i = 0; i < 2; i++)
+                for (int r = 0; r < R; r++) {
+                    float want = r >= 2 && r < 4 ? (float)(((r - 2) * 2 + i) * 9 + ky * 3 + kx) : -1;
+                    assert_true(a[((ky * 3 + kx) * 2 + i) * R + r] == want);
+                }
+    for (int r = 0; r < R; r++)
+        for (int o = 0; o < O; o++)
+            assert_true(b[r * O + o] == (r >= 2 && r < 4 ? 0.5f * (float)(1 + o * 2 + r - 2) : -1));
+    ipt_adapter_close(&f);
+    ipt_free(p);
+    ipt_ctx_destroy(&ctx);
+}
+
+/* Tucker: the expanded factor equals mid x down, term by term. */
+static void test_tucker(void **state)
+{
+    (void)state;
+    ipt_ctx *ctx = test_ctx();
+    static const toy_tensor t[] = {
+        {C ".lora_down.weight", {2, 2, 1, 1}, 4, 1},
+        {C ".lora_mid.weight", {2, 2, 3, 3}, 4, 0},
+        {C ".lora_up.weight", {3, 2, 1, 1}, 4, 1},
+    };
+    size_t n = 0;
+    uint8_t *p = toy_file(ctx, t, IPT_COUNT(t), NULL, 0, &n);
+    ipt_adapter_file *f = NULL;
+    assert_ok(ctx, ipt_adapter_open_memory(ctx, "p", p, n, toy, IPT_COUNT(toy), &f));
+    assert_true(f->has_tucker && f->module[0].rank == 2);
+    for (int a = 0; a < 2; a++)
+        for (int i = 0; i < 2; i++)
+            for (int k = 0; k < 9; k++) {
+                float want = 0;
+                for (int b = 0; b < 2; b++)
+                    want += (float)((a * 2 + b) * 9 + k) * (float)(1 + b * 2 + i);
+                assert_true(fabsf(f->module[0].down_f32[(a * 2 + i) * 9 + k] - want) < 1e-4f);
+            }
+    ipt_adapter_close(&f);
+    ipt_free(p);
+    ipt_ctx_destroy(&ctx);
+}
+
+/* cloneofsimo: numbers instead of names, words beside them. */
+static void test_ordinals(void **state)
+{
+    (void)state;
+    ipt_ctx *ctx = test_ctx();
+    static const toy_tensor t[] = {
+        {"unet:0:down", {1, 4}, 2, 1},         {"unet:0:up", {4, 1}, 2, 1},         {"unet:1:down", {1, 4}, 2, 1}, {"unet:1:up", {4, 1}, 2, 1},
+        {"unet:2:down", {1, 4}, 2, 1},         {"unet:2:up", {4, 1}, 2, 1},         {"unet:3:down", {1, 4}, 2, 1}, {"unet:3:up", {4, 1}, 2, 1},
+        {"text_encoder:0:down", {1, 4}, 2, 1}, {"text_encoder:0:up", {4, 1}, 2, 1}, {"<s1>", {4}, 1, 1},
+    };
+    const ipt_st_meta meta[] = {{"<s1>", "<embed>"}, {"unet", "[\"CrossAttention\", \"Attention\", \"GEGLU\"]"}};
+    size_t n = 0;
+    uint8_t *p = toy_file(ctx, t, IPT_COUNT(t), meta, 2, &n);
+    ipt_adapter_file *f = NULL;
+    assert_ok(ctx, ipt_adapter_open_memory(ctx, "p", p, n, toy, IPT_COUNT(toy), &f));
+    assert_int_equal(f->family, IPT_ADAPTER_CLONEOFSIMO);
+    assert_int_equal(f->n_module, 3);
+    assert_int_equal(f->module[0].module, 1); /* attn1.to_q */
+    assert_int_equal(f->module[1].module, 2); /* attn1.to_out.0 */
+    assert_int_equal(f->module[2].module, 3);
+    assert_int_equal(f->n_unmatched, 4); /* to_k and to_v are not in the toy's list */
+    assert_int_equal(f->n_embedding, 1);
+    assert_string_equal(f->embedding[0].word, "<s1>");
+    ipt_adapter_close(&f);
+    ipt_free(p);
+    ipt_ctx_destroy(&ctx);
+}
+
+static void test_not_adapters(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *path;
+        ipt_status want;
+        const char *says;
+    } rows[] = {
+        {IPT_TEST_DATA "/models/sd1", IPT_ERR_MISSING, "a folder without adapter_model.safetensors"},
+        {IPT_TEST_DATA "/models/sd1/model_index.json", IPT_ERR_FORMAT, "this is text"},
+        {IPT_TEST_DATA "/model_sd1_single_f16.safetensors", IPT_ERR_FORMAT, "this is a checkpoint"},
+        {IPT_TEST_DATA "/nonexistent", IPT_ERR_IO, "No such file"},
+    };
+    ipt_ctx *ctx = test_ctx();
+    for (size_t i = 0; i < IPT_COUNT(rows); i++) {
+        ipt_adapter_file *f = NULL;
+        ipt_status s = ipt_adapter_open(ctx, rows[i].path, toy, IPT_COUNT(toy), &f);
+        if (s != rows[i].want || !strstr(ipt_last_error(ctx), rows[i].says))
+            fail_msg("%s: %s: %s", rows[i].path, ipt_status_name(s), ipt_last_error(ctx));
+    }
+    ipt_ctx_destroy(&ctx);
+}
+
+static void test_oom(void **state)
+{
+    (void)state;
+    ipt_ctx *ctx = NULL;
+    assert_int_equal(ipt_ctx_create(NULL, NULL, &ctx), IPT_OK);
+    model_modules t;
+    modules_of(ctx, IPT_TEST_DATA "/models/sd1", &t);
+    static const char *const files[] = {IPT_TEST_DATA "/golden_lora_locon_cp.safetensors", IPT_TEST_DATA "/golden_lora_peft_folder"};
+    for (size_t k = 0; k < IPT_COUNT(files); k++) {
+        ipt_adapter_file *f = NULL;
+        uint64_t before = ipt_alloc_count(ctx);
+        assert_ok(ctx, ipt_adapter_open(ctx, files[k], t.m, t.n, &f));
+        uint64_t n = ipt_alloc_count(ctx) - before;
+        ipt_adapter_close(&f);
+        for (uint64_t i = 1; i <= n; i++) {
+            ipt_alloc_fail_after(ctx, i);
+            ipt_status s = ipt_adapter_open(ctx, files[k], t.m, t.n, &f);
+            ipt_alloc_fail_after(ctx, 0);
+            if (s != IPT_ERR_NOMEM)
+                fail_msg("%s: allocation %" PRIu64 ": %s", files[k], i, ipt_status_name(s));
+        }
+    }
+    modules_done(&t);
+    ipt_ctx_destroy(&ctx);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_families), cmocka_unit_test(test_words_and_hashes), cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_pack),     cmocka_unit_test(test_tucker),           cmocka_unit_test(test_ordinals),
+        cmocka_unit_test(test_not_adapters), cmocka_unit_test(test_oom),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

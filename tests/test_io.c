@@ -1,0 +1,708 @@
+/* tests/test_io.c - model_io: the safetensors container, hostile files, key maps, configs, weight
+ * stores.  Adapter files: test_adapter_io.c. */
+#include "tests/support.h"
+
+#include "model_io/internal.h"
+#include "text_encoder/text_encoder.h"
+#include "unet/unet.h"
+#include "vae/vae.h"
+
+#include <jansson.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define MODELS IPT_TEST_DATA "/models/"
+
+/* --- the container ----------------------------------------------------------------------------- */
+/* A file in memory: header text (its length written in front) and n_data zero bytes. */
+static uint8_t *make_file(const char *header, size_t n_data, size_t *size)
+{
+    size_t n = strlen(header);
+    uint8_t *p = calloc(1, 8 + n + n_data + 1);
+    assert_non_null(p);
+    for (int i = 0; i < 8; i++)
+        p[i] = (uint8_t)((uint64_t)n >> (8 * i));
+    memcpy(p + 8, header, n);
+    *size = 8 + n + n_data;
+    return p;
+}
+
+static void temp_path(char *buf, size_t n, const char *name)
+{
+    const char *dir = getenv("TMPDIR");
+    snprintf(buf, n, "%s/ipt_test_io_%ld_%s", dir ? dir : "/tmp", (long)getpid(), name);
+}
+
+static void test_roundtrip(void **state)
+{
+    (void)state;
+    ipt_ctx *ctx = test_ctx();
+    char path[512];
+    static const float f32[6] = {1, -2, 0.5f, 3e30f, -0.0f, 7};
+    static const uint16_t f16[2] = {0x3c00, 0xc000};
+    static const int32_t i32[1] = {-5};
+    const ipt_st_write t[] = {
+        {"a.weight", IPT_ST_F32, 2, {2, 3}, f32},
+        {"half \"x\"", IPT_ST_F16, 1, {2}, f16},
+        {"scalar", IPT_ST_I32, 0, {0}, i32},
+        {"empty", IPT_ST_F32, 2, {0, 4}, NULL},
+    };
+    const ipt_st_meta meta[] = {{"made_by", "test_io"}, {"k\xc3\xa4se", "\xe2\x82\xac"}};
+    temp_path(path, sizeof path, "rt.safetensors");
+    assert_ok(ctx, ipt_safetensors_write(ctx, path, t, 4, meta, 2));
+    ipt_safetensors *st = NULL;
+    assert_ok(ctx, ipt_safetensors_open(ctx, path, &st));
+    assert_int_equal(ipt_safetensors_count(st), 4);
+    assert_string_equal(ipt_safetensors_meta(st, "made_by"), "test_io");
+    assert_string_equal(ipt_safetensors_meta(st, "k\xc3\xa4se"), "\xe2\x82\xac");
+    assert_null(ipt_safetensors_meta(st, "other"));
+    const ipt_st_tensor *a = ipt_safetensors_find(st, "a.weight");
+    assert_non_null(a);
+    assert_int_equal(a->rank, 2);
+    assert_int_equal(a->dim[1], 3);
+    assert_memory_equal(a->data, f32, sizeof f32);
+    ipt_safetensors_release(st, a);
+    assert_memory_equal(a->data, f32, sizeof f32); /* comes back from the file */
+    float v[2];
+    ipt_st_to_f32(ipt_safetensors_find(st, "half \"x\""), 0, 2, v);
+    assert_true(v[0] == 1.0f && v[1] == -2.0f);
+    assert_true(ipt_st_get(ipt_safetensors_find(st, "scalar"), 0) == -5.0f);
+    assert_int_equal(ipt_safetensors_find(st, "empty")->count, 0);
+    assert_null(ipt_safetensors_find(st, "b"));
+    ipt_safetensors_close(&st);
+    const ipt_st_write twice[] = {t[0], t[0]};
+    assert_int_equal(ipt_safetensors_write(ctx, path, twice, 2, NULL, 0), IPT_ERR_ARG);
+    assert_int_equal(ipt_safetensors_write(ctx, "/nonexistent/x", t, 1, NULL, 0), IPT_ERR_OUTPUT);
+    unlink(path);
+    ipt_ctx_destroy(&ctx);
+}
+
+static void test_dtypes(void **state)
+{
+    (void)state;
+    static const double f64 = -1.5;
+    static const float f32 = 0.1f;
+    static const uint16_t f16 = 0x3555, bf16 = 0x3eab, inf16 = 0x7c00;
+    static const uint8_t e4m3 = 0x38, e4m3_nan = 0x7f, e5m2 = 0x3c, e5m2_inf = 0x7c;
+    static const int64_t i64 = 1 << 20;
+    static const int8_t i8 = -3;
+    static const int16_t i16 = -300;
+    static const struct {
+        ipt_st_dtype t;
+        const void *p;
+        double want; /* NAN: not finite */
+    } rows[] = {
+        {IPT_ST_F64, &f64, -1.5},           {IPT_ST_F32, &f32, 0.1f},          {IPT_ST_F16, &f16, 0.333251953125},
+        {IPT_ST_BF16, &bf16, 0.333984375},  {IPT_ST_F16, &inf16, (double)NAN}, {IPT_ST_F8_E4M3, &e4m3, 1},
+        {IPT_ST_F8_E4M3, &e4m3_nan, (double)NAN}, {IPT_ST_F8_E5M2, &e5m2, 1},  {IPT_ST_F8_E5M2, &e5m2_inf, (double)NAN},
+        {IPT_ST_I64, &i64, 1 << 20},        {IPT_ST_I8, &i8, -3},              {IPT_ST_I16, &i16, -300},
+        {IPT_ST_U8, &e4m3, 0x38},
+    };
+    for (size_t i = 0; i < IPT_COUNT(rows); i++) {
+        ipt_st_tensor t = {.name = "x", .dtype = rows[i].t, .data = rows[i].p, .count = 1};
+        size_t bad = 9;
+        float v = 0;
+        ipt_st_to_f32(&t, 0, 1, &v);
+        if (isnan(rows[i].want)) {
+            assert_false(ipt_st_finite(&t, &bad));
+            assert_int_equal(bad, 0);
+            continue;
+        }
+        assert_true(ipt_st_finite(&t, NULL));
+        assert_true((double)v == rows[i].want && (double)ipt_st_get(&t, 0) == rows[i].want);
+    }
+}
+
+/* Headers that must be refused, with words that the message must contain. */
+static const struct {
+    const char *header;
+    size_t n_data;
+    const char *says;
+} bad_headers[] = {
+    {"{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]}}", 4, "outside the file's 4 data bytes (truncated file?)"},
+    {"{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,4]}}", 8, "key 'a': found 4 bytes, expected 8 for F32 [2]"},
+    {"{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]},\"b\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[4,8]}}", 8,
+     "keys 'a' and 'b' overlap"},
+    {"{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]},\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[4,8]}}", 8,
+     "duplicate"},
+    {"{\"a\":{\"dtype\":\"Q4\",\"shape\":[1],\"data_offsets\":[0,4]}}", 4, "key 'a': unknown dtype 'Q4'"},
+    {"{\"a\":{\"dtype\":\"F32\",\"shape\":[-1],\"data_offsets\":[0,4]}}", 4, "dimension 0"},
+    {"{\"a\":{\"dtype\":\"F32\",\"shape\":[1.5],\"data_offsets\":[0,4]}}", 4, "dimension 0"},
+    {"{\"a\":{\"dtype\":\"F32\",\"shape\":[1,1,1,1,1,1,1,1,1],\"data_offsets\":[0,4]}}", 4, "9 dimensions"},
+    {"{\"a\":{\"dtype\":\"F32\",\"shape\":[4294967296,4294967296,4294967296],\"data_offsets\":[0,4]}}", 4, "overflows"},
+    {"{\"a\":{\"dtype\":\"F64\",\"shape\":[4611686018427387904],\"data_offsets\":[0,0]}}", 4, "overflows"},
+    {"{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[4,0]}}", 8, "outside"},
+    {"{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[-4,0]}}", 8, "outside"},
+    {"{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0]}}", 8, "not two numbers"},
+    {"{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,1e3]}}", 8, "not two numbers"},
+    {"{\"a\":{\"dtype\":\"F32\",\"data_offsets\":[0,4]}}", 8, "expected a list"},
+    {"{\"a\":[]}", 8, "expected an object"},
+    {"{\"a\":{\"shape\":[1],\"data_offsets\":[0,4]}}", 8, "expected an object with dtype"},
+    {"{\"__metadata__\":{\"a\":1}}", 0, "not a string"},
+    {"{\"__metadata__\":[]}", 0, "not an object"},
+    {"[1,2]", 0, "not a JSON object"},
+    {"{\"a\":", 0, "not valid JSON"},
+    {"{\"a\\u0000b\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]}}", 8, "not valid JSON"},
+};
+
+static void test_bad_headers(void **state)
+{
+    (void)state;
+    ipt_ctx *ctx = test_ctx();
+    for (size_t i = 0; i < IPT_COUNT(bad_headers); i++) {
+        size_t n = 0;
+        uint8_t *p = make_file(bad_headers[i].header, bad_headers[i].n_data, &n);
+        ipt_safetensors *st = NULL;
+        ipt_status s = ipt_safetensors_open_memory(ctx, "x.safetensors", p, n, &st);
+        if (s != IPT_ERR_FORMAT || !strstr(ipt_last_error(ctx), bad_headers[i].says) ||
+            strncmp(ipt_last_error(ctx), "x.safetensors: ", 15) != 0 || strchr(ipt_last_error(ctx), '\n'))
+            fail_msg("header %zu: %s: %s", i, ipt_status_name(s), ipt_last_error(ctx));
+        assert_null(st);
+        free(p);
+    }
+    ipt_ctx_destroy(&ctx);
+}
+
+/* Whole files that are something else. */
+static void test_other_files(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *bytes;
+        size_t n;
+        const char *says;
+    } files[] = {
+        {"", 0, "the file is empty"},
+        {"PK\003\004rest of a zip", 18, "zip archive or PyTorch pickle"},
+        {"\x80\x02}q\x00(U\x03" "abc", 11, "Python pickle"},
+        {"GGUF\x03\0\0\0\0\0\0\0", 12, "a GGUF file"},
+        {"just some words in a file\n", 26, "this is text"},
+        {"<!DOCTYPE html><html>", 21, "web page"},
+        {"version https://git-lfs.github.com/spec/v1\noid", 46, "Git LFS pointer"},
+        {"\x89PNG\r\n\x1a\n....", 12, "PNG"},
+        {"\xff\xd8\xff\xe0....", 8, "JPEG"},
+        {"\x10\0\0", 3, "file has 3 bytes"},
+        {"\x28\x23\0\0\0\0\0\0{}", 10, "header says 9000 bytes, file has 10"},
+        {"\xff\xff\xff\xff\xff\xff\xff\x7f{}", 10, "header says 9223372036854775807 bytes, file has 10"},
+        {"\0\0\0\0\0\0\0\0", 8, "not valid JSON"},
+    };
+    ipt_ctx *ctx = test_ctx();
+    char path[512];
+    temp_path(path, sizeof path, "bad.safetensors");
+    for (size_t i = 0; i < IPT_COUNT(files); i++) {
+        ipt_safetensors *st = NULL;
+        ipt_model *m = NULL;
+        assert_ok(ctx, ipt_file_write(ctx, path, files[i].bytes, files[i].n));
+        ipt_status s = ipt_safetensors_open(ctx, path, &st);
+        if (s != IPT_ERR_FORMAT || !strstr(ipt_last_error(ctx), files[i].says) || !strstr(ipt_last_error(ctx), path))
+            fail_msg("file %zu: %s: %s", i, ipt_status_name(s), ipt_last_error(ctx));
+        assert_int_equal(ipt_model_open(ctx, path, NULL, &m), IPT_ERR_FORMAT);
+    }
+    unlink(path);
+    ipt_safetensors *st = NULL;
+    assert_int_equal(ipt_safetensors_open(ctx, path, &st), IPT_ERR_IO);
+    assert_int_equal(ipt_safetensors_open(ctx, "/tmp", &st), IPT_ERR_IO);
+    assert_non_null(strstr(ipt_last_error(ctx), "is a folder"));
+    ipt_ctx_destroy(&ctx);
+}
+
+/* --- models ---------------------------------------------------------------------------------------- */
+static const char *const layouts[][2] = {
+    /* file or folder, folder of configs (single files only) */
+    {MODELS "sd1", NULL},
+    {MODELS "sd2", NULL},
+    {MODELS "sdxl", NULL},
+    {MODELS "lcm", NULL},
+    {IPT_TEST_DATA "/model_sd1_single_f16.safetensors", MODELS "sd1"},
+    {IPT_TEST_DATA "/model_sd1_single_bf16.safetensors", MODELS "sd1"},
+    {IPT_TEST_DATA "/model_sd1_single_fp8.safetensors", MODELS "sd1"},
+    {IPT_TEST_DATA "/model_sd2_single_f16.safetensors", MODELS "sd2"},
+    {IPT_TEST_DATA "/model_sdxl_single_f16.safetensors", MODELS "sdxl"},
+    {IPT_TEST_DATA "/model_sdxl_single_f16.safetensors", NULL},
+};
+
+static void build_part(ipt_graph *g, const ipt_model_config *c, int comp)
+{
+    if (comp == IPT_COMP_UNET) {
+        ipt_unet_build(g, &c->unet, &(ipt_unet_key){.batch = 1, .h = 16, .w = 16, .tokens = 77});
+    } else if (comp == IPT_COMP_VAE) {
+        ipt_vae_decode_build(g, &c->vae, 1, 8, 8, IPT_F32);
+    } else {
+        bool two = comp == IPT_COMP_TEXT2;
+        ipt_text_key key = {.batch = 1, .tokens = 77, .final_norm = true, .pooled = two};
+        ipt_text_build(g, two ? &c->text2 : &c->text, &key);
+    }
+}
+
+/* Everything a component's graphs ask for.  Ownership: caller frees both. */
+static size_t wants_of(ipt_ctx *ctx, const ipt_model_config *c, int comp, ipt_graph *g[2], ipt_want **want)
+{
+    size_t n = 0;
+    *want = NULL;
+    for (int k = 0; k < 2; k++) {
+        assert_ok(ctx, ipt_graph_create(ctx, &g[k]));
+        if (k == 0)
+            build_part(g[k], c, comp);
+        else if (comp == IPT_COMP_VAE) /* one name cannot mean two sizes in one graph */
+            ipt_vae_encode_build(g[k], &c->vae, 1, 8 * ipt_vae_factor(&c->vae), 8 * ipt_vae_factor(&c->vae), IPT_F32);
+        assert_ok(ctx, ipt_graph_status(g[k]));
+        size_t more = ipt_graph_n_weights(g[k]);
+        *want = realloc(*want, (n + more + 1) * sizeof **want);
+        for (size_t i = 0; i < more; i++, n++)
+            (*want)[n].name = ipt_graph_weight(g[k], i, &(*want)[n].shape);
+    }
+    return n;
+}
+
+static void test_models_complete(void **state)
+{
+    (void)state;
+    ipt_ctx *ctx = test_ctx();
+    for (size_t k = 0; k < IPT_COUNT(layouts); k++) {
+        ipt_model *m = NULL;
+        ipt_model_opts o = {.config_dir = layouts[k][1]};
+        assert_ok(ctx, ipt_model_open(ctx, layouts[k][0], &o, &m));
+        const ipt_model_config *c = ipt_model_get_config(m);
+        for (int comp = 0; comp < IPT_COMP_COUNT; comp++) {
+            ipt_graph *g[2];
+            ipt_want *want;
+            ipt_check check;
+            if (!c->has[comp]) {
+                assert_int_equal(comp, IPT_COMP_TEXT2);
+                continue;
+            }
+            size_t n = wants_of(ctx, c, comp, g, &want);
+            assert_ok(ctx, ipt_model_check(m, comp, want, n, &check));
+            assert_ok(ctx, ipt_check_status(m, comp, &check));
+            if (check.n_bound != n || check.n_unclaimed != 0)
+                fail_msg("%s %s: %zu of %zu bound, unclaimed %zu: %s", layouts[k][0], ipt_comp_name(comp), check.n_bound, n,
+                         check.n_unclaimed, check.n_unclaimed ? check.unclaimed[0] : "");
+            ipt_check_finish(&check);
+            free(want);
+            ipt_graph_destroy(&g[0]);
+            ipt_graph_destroy(&g[1]);
+        }
+        ipt_model_close(&m);
+    }
+    ipt_ctx_destroy(&ctx);
+}
+
+/* The same weights must come out of a folder and of a single file of the same model. */
+static void compare_layouts(ipt_ctx *ctx, const char *folder, const char *single, double rel, double abs_tol)
+{
+    ipt_model *m[2] = {NULL};
+    ipt_model_opts o = {.config_dir = folder};
+    assert_ok(ctx, ipt_model_open(ctx, folder, NULL, &m[0]));
+    assert_ok(ctx, ipt_model_open(ctx, single, &o, &m[1]));
+    const ipt_model_config *c = ipt_model_get_config(m[0]);
+    for (int comp = 0; comp < IPT_COMP_COUNT; comp++) {
+        ipt_graph *g[2];
+        ipt_want *want;
+        ipt_weights *w[2] = {NULL};
+        if (!c->has[comp])
+            continue;
+        size_t n = wants_of(ctx, c, comp, g, &want);
+        for (int k = 0; k < 2; k++)
+            assert_ok(ctx, ipt_model_weights(m[k], comp, NULL, IPT_F32, "pre.", &w[k]));
+        for (size_t i = 0; i < n; i++) {
+            char name[256];
+            size_t count = ipt_shape_count(&want[i].shape);
+            double *a = calloc(count, sizeof *a), *b = calloc(count, sizeof *b);
+            snprintf(name, sizeof name, "%s%s", i % 2 ? "pre." : "", want[i].name);
+            assert_ok(ctx, w[0]->read(w[0], name, &want[i].shape, a));
+            assert_ok(ctx, w[1]->read(w[1], name, &want[i].shape, b));
+            for (size_t e = 0; e < count; e++) {
+                if (!(fabs(a[e] - b[e]) <= rel * fabs(a[e]) + abs_tol))
+                    fail_msg("%s: %s element %zu: %g in the folder, %g", single, want[i].name, e, a[e], b[e]);
+            }
+            free(a);
+            free(b);
+        }
+        for (int k = 0; k < 2; k++) {
+            ipt_weights_destroy(&w[k]);
+            ipt_graph_destroy(&g[k]);
+        }
+        free(want);
+    }
+    ipt_model_close(&m[0]);
+    ipt_model_close(&m[1]);
+}
+
+static void test_layouts_agree(void **state)
+{
+    (void)state;
+    ipt_ctx *ctx = test_ctx();
+    compare_layouts(ctx, MODELS "sd1", IPT_TEST_DATA "/model_sd1_single_f16.safetensors", 0x1p-11, 0x1p-25);
+    compare_layouts(ctx, MODELS "sd1", IPT_TEST_DATA "/model_sd1_single_bf16.safetensors", 0x1p-8, 1e-30);
+    compare_layouts(ctx, MODELS "sd1", IPT_TEST_DATA "/model_sd1_single_fp8.safetensors", 0x1p-4, 0x1p-10);
+    compare_layouts(ctx, MODELS "sd2", IPT_TEST_DATA "/model_sd2_single_f16.safetensors", 0x1p-11, 0x1p-25);
+    compare_layouts(ctx, MODELS "sdxl", IPT_TEST_DATA "/model_sdxl_single_f16.safetensors", 0x1p-11, 0x1p-25);
+    ipt_ctx_destroy(&ctx);
+}
+
+static void test_model_facts(void **state)
+{
+    (void)state;
+    ipt_ctx *ctx = test_ctx();
+    static const struct {
+        const char *path, *layout;
+        ipt_arch arch;
+        ipt_prediction pred;
+    } rows[] = {
+        {MODELS "sd1", "diffusers", IPT_ARCH_SD1, IPT_PRED_EPSILON},
+        {MODELS "sd2", "diffusers", IPT_ARCH_SD2, IPT_PRED_V},
+        {MODELS "sdxl", "diffusers", IPT_ARCH_SDXL, IPT_PRED_EPSILON},
+        {IPT_TEST_DATA "/model_sd1_single_f16.safetensors", "compvis", IPT_ARCH_SD1, IPT_PRED_EPSILON},
+        {IPT_TEST_DATA "/model_sd2_single_f16.safetensors", "compvis", IPT_ARCH_SD2, IPT_PRED_V},
+        {IPT_TEST_DATA "/model_sdxl_single_f16.safetensors", "sgm", IPT_ARCH_SDXL, IPT_PRED_EPSILON},
+    };
+    for (size_t i = 0; i < IPT_COUNT(rows); i++) {
+        ipt_model *m = NULL;
+        assert_ok(ctx, ipt_model_open(ctx, rows[i].path, NULL, &m));
+        assert_string_equal(ipt_model_layout(m), rows[i].layout);
+        assert_int_equal(ipt_model_get_config(m)->arch, rows[i].arch);
+        assert_int_equal(ipt_model_get_config(m)->prediction, rows[i].pred);
+        assert_true(ipt_model_get_config(m)->zero_empty_negative == (rows[i].arch == IPT_ARCH_SDXL));
+        assert_true((ipt_model_scheduler(m) != NULL) == (i < 3));
+        assert_true((ipt_model_tokenizer(m, IPT_COMP_TEXT) != NULL) == (i < 3));
+        ipt_model_close(&m);
+    }
+    ipt_ctx_destroy(&ctx);
+}
+
+static void test_set_vae(void **state)
+{
+    (void)state;
+    ipt_ctx *ctx = test_ctx();
+    ipt_model *m = NULL;
+    assert_ok(ctx, ipt_model_open(ctx, MODELS "sd1", NULL, &m));
+    assert_ok(ctx, ipt_model_set_vae(m, MODELS "lcm"));
+    assert_int_equal(ipt_model_get_config(m)->vae.norm_groups, 4);
+    assert_ok(ctx, ipt_model_set_vae(m, MODELS "sdxl/vae"));
+    assert_int_equal(ipt_model_get_config(m)->vae.n_level, 3);
+    assert_ok(ctx, ipt_model_set_vae(m, MODELS "lcm/vae/diffusion_pytorch_model.safetensors"));
+    assert_int_equal(ipt_model_get_config(m)->vae.norm_groups, 4);
+    assert_ok(ctx, ipt_model_set_vae(m, IPT_TEST_DATA "/model_sd1_single_f16.safetensors"));
+    assert_int_equal(ipt_model_get_config(m)->vae.n_level, 2);
+    assert_int_equal(ipt_model_set_vae(m, MODELS "sd1/unet/diffusion_pytorch_model.safetensors"), IPT_ERR_FORMAT);
+    assert_non_null(strstr(ipt_last_error(ctx), "no VAE in this file"));
+    assert_int_equal(ipt_model_set_vae(m, "/nonexistent"), IPT_ERR_IO);
+    assert_int_equal(ipt_model_get_config(m)->vae.n_level, 2); /* unchanged */
+    ipt_model_close(&m);
+    ipt_ctx_destroy(&ctx);
+}
+
+static void test_not_models(void **state)
+{
+    (void)state;
+    static const char *const rows[][2] = {
+        {MODELS "sd1/unet/diffusion_pytorch_model.safetensors", "give the folder"},
+        {MODELS "sd1/vae/diffusion_pytorch_model.safetensors", "VAE alone"},
+        {MODELS "sd1/text_encoder/model.safetensors", "text encoder alone"},
+        {IPT_TEST_DATA "/golden_lora_kohya.safetensors", "adapter (LoRA)"},
+        {IPT_TEST_DATA "/golden_sd1_unet.safetensors", "no Stable Diffusion UNet"},
+        {MODELS "sd1/vae", "unet/config.json not found"},
+    };
+    ipt_ctx *ctx = test_ctx();
+    for (size_t i = 0; i < IPT_COUNT(rows); i++) {
+        ipt_model *m = NULL;
+        assert_true(ipt_model_open(ctx, rows[i][0], NULL, &m) != IPT_OK);
+        if (!strstr(ipt_last_error(ctx), rows[i][1]) || !strstr(ipt_last_error(ctx), rows[i][0]))
+            fail_msg("%s", ipt_last_error(ctx));
+        assert_null(m);
+    }
+    ipt_ctx_destroy(&ctx);
+}
+
+/* --- configs ------------------------------------------------------------------------------------------ */
+static void test_configs(void **state)
+{
+    (void)state;
+    static const struct {
+        char kind; /* u, v, t */
+        const char *json;
+        ipt_status want;
+        const char *says;
+    } rows[] = {
+        {'u', "{}", IPT_OK, ""},
+        {'u', "{\"block_out_channels\":[32,64],\"down_block_types\":[\"DownBlock2D\",\"DownBlock2D\"],\"up_block_types\":[\"UpBlock2D\",\"UpBlock2D\"]}", IPT_OK, ""},
+        {'u', "{\"down_block_types\":[\"AttnDownBlock2D\",\"DownBlock2D\",\"DownBlock2D\",\"DownBlock2D\"]}", IPT_ERR_UNSUPPORTED, "down_block_types"},
+        {'u', "{\"down_block_types\":[\"DownBlock2D\"]}", IPT_ERR_FORMAT, "down_block_types"},
+        {'u', "{\"class_embed_type\":\"timestep\"}", IPT_ERR_UNSUPPORTED, "class_embed_type"},
+        {'u', "{\"encoder_hid_dim\":1024}", IPT_ERR_UNSUPPORTED, "encoder_hid_dim"},
+        {'u', "{\"dual_cross_attention\":true}", IPT_ERR_UNSUPPORTED, "dual_cross_attention"},
+        {'u', "{\"resnet_time_scale_shift\":\"scale_shift\"}", IPT_ERR_UNSUPPORTED, "resnet_time_scale_shift"},
+        {'u', "{\"addition_embed_type\":\"text\"}", IPT_ERR_UNSUPPORTED, "addition_embed_type"},
+        {'u', "{\"act_fn\":\"mish\"}", IPT_ERR_UNSUPPORTED, "act_fn"},
+        {'u', "{\"in_channels\":\"4\"}", IPT_ERR_FORMAT, "in_channels"},
+        {'u', "{\"in_channels\":99999999999}", IPT_ERR_FORMAT, "in_channels"},
+        {'u', "{\"norm_num_groups\":7}", IPT_ERR_FORMAT, "norm_num_groups"},
+        {'u', "{\"attention_head_dim\":7}", IPT_ERR_UNSUPPORTED, "attention_head_dim"},
+        {'u', "{\"transformer_layers_per_block\":[1,[2,2],3,4]}", IPT_ERR_UNSUPPORTED, "transformer_layers_per_block"},
+        {'u', "{\"layers_per_block\":[1,2]}", IPT_ERR_FORMAT, "layers_per_block"},
+        {'u', "{\"block_out_channels\":[]}", IPT_ERR_FORMAT, "block_out_channels"},
+        {'u', "{\"mid_block_type\":\"UNetMidBlock2DSimpleCrossAttn\"}", IPT_ERR_UNSUPPORTED, "mid_block_type"},
+        {'u', "{\"mid_block_scale_factor\":0}", IPT_ERR_FORMAT, "mid_block_scale_factor"},
+        {'u', "{\"_class_name\":\"UNet3DConditionModel\"}", IPT_ERR_UNSUPPORTED, "_class_name"},
+        {'u', "[]", IPT_ERR_FORMAT, "expected a JSON object"},
+        {'v', "{\"block_out_channels\":[32]}", IPT_OK, ""},
+        {'v', "{\"_class_name\":\"AutoencoderTiny\"}", IPT_OK, ""},
+        {'v', "{\"down_block_types\":[\"AttnDownEncoderBlock2D\"],\"block_out_channels\":[32]}", IPT_ERR_UNSUPPORTED, "down_block_types"},
+        {'v', "{\"scaling_factor\":0}", IPT_ERR_FORMAT, "scaling_factor"},
+        {'v', "{\"latents_mean\":[1,2]}", IPT_ERR_UNSUPPORTED, "latents_mean"},
+        {'v', "{\"_class_name\":\"VQModel\"}", IPT_ERR_UNSUPPORTED, "_class_name"},
+        {'t', "{}", IPT_OK, ""},
+        {'t', "{\"architectures\":[\"T5EncoderModel\"]}", IPT_ERR_UNSUPPORTED, "T5EncoderModel"},
+        {'t', "{\"hidden_act\":\"gelu_new\"}", IPT_ERR_UNSUPPORTED, "hidden_act"},
+        {'t', "{\"num_attention_heads\":7}", IPT_ERR_FORMAT, "num_attention_heads"},
+        {'t', "{\"vocab_size\":0}", IPT_ERR_FORMAT, "vocab_size"},
+    };
+    ipt_ctx *ctx = test_ctx();
+    for (size_t i = 0; i < IPT_COUNT(rows); i++) {
+        json_t *o = json_loads(rows[i].json, 0, NULL);
+        ipt_unet_config u;
+        ipt_vae_config v;
+        ipt_text_config t;
+        assert_non_null(o);
+        ipt_status s = rows[i].kind == 'u'   ? ipt_config_unet(ctx, "c.json", o, &u)
+                       : rows[i].kind == 'v' ? ipt_config_vae(ctx, "c.json", o, &v)
+                                             : ipt_config_text(ctx, "c.json", o, &t);
+        if (s != rows[i].want || (s != IPT_OK && !strstr(ipt_last_error(ctx), rows[i].says)))
+            fail_msg("%s: %s: %s", rows[i].json, ipt_status_name(s), ipt_last_error(ctx));
+        json_decref(o);
+    }
+    ipt_ctx_destroy(&ctx);
+}
+
+static void test_published_configs(void **state)
+{
+    (void)state;
+    /* A walk through the numbering of the full models: names known from the published files. */
+    static const struct {
+        const char *canonical, *sd, *xl;
+    } rows[] = {
+        {"conv_in.weight", "input_blocks.0.0.weight", "input_blocks.0.0.weight"},
+        {"down_blocks.0.resnets.1.norm1.bias", "input_blocks.2.0.in_layers.0.bias", "input_blocks.2.0.in_layers.0.bias"},
+        {"down_blocks.1.downsamplers.0.conv.weight", "input_blocks.6.0.op.weight", "input_blocks.6.0.op.weight"},
+        {"down_blocks.2.attentions.1.proj_in.weight", "input_blocks.8.1.proj_in.weight", "input_blocks.8.1.proj_in.weight"},
+        {"up_blocks.0.upsamplers.0.conv.weight", "output_blocks.2.1.conv.weight", "output_blocks.2.2.conv.weight"},
+        {"up_blocks.1.upsamplers.0.conv.weight", "output_blocks.5.2.conv.weight", "output_blocks.5.2.conv.weight"},
+        {"up_blocks.2.resnets.2.conv_shortcut.weight", "output_blocks.8.0.skip_connection.weight", "output_blocks.8.0.skip_connection.weight"},
+        {"mid_block.resnets.1.time_emb_proj.bias", "middle_block.2.emb_layers.1.bias", "middle_block.2.emb_layers.1.bias"},
+        {"add_embedding.linear_2.weight", "label_emb.0.2.weight", "label_emb.0.2.weight"},
+    };
+    ipt_unet_config sd = ipt_unet_config_sd15(), xl = ipt_unet_config_sdxl();
+    ipt_key_frame f;
+    ipt_key_part part;
+    char buf[IPT_KEY_MAX];
+    for (size_t i = 0; i < IPT_COUNT(rows); i++) {
+        ipt_key_frame_unet(&sd, &f);
+        assert_true(ipt_keymap_emit(IPT_LAYOUT_LDM_UNET, &f, rows[i].canonical, 0, buf, sizeof buf, &part));
+        assert_string_equal(buf, rows[i].sd);
+        ipt_key_frame_unet(&xl, &f);
+        assert_true(ipt_keymap_emit(IPT_LAYOUT_LDM_UNET, &f, rows[i].canonical, 0, buf, sizeof buf, &part));
+        assert_string_equal(buf, rows[i].xl);
+    }
+    assert_false(ipt_keymap_emit(IPT_LAYOUT_LDM_UNET, &f, "down_blocks.7.resnets.0.conv1.weight", 0, buf, sizeof buf, &part));
+    assert_false(ipt_keymap_emit(IPT_LAYOUT_LDM_UNET, &f, "conv_in.weight", 0, buf, 4, &part)); /* does not fit */
+    assert_true(ipt_keymap_emit(IPT_LAYOUT_CANONICAL, NULL, "encoder.mid_block.attentions.0.to_out.0.bias", 1, buf, sizeof buf, &part));
+    assert_string_equal(buf, "encoder.mid_block.attentions.0.proj_attn.bias");
+}
+
+/* --- stores --------------------------------------------------------------------------------------------- */
+static float get_double(const void *data, size_t i) { return (float)((const double *)data)[i]; }
+
+/* What lies in device memory equals panels packed from what read() returns. */
+static void check_store(ipt_ctx *ctx, ipt_gpu *gpu, ipt_weights *w, ipt_dtype precision, const ipt_want *want, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        const ipt_shape *s = &want[i].shape;
+        size_t count = ipt_shape_count(s), in = (size_t)s->dim[s->rank - 1];
+        ipt_use use = s->rank == 1 ? IPT_USE_ROWS : strstr(want[i].name, "embedding") ? IPT_USE_TABLE : IPT_USE_PANEL;
+        ipt_weight_view v, again;
+        assert_ok(ctx, w->find(w, want[i].name, s, use, &v));
+        assert_ok(ctx, w->find(w, want[i].name, s, use, &again));
+        assert_true(v.buf == again.buf && v.off == again.off && v.bytes == again.bytes);
+        assert_int_equal(v.dtype, use == IPT_USE_ROWS ? IPT_F32 : precision);
+        double *values = calloc(count, sizeof *values);
+        uint8_t *got = calloc(1, v.bytes + 1), *expect = calloc(1, v.bytes + 1);
+        assert_ok(ctx, w->read(w, want[i].name, s, values));
+        assert_ok(ctx, ipt_buffer_read(gpu, v.buf, v.off, got, v.bytes));
+        if (use == IPT_USE_PANEL) {
+            ipt_panel_src src = {.data = values, .get = get_double, .type = IPT_PANEL_GET, .so = count / (size_t)s->dim[0], .si = 1};
+            if (s->rank == 4) {
+                src.sx = in;
+                src.sy = in * (size_t)s->dim[2];
+            }
+            assert_true(v.bytes == ipt_panel_bytes(s, precision));
+            ipt_panel_pack(s, &src, precision, expect);
+        } else {
+            for (size_t e = 0; e < count; e++) {
+                uint16_t h = ipt_f32_to_f16((float)values[e]);
+                float f = (float)values[e];
+                if (v.dtype == IPT_F16)
+                    memcpy(expect + 2 * e, &h, 2);
+                else
+                    memcpy(expect + 4 * e, &f, 4);
+            }
+        }
+        assert_memory_equal(got, expect, v.bytes);
+        free(values);
+        free(got);
+        free(expect);
+    }
+}
+
+static void test_device_store(void **state)
+{
+    (void)state;
+    ipt_ctx *ctx = NULL;
+    ipt_gpu *gpu = test_gpu(&ctx);
+    for (size_t k = 0; k < IPT_COUNT(layouts); k++) {
+        ipt_model *m = NULL;
+        ipt_model_opts o = {.config_dir = layouts[k][1]};
+        assert_ok(ctx, ipt_model_open(ctx, layouts[k][0], &o, &m));
+        const ipt_model_config *c = ipt_model_get_config(m);
+        for (int comp = 0; comp < IPT_COMP_COUNT; comp++) {
+            ipt_dtype precision = (k + (size_t)comp) % 2 ? IPT_F32 : IPT_F16;
+            ipt_graph *g[2];
+            ipt_want *want;
+            ipt_weights *w = NULL;
+            if (!c->has[comp])
+                continue;
+            size_t n = wants_of(ctx, c, comp, g, &want);
+            assert_ok(ctx, ipt_model_weights(m, comp, gpu, precision, NULL, &w));
+            check_store(ctx, gpu, w, precision, want, n);
+            assert_true(ipt_weights_device_bytes(w) > 0);
+            ipt_weights_destroy(&w);
+            if (k == 0) {
+                assert_ok(ctx, ipt_weights_random(ctx, gpu, precision, 7, &w));
+                check_store(ctx, gpu, w, precision, want, n);
+                ipt_weights_destroy(&w);
+            }
+            free(want);
+            ipt_graph_destroy(&g[0]);
+            ipt_graph_destroy(&g[1]);
+        }
+        ipt_model_close(&m);
+    }
+    test_gpu_done(&gpu, &ctx);
+}
+
+static void test_random_store(void **state)
+{
+    (void)state;
+    ipt_ctx *ctx = test_ctx();
+    ipt_weights *w = NULL;
+    enum { N = 64 * 256 };
+    double *a = calloc(N, sizeof *a), *b = calloc(N, sizeof *b), mean = 0, square = 0;
+    ipt_shape s = ipt_shape2(IPT_F32, 64, 256);
+    for (int k = 0; k < 2; k++) {
+        assert_ok(ctx, ipt_weights_random(ctx, NULL, IPT_F32, 5, &w));
+        assert_ok(ctx, w->read(w, "x.weight", &s, k ? b : a));
+        ipt_weights_destroy(&w);
+    }
+    assert_memory_equal(a, b, N * sizeof *a);
+    for (int i = 0; i < N; i++) {
+        mean += a[i] / N;
+        square += a[i] * a[i] / N;
+    }
+    assert_true(fabs(mean) < 2e-3 && fabs(sqrt(square) * 16 - 1) < 0.05); /* deviation 1/sqrt(256) */
+    free(a);
+    free(b);
+    ipt_ctx_destroy(&ctx);
+}
+
+/* NaN, wrong shape and missing, as a store reports them. */
+static void test_store_errors(void **state)
+{
+    (void)state;
+    static const char header[] = "{\"a\":{\"dtype\":\"F32\",\"shape\":[2,2],\"data_offsets\":[0,16]},"
+                                 "\"big\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[16,20]}}";
+    ipt_ctx *ctx = test_ctx();
+    size_t n = 0;
+    uint8_t *p = make_file(header, 20, &n);
+    float nan = NAN, big = 1e30f;
+    double out[8];
+    memcpy(p + n - 12, &nan, 4);
+    memcpy(p + n - 4, &big, 4);
+    ipt_safetensors *st = NULL;
+    ipt_weights *w = NULL;
+    ipt_weight_view v;
+    assert_ok(ctx, ipt_safetensors_open_memory(ctx, "n.safetensors", p, n, &st));
+    assert_ok(ctx, ipt_weights_file(ctx, st, NULL, IPT_F16, NULL, &w));
+    ipt_shape good = ipt_shape2(IPT_F32, 2, 2), wrong = ipt_shape2(IPT_F32, 4, 2), conv = ipt_shape4(IPT_F32, 2, 3, 3, 2);
+    assert_int_equal(w->read(w, "a", &good, out), IPT_ERR_FORMAT);
+    assert_string_equal(ipt_last_error(ctx), "n.safetensors: key 'a': element 2 is NaN, expected finite numbers");
+    assert_int_equal(w->read(w, "a", &wrong, out), IPT_ERR_SHAPE);
+    assert_string_equal(ipt_last_error(ctx), "n.safetensors: key 'a': found shape [2,2], expected [4,2]");
+    assert_int_equal(w->read(w, "a", &conv, out), IPT_ERR_SHAPE);
+    assert_non_null(strstr(ipt_last_error(ctx), "expected [2,2,3,3]"));
+    assert_int_equal(w->read(w, "b", &good, out), IPT_ERR_MISSING);
+    assert_non_null(strstr(ipt_last_error(ctx), "'b' is missing"));
+    assert_int_equal(w->find(w, "a", &good, IPT_USE_PANEL, &v), IPT_ERR_ARG);
+    ipt_weights_destroy(&w);
+    ipt_safetensors_close(&st);
+    free(p);
+    ipt_ctx_destroy(&ctx);
+}
+
+/* --- out of memory ------------------------------------------------------------------------------------------ */
+static ipt_status open_and_check(ipt_ctx *ctx, size_t k, const ipt_want *want, size_t n)
+{
+    ipt_model *m = NULL;
+    ipt_check check;
+    ipt_weights *w = NULL;
+    ipt_model_opts o = {.config_dir = layouts[k][1]};
+    ipt_status s = ipt_model_open(ctx, layouts[k][0], &o, &m);
+    if (s != IPT_OK)
+        return s;
+    s = ipt_model_check(m, IPT_COMP_UNET, want, n, &check);
+    if (s == IPT_OK)
+        ipt_check_finish(&check);
+    if (s == IPT_OK)
+        s = ipt_model_weights(m, IPT_COMP_UNET, NULL, IPT_F32, "unet.", &w);
+    ipt_weights_destroy(&w);
+    ipt_model_close(&m);
+    return s;
+}
+
+static void test_oom(void **state)
+{
+    (void)state;
+    ipt_ctx *ctx = NULL;
+    assert_int_equal(ipt_ctx_create(NULL, NULL, &ctx), IPT_OK);
+    static const size_t which[] = {0, 8};
+    for (size_t r = 0; r < IPT_COUNT(which); r++) {
+        ipt_want want[2] = {{"conv_in.weight", ipt_shape4(IPT_F32, 8, 3, 3, 4)}, {"nothing", ipt_shape1(IPT_F32, 1)}};
+        uint64_t before = ipt_alloc_count(ctx);
+        assert_ok(ctx, open_and_check(ctx, which[r], want, 2));
+        uint64_t n = ipt_alloc_count(ctx) - before;
+        assert_true(n > 10);
+        for (uint64_t i = 1; i <= n; i++) {
+            ipt_alloc_fail_after(ctx, i);
+            ipt_status s = open_and_check(ctx, which[r], want, 2);
+            ipt_alloc_fail_after(ctx, 0);
+            if (s != IPT_ERR_NOMEM)
+                fail_msg("allocation %" PRIu64 " of %" PRIu64 ": %s", i, n, ipt_status_name(s));
+        }
+    }
+    ipt_ctx_destroy(&ctx);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_roundtrip),        cmocka_unit_test(test_dtypes),
+        cmocka_unit_test(test_bad_headers),      cmocka_unit_test(test_other_files),
+        cmocka_unit_test(test_models_complete),  cmocka_unit_test(test_layouts_agree),
+        cmocka_unit_test(test_model_facts),      cmocka_unit_test(test_set_vae),
+        cmocka_unit_test(test_not_models),       cmocka_unit_test(test_configs),
+        cmocka_unit_test(test_published_configs), cmocka_unit_test(test_device_store),
+        cmocka_unit_test(test_random_store),     cmocka_unit_test(test_store_errors),
+        cmocka_unit_test(test_oom),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
