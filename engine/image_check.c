@@ -85,11 +85,51 @@ static size_t skip_scan(const uint8_t *d, size_t n, size_t at)
     return n;
 }
 
+/* Huffman tables defined so far: bit class * 4 + id. */
+static bool define_tables(const uint8_t *p, size_t n, unsigned *defined)
+{
+    size_t at = 0;
+    while (at < n) {
+        if (n - at < 17 || p[at] >> 4 > 1 || (p[at] & 15) > 3)
+            return false;
+        uint32_t code = 0, total = 0;
+        for (unsigned len = 1; len <= 16; len++) {
+            code = (code << 1) + p[at + len];
+            total += p[at + len];
+            if (code > 1u << len)
+                return false; /* more codes than their length allows */
+        }
+        if (total > 256 || total > n - at - 17)
+            return false;
+        *defined |= 1u << ((p[at] >> 4) * 4 + (p[at] & 15));
+        at += 17 + total;
+    }
+    return true;
+}
+
+/* Whether the scan whose header is p [n] uses only tables that exist.  (stb_image 2.27 does not ask.) */
+static bool scan_has_tables(const uint8_t *p, size_t n, bool progressive, unsigned defined)
+{
+    if (n < 1 || n != 4 + 2 * (size_t)p[0])
+        return false;
+    unsigned start = p[n - 3];
+    bool want_dc = !progressive || start == 0, want_ac = !progressive || start > 0;
+    bool refines = progressive && p[n - 1] >> 4 != 0; /* later bits of DC come without codes */
+    for (size_t i = 0; i < p[0]; i++) {
+        unsigned dc = p[2 + 2 * i] >> 4, ac = p[2 + 2 * i] & 15;
+        if (dc > 3 || ac > 3 || (want_dc && !refines && !(defined >> dc & 1)) ||
+            (want_ac && !(defined >> (4 + ac) & 1)))
+            return false;
+    }
+    return true;
+}
+
 /* Marker after marker; *app1 (may be NULL) is the place of the first EXIF segment, 0: none. */
 static ipt_status walk_jpeg(const view *v, size_t *app1)
 {
     size_t at = 2;
-    bool has_scan = false;
+    unsigned tables = 0;
+    bool has_scan = false, progressive = false;
     for (;;) {
         while (at + 1 < v->n && v->d[at] == 0xff && v->d[at + 1] == 0xff)
             at++;
@@ -112,6 +152,12 @@ static ipt_status walk_jpeg(const view *v, size_t *app1)
             return truncated(v, "JPEG", (uint64_t)at + (len < 2 ? 2 : len));
         if (m == 0xe1 && app1 && *app1 == 0 && len >= 8 && memcmp(v->d + at + 2, "Exif\0", 6) == 0)
             *app1 = at;
+        const uint8_t *body = v->d + at + 2;
+        progressive = progressive || m == 0xc2;
+        if ((m == 0xc4 && !define_tables(body, len - 2, &tables)) ||
+            (m == 0xda && !scan_has_tables(body, len - 2, progressive, tables)))
+            return ipt_fail(v->ctx, IPT_ERR_FORMAT, "%s: damaged JPEG at byte %zu: %s", v->name, at,
+                            m == 0xc4 ? "bad Huffman table" : "a scan without its Huffman table");
         at += len;
         if (m == 0xda) {
             has_scan = true;
@@ -251,16 +297,16 @@ static bool pnm_number(const view *v, size_t *at, uint64_t *out)
 static ipt_status check_pnm(const view *v)
 {
     size_t at = 2;
-    uint64_t w, h, max;
+    uint64_t w, h, max; /* above 255 stb_image 2.27 reads past the end of its own buffer */
     if (!pnm_number(v, &at, &w) || !pnm_number(v, &at, &h) || !pnm_number(v, &at, &max))
         return ipt_fail(v->ctx, IPT_ERR_FORMAT, "%s: damaged PNM: expected width, height and maximum",
                         v->name);
-    if (w == 0 || h == 0 || w > IPT_IMAGE_MAX_SIDE || h > IPT_IMAGE_MAX_SIDE || max == 0 || max > 65535)
+    if (w == 0 || h == 0 || w > IPT_IMAGE_MAX_SIDE || h > IPT_IMAGE_MAX_SIDE || max == 0 || max > 255)
         return ipt_fail(v->ctx, IPT_ERR_FORMAT,
                         "%s: PNM of %" PRIu64 " x %" PRIu64 " pixels, maximum %" PRIu64
-                        "; expected sides of 1..%d, maximum 1..65535",
+                        "; expected sides of 1..%d, maximum 1..255",
                         v->name, w, h, max, IPT_IMAGE_MAX_SIDE);
-    uint64_t need = at + 1 + w * h * (v->d[1] == '6' ? 3 : 1) * (max > 255 ? 2 : 1);
+    uint64_t need = at + 1 + w * h * (v->d[1] == '6' ? 3 : 1);
     return need > v->n ? truncated(v, "PNM", need) : IPT_OK;
 }
 

@@ -1,0 +1,266 @@
+/* cli/cmd_inspect.c - impasto model inspect, lora inspect, tokenize: what a file is, before using it. */
+#include "cli/cli.h"
+
+#include <jansson.h>
+#include <string.h>
+
+/* The description as JSON, or shown by `show`; takes text. */
+static int print_description(const cli *c, char *text, void (*show)(const json_t *o))
+{
+    json_t *o = NULL;
+    int rc = CLI_OK;
+    ipt_status s = ipt_json_parse(c->ctx, "description", text, strlen(text), &o);
+    ipt_free(text);
+    if (s != IPT_OK)
+        return cli_fail_status(c, s);
+    if (c->json)
+        return cli_print_json(c, o);
+    show(o);
+    json_decref(o);
+    return rc;
+}
+
+static const char *member(const json_t *o, const char *key) { return ipt_json_str(o, key, "-"); }
+
+/* The first items of a list, then how many more. */
+static void show_list(const char *title, const json_t *list, size_t most)
+{
+    size_t n = json_array_size(list);
+    if (n == 0)
+        return;
+    printf("%s (%zu):\n", title, n);
+    for (size_t i = 0; i < n && i < most; i++) {
+        const json_t *item = json_array_get(list, i);
+        if (json_is_string(item))
+            printf("  %s\n", json_string_value(item));
+        else
+            printf("  %s: found %s, expected %s (%s)\n", member(item, "name"), member(item, "found"),
+                   member(item, "expected"), member(item, "key"));
+    }
+    if (n > most)
+        printf("  ... and %zu more (see --json)\n", n - most);
+}
+
+/* --- model inspect ------------------------------------------------------------------------------- */
+static void show_component(const char *name, const json_t *p)
+{
+    const json_t *files = json_object_get(p, "files");
+    printf("%-15s %8.1f M values, %-5s %4lld weights bound, %lld missing, %lld misshaped, %lld unclaimed\n", name,
+           ipt_json_num(p, "parameters", 0) / 1e6, member(p, "dtype"), (long long)ipt_json_int(p, "bound", 0),
+           (long long)json_array_size(json_object_get(p, "missing")),
+           (long long)json_array_size(json_object_get(p, "misshaped")),
+           (long long)json_array_size(json_object_get(p, "unclaimed")));
+    for (size_t i = 0; i < json_array_size(files) && i < 4; i++)
+        printf("%-15s %s\n", "", json_string_value(json_array_get(files, i)));
+}
+
+static void show_model(const json_t *o)
+{
+    const json_t *parts = json_object_get(o, "components");
+    const char *name;
+    json_t *p;
+    printf("%-15s %s\n%-15s %s, %s layout\n%-15s %s%s\n%-15s %lld x %lld\n", "file", member(o, "path"), "model",
+           member(o, "architecture"), member(o, "layout"), "prediction", member(o, "prediction"),
+           ipt_json_bool(o, "prediction_assumed", false) ? " (assumed: the files do not say)" : "", "picture size",
+           (long long)ipt_json_int(o, "width", 0), (long long)ipt_json_int(o, "height", 0));
+    json_object_foreach((json_t *)(uintptr_t)parts, name, p) show_component(name, p);
+    json_object_foreach((json_t *)(uintptr_t)parts, name, p)
+    {
+        char title[80];
+        show_list(ipt_name(title, sizeof title, "%s: missing", name), json_object_get(p, "missing"), 8);
+        show_list(ipt_name(title, sizeof title, "%s: misshaped", name), json_object_get(p, "misshaped"), 8);
+        show_list(ipt_name(title, sizeof title, "%s: unclaimed", name), json_object_get(p, "unclaimed"), 8);
+    }
+}
+
+typedef struct inspect_args {
+    const char *model, *config_dir, *file;
+} inspect_args;
+
+static int run_model(cli *c, const cli_command *cmd, int argc, char **argv)
+{
+    inspect_args a = {0};
+    cli_list args = {0};
+    char *text = NULL;
+    int rc = cli_parse(c, cmd, argc, argv, &a, &args);
+    if (rc == CLI_GO_ON) {
+        ipt_status s = ipt_model_describe(c->ctx, args.item[0], a.config_dir, &text);
+        rc = s == IPT_OK ? print_description(c, text, show_model) : cli_fail_status(c, s);
+    }
+    cli_list_finish(&args);
+    return rc;
+}
+
+/* --- lora inspect -------------------------------------------------------------------------------- */
+static void show_words(const json_t *list)
+{
+    if (json_array_size(list) == 0)
+        return;
+    printf("%-15s", "trigger words");
+    for (size_t i = 0; i < json_array_size(list) && i < 20; i++)
+        printf("%s %s", i ? "," : "", json_string_value(json_array_get(list, i)));
+    putchar('\n');
+}
+
+static void show_lora(const json_t *o)
+{
+    const json_t *meta = json_object_get(o, "metadata");
+    const char *key;
+    json_t *v;
+    int shown = 0;
+    printf("%-15s %s\n%-15s %s, %s\n%-15s %s\n", "file", member(o, "path"), "adapter", member(o, "algorithm"),
+           member(o, "family"), "model", member(o, "model"));
+    printf("%-15s %lld..%lld, alpha %g..%g\n", "rank", (long long)ipt_json_int(o, "rank_min", 0),
+           (long long)ipt_json_int(o, "rank_max", 0), ipt_json_num(o, "alpha_min", 0), ipt_json_num(o, "alpha_max", 0));
+    printf("%-15s %lld matched, %lld keys unmatched, %lld with NaN\n", "modules",
+           (long long)ipt_json_int(o, "matched", 0), (long long)json_array_size(json_object_get(o, "unmatched")),
+           (long long)json_array_size(json_object_get(o, "nan")));
+    const json_t *by = json_object_get(o, "components");
+    json_object_foreach((json_t *)(uintptr_t)by, key, v) printf("%-15s %lld modules\n", key,
+                                                                (long long)json_integer_value(v));
+    show_words(json_object_get(o, "trigger_words"));
+    printf("%-15s %s\n%-15s %s (A1111: %s)\n", "sha256", member(o, "sha256"), "hash", member(o, "autov2"),
+           member(o, "autov3"));
+    show_list("unmatched keys", json_object_get(o, "unmatched"), 8);
+    json_object_foreach((json_t *)(uintptr_t)meta, key, v) if (shown++ < 12)
+        printf("  %s: %.100s\n", key, json_is_string(v) ? json_string_value(v) : "...");
+}
+
+static int run_lora(cli *c, const cli_command *cmd, int argc, char **argv)
+{
+    inspect_args a = {0};
+    cli_list args = {0};
+    char *text = NULL;
+    int rc = cli_parse(c, cmd, argc, argv, &a, &args);
+    if (rc == CLI_GO_ON) {
+        ipt_status s = ipt_lora_describe(c->ctx, args.item[0], a.model, a.config_dir, &text);
+        rc = s == IPT_OK ? print_description(c, text, show_lora) : cli_fail_status(c, s);
+    }
+    cli_list_finish(&args);
+    return rc;
+}
+
+/* --- tokenize -------------------------------------------------------------------------------------- */
+static void show_tokens(const json_t *o)
+{
+    const json_t *lines = json_object_get(o, "lines");
+    for (size_t i = 0; i < json_array_size(lines); i++) {
+        const json_t *line = json_array_get(lines, i), *ids = json_object_get(line, "ids");
+        const json_t *pieces = json_object_get(line, "pieces");
+        printf("%lld tokens:", (long long)ipt_json_int(line, "count", 0));
+        for (size_t k = 0; k < json_array_size(ids); k++)
+            printf(" %lld %s", (long long)json_integer_value(json_array_get(ids, k)),
+                   json_string_value(json_array_get(pieces, k)));
+        putchar('\n');
+    }
+}
+
+/* Lines of a text, cut in place; *out [n] allocated.  A last line may lack its newline. */
+static ipt_status split_lines(ipt_ctx *ctx, char *text, size_t size, const char ***out, size_t *n)
+{
+    size_t count = 0;
+    for (size_t i = 0; i < size; i++)
+        count += text[i] == '\n' || i + 1 == size;
+    const char **line = ipt_calloc(ctx, count + 1, sizeof *line);
+    if (!line)
+        return IPT_ERR_NOMEM;
+    *n = 0;
+    for (char *p = text; p < text + size;) {
+        char *end = memchr(p, '\n', (size_t)(text + size - p));
+        end = end ? end : text + size;
+        line[(*n)++] = p;
+        if (end > p && end[-1] == '\r')
+            end[-1] = 0;
+        *end = 0; /* ipt_file_read put a NUL after the text */
+        p = end + 1;
+    }
+    *out = line;
+    return IPT_OK;
+}
+
+static int tokenize(cli *c, const inspect_args *a, const char *const *line, size_t n)
+{
+    char *text = NULL;
+    ipt_status s = ipt_tokenize_describe(c->ctx, a->model, line, n, &text);
+    return s == IPT_OK ? print_description(c, text, show_tokens) : cli_fail_status(c, s);
+}
+
+static int run_tokenize(cli *c, const cli_command *cmd, int argc, char **argv)
+{
+    inspect_args a = {0};
+    cli_list args = {0};
+    const char **line = NULL;
+    char *text = NULL;
+    size_t n = 0, size = 0;
+    int rc = cli_parse(c, cmd, argc, argv, &a, &args);
+    if (rc == CLI_GO_ON && (a.file != NULL) == (args.n > 0)) {
+        rc = cli_usage_error(c, "give texts or --file LINES.txt; see impasto tokenize --help");
+    } else if (rc == CLI_GO_ON && a.file) {
+        ipt_status s = ipt_file_read(c->ctx, a.file, 64u << 20, &text, &size);
+        if (s == IPT_OK)
+            s = split_lines(c->ctx, text, size, &line, &n);
+        rc = s == IPT_OK ? tokenize(c, &a, line, n) : cli_fail_status(c, s);
+    } else if (rc == CLI_GO_ON) {
+        rc = tokenize(c, &a, args.item, args.n);
+    }
+    ipt_free(line);
+    ipt_free(text);
+    cli_list_finish(&args);
+    return rc;
+}
+
+static const cli_option model_options[] = {
+    {"config-dir", 0, CLI_TEXT, "DIR", "diffusers folder whose configs a single file follows",
+     offsetof(inspect_args, config_dir), 0, 0, NULL},
+    {0},
+};
+static const cli_option lora_options[] = {
+    {"model", 'm', CLI_TEXT, "MODEL", "model it is matched against (default: the built-in one)",
+     offsetof(inspect_args, model), 0, 0, NULL},
+    {"config-dir", 0, CLI_TEXT, "DIR", "diffusers folder whose configs a single file follows",
+     offsetof(inspect_args, config_dir), 0, 0, NULL},
+    {0},
+};
+static const cli_option token_options[] = {
+    {"model", 'm', CLI_TEXT, "MODEL", "model whose tokenizer is used (default: the built-in one)",
+     offsetof(inspect_args, model), 0, 0, NULL},
+    {"file", 0, CLI_TEXT, "LINES.txt", "one text a line", offsetof(inspect_args, file), 0, 0, NULL},
+    {0},
+};
+
+const cli_command cli_cmd_model_inspect = {
+    .name = "model inspect",
+    .brief = "architecture, components and missing or unclaimed weights of a model",
+    .usage = "FILE|DIR [--config-dir DIR] [--json]",
+    .about = "FILE is a .safetensors checkpoint, DIR a folder in diffusers layout.\n",
+    .option = model_options,
+    .example = "  impasto model inspect sd15.safetensors\n"
+               "  impasto model inspect ./stable-diffusion-2-1 --json\n",
+    .run = run_model,
+    .min_args = 1,
+    .max_args = 1,
+};
+const cli_command cli_cmd_lora_inspect = {
+    .name = "lora inspect",
+    .brief = "family, ranks, trigger words and fit of a LoRA file",
+    .usage = "FILE [-m MODEL] [--json]",
+    .about = "",
+    .option = lora_options,
+    .example = "  impasto lora inspect style.safetensors -m sd15.safetensors\n"
+               "  impasto lora inspect style.safetensors -m sd15.safetensors --json\n",
+    .run = run_lora,
+    .min_args = 1,
+    .max_args = 1,
+};
+const cli_command cli_cmd_tokenize = {
+    .name = "tokenize",
+    .brief = "token ids, pieces and counts of texts",
+    .usage = "[-m MODEL] TEXT... | --file LINES.txt [--json]",
+    .about = "Ids include start and end and are not padded.\n",
+    .option = token_options,
+    .example = "  impasto tokenize \"a red apple\" \"a photo of a cat\"\n"
+               "  impasto tokenize -m sd15.safetensors --file prompts.txt --json\n",
+    .run = run_tokenize,
+    .min_args = 0,
+    .max_args = -1,
+};

@@ -1,0 +1,128 @@
+/* cli/lora_arg.c - the value of --lora, read from the right so that names may hold ':' and '@'. */
+#include "cli/cli.h"
+
+#include <string.h>
+
+enum { MAX_WEIGHT = 100 };
+
+/* ",start=", ",end=" or ",blocks=" at p. */
+static bool is_key(const char *p)
+{
+    static const char *const keys[] = {",start=", ",end=", ",blocks="};
+    for (size_t i = 0; i < IPT_COUNT(keys); i++)
+        if (strncmp(p, keys[i], strlen(keys[i])) == 0)
+            return true;
+    return false;
+}
+
+static ipt_status read_share(ipt_ctx *ctx, const char *arg, const char *what, const char *v, float *out)
+{
+    double x = 0;
+    if (!cli_read_number(v, 0, 1, &x))
+        return ipt_fail(ctx, IPT_ERR_ARG, "--lora %s: %s is '%s'; expected a number from 0 to 1", arg, what, v);
+    *out = (float)x;
+    return IPT_OK;
+}
+
+/* The ",key=value" items at p, which is cut into pieces. */
+static ipt_status read_items(ipt_ctx *ctx, const char *arg, char *p, ipt_lora *l)
+{
+    while (p) {
+        char *key = p + 1, *value = strchr(key, '=');
+        if (!value)
+            return ipt_fail(ctx, IPT_ERR_ARG, "--lora %s: '%s' is not KEY=VALUE", arg, key);
+        *value++ = 0;
+        p = strchr(value, ',');
+        if (p)
+            *p = 0;
+        if (strcmp(key, "start") == 0)
+            IPT_TRY(read_share(ctx, arg, key, value, &l->start));
+        else if (strcmp(key, "end") == 0)
+            IPT_TRY(read_share(ctx, arg, key, value, &l->end));
+        else if (strcmp(key, "blocks") == 0)
+            l->blocks = value;
+        else
+            return ipt_fail(ctx, IPT_ERR_ARG, "--lora %s: unknown key '%s'; one of start, end, blocks", arg, key);
+    }
+    if (l->start >= l->end)
+        return ipt_fail(ctx, IPT_ERR_ARG, "--lora %s: start %g is not before end %g", arg, (double)l->start,
+                        (double)l->end);
+    return IPT_OK;
+}
+
+/* Takes ":number" off the end of text; 1 taken, 0 none there, -1 a number out of range. */
+static int take_weight(char *text, float *out)
+{
+    char *colon = strrchr(text, ':');
+    double x = 0;
+    if (!colon || strchr(colon, '/') || !cli_read_number(colon + 1, -1e30, 1e30, &x))
+        return 0;
+    if (x < -MAX_WEIGHT || x > MAX_WEIGHT)
+        return -1;
+    *out = (float)x;
+    *colon = 0;
+    return 1;
+}
+
+static ipt_status read_weights(ipt_ctx *ctx, const char *arg, char *text, ipt_lora *l)
+{
+    float last = 1, before = 1;
+    int n = take_weight(text, &last), m = n == 1 ? take_weight(text, &before) : 0;
+    if (n < 0 || m < 0)
+        return ipt_fail(ctx, IPT_ERR_ARG, "--lora %s: weight out of range; expected a number from -%d to %d", arg,
+                        MAX_WEIGHT, MAX_WEIGHT);
+    const char *colon = strrchr(text, ':');
+    if (colon && !strchr(colon, '/') && !ipt_is_file(text))
+        return ipt_fail(ctx, IPT_ERR_ARG, "--lora %s: weight '%s' is not a number; expected FILE[:W[:TE_W]][@WORD]",
+                        arg, colon + 1);
+    l->weight = m == 1 ? before : last;
+    l->te_weight = last;
+    return IPT_OK;
+}
+
+/* One reading of the value; with_word: an '@' without '/' after it starts the word. */
+static ipt_status read_lora(ipt_ctx *ctx, const char *arg, bool with_word, ipt_lora *l, char **buf)
+{
+    char *text = ipt_strdup(ctx, arg), *items = NULL;
+    ipt_status status = IPT_OK;
+    if (!text)
+        return IPT_ERR_NOMEM;
+    *l = (ipt_lora){.path = text, .weight = 1, .te_weight = 1, .start = 0, .end = 1};
+    char *at = with_word ? strrchr(text, '@') : NULL;
+    if (at && !strchr(at, '/')) {
+        *at = 0;
+        l->word = at + 1;
+    }
+    for (items = text; *items && !is_key(items); items++)
+        ;
+    if (*items) {
+        status = read_items(ctx, arg, items, l);
+        *items = 0;
+    }
+    if (status == IPT_OK)
+        status = read_weights(ctx, arg, text, l);
+    if (status == IPT_OK && (text[0] == 0 || (l->word && !l->word[0])))
+        status = ipt_fail(ctx, IPT_ERR_ARG, "--lora %s: expected FILE[:W[:TE_W]][@WORD]", arg);
+    if (status == IPT_OK)
+        *buf = text;
+    else
+        ipt_free(text);
+    return status;
+}
+
+ipt_status cli_lora_parse(ipt_ctx *ctx, const char *arg, ipt_lora *out, char **buf)
+{
+    if (ipt_is_file(arg)) { /* a name that looks like anything */
+        *buf = ipt_strdup(ctx, arg);
+        *out = (ipt_lora){.path = *buf, .weight = 1, .te_weight = 1, .start = 0, .end = 1};
+        return *buf ? IPT_OK : IPT_ERR_NOMEM;
+    }
+    if (strchr(arg, '@')) { /* a file with '@' in its name comes before a word */
+        ipt_status s = read_lora(ctx, arg, false, out, buf);
+        if (s == IPT_OK && ipt_is_file(out->path))
+            return IPT_OK;
+        if (s == IPT_OK)
+            ipt_free(*buf);
+    }
+    return read_lora(ctx, arg, true, out, buf);
+}

@@ -1,0 +1,248 @@
+/* cli/main.c - the program: which command, signals, how results and failures are printed. */
+#include "cli/cli.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <jansson.h>
+#include <limits.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <unistd.h>
+
+static const cli_command *const commands[] = {&cli_cmd_generate,     &cli_cmd_devices,  &cli_cmd_model_inspect,
+                                              &cli_cmd_lora_inspect, &cli_cmd_tokenize, &cli_cmd_bench};
+
+/* What a signal handler may touch: the one place of the program that needs a global. */
+static ipt_ctx *volatile running;
+static volatile sig_atomic_t caught;
+
+static void on_signal(int sig)
+{
+    caught = sig; /* SA_RESETHAND: the second one ends the process */
+    ipt_cancel(running);
+}
+
+static void catch_signals(ipt_ctx *ctx)
+{
+    struct sigaction a = {.sa_handler = on_signal, .sa_flags = (int)(SA_RESETHAND | SA_RESTART)};
+    running = ctx;
+    sigemptyset(&a.sa_mask);
+    sigaction(SIGINT, &a, NULL);
+    sigaction(SIGTERM, &a, NULL);
+    signal(SIGPIPE, SIG_IGN); /* a closed pipe is a failed write, not a death without a message */
+}
+
+int cli_exit_code(ipt_status s)
+{
+    switch (s) {
+    case IPT_OK:
+        return CLI_OK;
+    case IPT_ERR_ARG:
+        return CLI_USAGE;
+    case IPT_ERR_IO:
+    case IPT_ERR_FORMAT:
+    case IPT_ERR_SHAPE:
+    case IPT_ERR_MISSING:
+    case IPT_ERR_UNSUPPORTED:
+        return CLI_BAD_INPUT;
+    case IPT_ERR_NO_DEVICE:
+        return CLI_NO_DEVICE;
+    case IPT_ERR_OUTPUT:
+        return CLI_OUTPUT;
+    case IPT_ERR_NOMEM:
+    case IPT_ERR_DEVICE_MEM:
+    case IPT_ERR_DEVICE_LOST:
+        return CLI_TRY_AGAIN;
+    case IPT_ERR_CANCELLED:
+        return 128 + (caught ? (int)caught : SIGINT);
+    }
+    return CLI_BAD_INPUT;
+}
+
+static int report(const cli *c, const char *status, int code, const char *text)
+{
+    fprintf(stderr, "impasto: %s\n", text);
+    if (c->json) {
+        json_t *o = json_pack("{s:{s:s, s:s+, s:i}}", "error", "status", status, "message", text, "", "exit", code);
+        if (!o) /* a message that is not UTF-8 */
+            o = json_pack("{s:{s:s, s:i}}", "error", "status", status, "exit", code);
+        if (o)
+            json_dumpf(o, stdout, JSON_INDENT(2));
+        putchar('\n');
+        json_decref(o);
+    }
+    return code;
+}
+
+int cli_fail(const cli *c, ipt_status s, const char *fmt, ...)
+{
+    char text[1024];
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(text, sizeof text, fmt, ap);
+    va_end(ap);
+    return report(c, ipt_status_name(s), cli_exit_code(s), text);
+}
+
+int cli_fail_status(const cli *c, ipt_status s)
+{
+    if (s == IPT_ERR_CANCELLED)
+        return report(c, ipt_status_name(s), cli_exit_code(s), caught == SIGTERM ? "terminated" : "interrupted");
+    const char *text = ipt_last_error(c->ctx);
+    return report(c, ipt_status_name(s), cli_exit_code(s), text[0] ? text : ipt_status_name(s));
+}
+
+int cli_usage_error(const cli *c, const char *fmt, ...)
+{
+    char text[1024];
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(text, sizeof text, fmt, ap);
+    va_end(ap);
+    for (char *p = text; *p; p++) /* one line whatever was typed */
+        if ((unsigned char)*p < 0x20 || *p == 0x7f)
+            *p = '?';
+    return report(c, "usage", CLI_USAGE, text);
+}
+
+int cli_print_json(const cli *c, json_t *o)
+{
+    if (!o)
+        return cli_fail(c, IPT_ERR_NOMEM, "no memory for the result");
+    int rc = json_dumpf(o, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(9));
+    json_decref(o);
+    if (rc != 0 || putchar('\n') == EOF || fflush(stdout) != 0)
+        return cli_fail(c, IPT_ERR_OUTPUT, "cannot write to standard output: %s", strerror(errno));
+    return CLI_OK;
+}
+
+ipt_status cli_random_seed(ipt_ctx *ctx, uint64_t *seed)
+{
+    uint32_t v = 0;
+    if (getentropy(&v, sizeof v) != 0)
+        return ipt_fail(ctx, IPT_ERR_IO, "cannot draw a random seed: %s", strerror(errno));
+    *seed = v;
+    return IPT_OK;
+}
+
+ipt_status cli_check_output(ipt_ctx *ctx, const char *path)
+{
+    char tmp[PATH_MAX];
+    int n = snprintf(tmp, sizeof tmp, "%s.%ld.test", path, (long)getpid());
+    if (n < 0 || (size_t)n >= sizeof tmp)
+        return ipt_fail(ctx, IPT_ERR_OUTPUT, "%.200s...: cannot write: path too long", path);
+    if (ipt_is_dir(path))
+        return ipt_fail(ctx, IPT_ERR_OUTPUT, "%s: cannot write: is a folder", path);
+    int fd = open(tmp, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    if (fd < 0)
+        return ipt_fail(ctx, IPT_ERR_OUTPUT, "%s: cannot write: %s", path, strerror(errno));
+    close(fd);
+    unlink(tmp);
+    return IPT_OK;
+}
+
+static void log_line(void *user, ipt_log_level level, const char *line)
+{
+    const cli *c = user;
+    if (level == IPT_LOG_DEBUG || (level == IPT_LOG_INFO && !c->verbose) || (level == IPT_LOG_WARN && c->quiet))
+        return;
+    fprintf(stderr, "impasto: %s%s\n", level == IPT_LOG_WARN ? "warning: " : "", line);
+}
+
+static int print_help(void)
+{
+    printf("usage: impasto COMMAND [OPTION...]\n\n"
+           "Pictures from text with Stable Diffusion 1.x, 2.x and XL models and LoRA adapters, on any\n"
+           "Vulkan device.\n\nCommands:\n");
+    for (size_t i = 0; i < IPT_COUNT(commands); i++)
+        printf("  %-15s %s\n", commands[i]->name, commands[i]->brief);
+    printf("  %-15s %s\n  %-15s %s\n", "help COMMAND", "options and examples of a command", "--version",
+           "the version");
+    printf("\nExamples:\n"
+           "  impasto generate -p \"a red apple, noto style, on a blue background\" -o apple.png\n"
+           "  impasto generate -m sd15.safetensors -p \"a cat\" --lora style.safetensors:0.8 -o cat.png\n"
+           "  impasto devices\n"
+           "\nExit codes: 0 done, 2 usage, 64 bad input file, 69 no usable device, 73 cannot write output,\n"
+           "75 try again later (out of memory, device lost), 130 interrupted, 143 terminated.\n");
+    return CLI_OK;
+}
+
+/* The command named by the first one or two words; *used: how many. */
+static const cli_command *find_command(int argc, char **argv, int *used)
+{
+    char two[128] = "";
+    if (argc > 1)
+        ipt_name(two, sizeof two, "%s %s", argv[0], argv[1]);
+    for (size_t i = 0; i < IPT_COUNT(commands); i++) {
+        *used = strchr(commands[i]->name, ' ') ? 2 : 1;
+        if (strcmp(commands[i]->name, *used == 2 ? two : argv[0]) == 0)
+            return commands[i];
+    }
+    return NULL;
+}
+
+static int unknown_command(const cli *c, int argc, char **argv)
+{
+    char words[256] = "", near[64];
+    size_t at = 0;
+    for (size_t i = 0; i < IPT_COUNT(commands); i++) {
+        const char *name = commands[i]->name, *second = strchr(name, ' ');
+        size_t n = second ? (size_t)(second - name) : strlen(name);
+        if (second && strlen(argv[0]) == n && memcmp(argv[0], name, n) == 0)
+            return argc > 1 && argv[1][0] != '-'
+                       ? cli_usage_error(c, "unknown command '%s %s'; did you mean %s? See impasto help", argv[0],
+                                         argv[1], name)
+                       : cli_usage_error(c, "%s needs a second word: %s; see impasto %s --help", argv[0],
+                                         second + 1, name);
+        at += (size_t)snprintf(words + at, sizeof words - at, "%.*s ", (int)n, name);
+    }
+    const char *hint = cli_nearest(argv[0], words, near, sizeof near);
+    return hint ? cli_usage_error(c, "unknown command '%s'; did you mean %s? See impasto help", argv[0], hint)
+                : cli_usage_error(c, "unknown command '%s'; see impasto help", argv[0]);
+}
+
+static int dispatch(cli *c, int argc, char **argv)
+{
+    int used = 0;
+    bool help = argc > 0 && strcmp(argv[0], "help") == 0;
+    if (argc == 0 || strcmp(argv[0], "--help") == 0 || strcmp(argv[0], "-h") == 0 || (help && argc == 1))
+        return print_help() == CLI_OK && argc == 0 ? CLI_USAGE : CLI_OK;
+    if (strcmp(argv[0], "--version") == 0 || strcmp(argv[0], "version") == 0) {
+        puts("impasto " IPT_VERSION);
+        return CLI_OK;
+    }
+    if (help) {
+        argc--;
+        argv++;
+    }
+    const cli_command *cmd = find_command(argc, argv, &used);
+    if (!cmd)
+        return unknown_command(c, argc, argv);
+    if (help) {
+        cli_help(cmd);
+        return CLI_OK;
+    }
+    c->command = cmd->name;
+    return cmd->run(c, cmd, argc - used, argv + used);
+}
+
+int main(int argc, char **argv)
+{
+    cli c = {.command = ""};
+    for (int i = 1; i < argc && strcmp(argv[i], "--") != 0; i++) /* also mistakes are told as JSON */
+        c.json = c.json || strcmp(argv[i], "--json") == 0;
+    if (ipt_ctx_create(log_line, &c, &c.ctx) != IPT_OK) {
+        fputs("impasto: no memory\n", stderr);
+        return CLI_TRY_AGAIN;
+    }
+    catch_signals(c.ctx);
+    int rc = dispatch(&c, argc - 1, argv + 1);
+    if (fflush(stdout) != 0 && rc == CLI_OK)
+        rc = cli_fail(&c, IPT_ERR_OUTPUT, "cannot write to standard output: %s", strerror(errno));
+    running = NULL;
+    ipt_ctx_destroy(&c.ctx);
+    return rc;
+}

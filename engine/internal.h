@@ -1,0 +1,104 @@
+/* engine/internal.h - the engine's own parts: kept model, stores, adapters, plans; stages of a request. */
+#ifndef IPT_ENGINE_INTERNAL_H
+#define IPT_ENGINE_INTERNAL_H
+#include "engine/impasto.h"
+
+#include "compose/compose.h"
+#include "core/model_config.h"
+#include "engine/modules.h"
+#include "graph/graph.h"
+#include "model_io/model_io.h"
+#include "sampler/sampler.h"
+#include "text_encoder/tokenizer.h"
+#include "unet/unet.h"
+#include "vk/vk.h"
+
+enum { IPT_MAX_PATH = 4096, IPT_MAX_ROWS = 8 }; /* rows of one UNet evaluation at most */
+
+/* A kept plan and what it was made for. */
+typedef struct ipt_kept_plan {
+    ipt_plan *plan;
+    int32_t key[8];
+} ipt_kept_plan;
+
+struct ipt_engine {
+    ipt_ctx *ctx;
+    ipt_engine_opts opts;
+    char device_opt[256];
+    ipt_gpu *gpu;
+    ipt_dtype weight_type, act_type;
+
+    /* the model of the last request */
+    char model_key[3 * IPT_MAX_PATH];
+    ipt_model *model;
+    ipt_model_config config;
+    ipt_module_list modules;
+    ipt_weights *store[IPT_COMP_COUNT];
+    ipt_tokenizer *tokenizer[2];
+    ipt_safetensors *taesd;
+    ipt_weights *taesd_store;
+    char taesd_key[IPT_MAX_PATH];
+
+    /* its adapters: files of the last request, slot by slot */
+    ipt_adapter_file *file[IPT_MAX_SLOT];
+    char file_key[IPT_MAX_SLOT][IPT_MAX_PATH];
+    size_t n_file;
+    ipt_bank *bank;
+
+    ipt_kept_plan unet, text[2], decode, encode;
+    ipt_bank *unet_bank, *text_bank; /* whose layout the kept plans have (same as bank, or NULL) */
+
+    /* of the request that runs */
+    uint64_t n_plans, bytes_uploaded;
+    ipt_arena report_arena;
+};
+
+/* --- engine.c -------------------------------------------------------------------------------------- */
+IPT_CHECKED ipt_status ipt_engine_load(ipt_engine *e, const ipt_request *r, const ipt_prompt_lora *extra,
+                                       size_t n_extra);
+void ipt_engine_drop_plans(ipt_engine *e);
+/* The weight store of a component, made at first use. */
+IPT_CHECKED ipt_status ipt_engine_store(ipt_engine *e, int comp, ipt_weights **out);
+
+/* --- text.c: prompts to embeddings ----------------------------------------------------------------- */
+typedef struct ipt_encoded {
+    int32_t tokens, width, pooled_width;
+    float *text;     /* [tokens, width] */
+    float *pooled;   /* [pooled_width] or NULL */
+    int32_t *ids;    /* [tokens] of the first encoder */
+} ipt_encoded;
+typedef struct ipt_prompts {
+    ipt_prompt *prompt[2][2]; /* [positive, negative][encoder] */
+    int32_t n_chunk;
+    size_t n_embedding;
+    struct ipt_ti *embedding; /* textual inversions found in the prompts */
+    ipt_arena arena;
+} ipt_prompts;
+IPT_CHECKED ipt_status ipt_prompts_read(ipt_engine *e, const ipt_request *r, ipt_prompts *out);
+void ipt_prompts_finish(ipt_prompts *p);
+/* Encodes prompt `which` (0 positive, 1 negative) under the adapters' gates [n_slot]; memory from arena. */
+IPT_CHECKED ipt_status ipt_encode(ipt_engine *e, const ipt_request *r, const ipt_prompts *p, int which,
+                                  const float *gates, ipt_arena *arena, ipt_encoded *out);
+
+/* --- latent.c: pictures to latents and back ---------------------------------------------------------- */
+/* z [C,h,w] sampler latent -> rgb [3,8h,8w]... f32 in 0..1, stored [H,W,3]. */
+IPT_CHECKED ipt_status ipt_decode(ipt_engine *e, const ipt_request *r, const float *latent, int32_t h, int32_t w,
+                                  float *rgb);
+/* rgb [H,W,3] in -1..1 -> mean and standard deviation [C,h,w] of the unscaled latent. */
+IPT_CHECKED ipt_status ipt_encode_image(ipt_engine *e, const float *rgb, int32_t H, int32_t W, float *mean,
+                                        float *deviation);
+
+/* --- trace.c ------------------------------------------------------------------------------------------ */
+typedef struct ipt_trace ipt_trace;
+IPT_CHECKED ipt_status ipt_trace_create(ipt_ctx *ctx, ipt_trace **out);
+void ipt_trace_destroy(ipt_trace **t);
+/* Copies; t NULL: nothing happens. */
+IPT_CHECKED ipt_status ipt_trace_f32(ipt_trace *t, const char *name, const float *v, const int64_t *dim, int rank);
+IPT_CHECKED ipt_status ipt_trace_i32(ipt_trace *t, const char *name, const int32_t *v, int64_t n);
+IPT_CHECKED ipt_status ipt_trace_write(ipt_trace *t, const char *path);
+
+/* --- infotext.c --------------------------------------------------------------------------------------- */
+/* A1111 "parameters" and the request as JSON; memory from arena, NULL when it ran out. */
+char *ipt_infotext(ipt_engine *e, const ipt_request *r, const ipt_report *rep, uint64_t seed, ipt_arena *arena);
+char *ipt_request_json(ipt_engine *e, const ipt_request *r, const ipt_report *rep, uint64_t seed, ipt_arena *arena);
+#endif

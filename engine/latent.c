@@ -1,0 +1,199 @@
+/* engine/latent.c - pictures to latents and back, whole or in overlapping tiles. */
+#include "engine/internal.h"
+
+#include "vae/vae.h"
+
+#include <math.h>
+#include <string.h>
+
+/* The VAE computes in f32 where the model says so (SDXL's overflows in f16), else as the UNet. */
+static ipt_dtype vae_act(const ipt_engine *e)
+{
+    return e->config.vae.force_upcast || e->config.arch == IPT_ARCH_SDXL ? IPT_F32 : e->act_type;
+}
+
+static ipt_status decode_plan(ipt_engine *e, int32_t h, int32_t w, ipt_plan **out)
+{
+    const int32_t want[8] = {h, w, e->taesd != NULL, 0, 0, 0, 0, 1};
+    if (e->decode.plan && memcmp(e->decode.key, want, sizeof want) == 0) {
+        *out = e->decode.plan;
+        return IPT_OK;
+    }
+    ipt_plan_destroy(&e->decode.plan);
+    ipt_graph *g = NULL;
+    ipt_weights *store = e->taesd_store;
+    if (!e->taesd)
+        IPT_TRY(ipt_engine_store(e, IPT_COMP_VAE, &store));
+    IPT_TRY(ipt_graph_create(e->ctx, &g));
+    if (e->taesd) {
+        bool counted = ipt_safetensors_find(e->taesd, "1.weight") != NULL;
+        ipt_vae_tiny_build(g, 1, h, w, counted ? "" : "decoder.layers.", counted ? 1 : 0, IPT_F32);
+    } else if (e->config.vae.tiny) {
+        ipt_vae_tiny_build(g, 1, h, w, "decoder.layers.", 0, vae_act(e));
+    } else {
+        ipt_vae_decode_build(g, &e->config.vae, 1, h, w, vae_act(e));
+    }
+    ipt_plan_opts o = {.gpu = e->gpu, .weights = store};
+    ipt_status status = ipt_plan_create(g, &o, &e->decode.plan);
+    ipt_graph_destroy(&g);
+    IPT_TRY(status);
+    memcpy(e->decode.key, want, sizeof want);
+    e->n_plans++;
+    *out = e->decode.plan;
+    return IPT_OK;
+}
+
+static int32_t factor_of(const ipt_engine *e) { return e->taesd || e->config.vae.tiny ? 8 : ipt_vae_factor(&e->config.vae); }
+
+/* Decodes z [h,w,C] (channels last) to rgb [fh,fw,3] in 0..1. */
+static ipt_status decode_whole(ipt_engine *e, const float *z, int32_t h, int32_t w, float *rgb)
+{
+    ipt_plan *plan = NULL;
+    size_t c = (size_t)e->config.unet.out_channels, f = (size_t)factor_of(e);
+    size_t n = (size_t)h * (size_t)w * f * f * 3;
+    bool tiny = e->taesd || e->config.vae.tiny;
+    IPT_TRY(decode_plan(e, h, w, &plan));
+    IPT_TRY(ipt_plan_write(plan, "z", z, (size_t)h * (size_t)w * c * sizeof *z));
+    IPT_TRY(ipt_plan_run(plan, 0));
+    IPT_TRY(ipt_plan_read(plan, "rgb", rgb, n * sizeof *rgb));
+    for (size_t i = 0; i < n; i++) {
+        float v = tiny ? rgb[i] : rgb[i] * 0.5F + 0.5F;
+        rgb[i] = v > 0.0F ? (v < 1.0F ? v : 1.0F) : 0.0F; /* NaN becomes 0 */
+    }
+    return IPT_OK;
+}
+
+/* Weight of a pixel at distance `i` from the start of a tile of `n` that overlaps its neighbours by
+ * `overlap`: linear ramps at the sides that have a neighbour. */
+static float ramp(int32_t i, int32_t n, int32_t overlap, bool before, bool after)
+{
+    float w = 1.0F;
+    if (before && i < overlap)
+        w = ((float)i + 0.5F) / (float)overlap;
+    if (after && n - 1 - i < overlap) {
+        float v = ((float)(n - 1 - i) + 0.5F) / (float)overlap;
+        w = v < w ? v : w;
+    }
+    return w;
+}
+
+typedef struct tile {
+    int32_t y, x, h, w; /* latent pixels */
+} tile;
+
+static void blend_tile(const tile *t, const float *part, int32_t f, int32_t overlap, int32_t h, int32_t w, float *rgb,
+                       float *sum)
+{
+    int32_t th = t->h * f, tw = t->w * f, o = overlap * f;
+    for (int32_t y = 0; y < th; y++)
+        for (int32_t x = 0; x < tw; x++) {
+            float k = ramp(y, th, o, t->y > 0, t->y + t->h < h) * ramp(x, tw, o, t->x > 0, t->x + t->w < w);
+            size_t at = (size_t)(t->y * f + y) * (size_t)(w * f) + (size_t)(t->x * f + x);
+            for (size_t c = 0; c < 3; c++)
+                rgb[at * 3 + c] += k * part[((size_t)y * (size_t)tw + (size_t)x) * 3 + c];
+            sum[at] += k;
+        }
+}
+
+static ipt_status decode_tiled(ipt_engine *e, const float *z, int32_t h, int32_t w, int32_t side, float *rgb)
+{
+    int32_t f = factor_of(e), overlap = side / 4 > 0 ? side / 4 : 1, step = side - overlap > 0 ? side - overlap : 1;
+    size_t c = (size_t)e->config.unet.out_channels, n = (size_t)h * (size_t)w * (size_t)(f * f);
+    size_t area = (size_t)side * (size_t)side;
+    float *part = ipt_calloc(e->ctx, area * (size_t)(f * f) * 3, sizeof *part);
+    float *in = ipt_calloc(e->ctx, area * c, sizeof *in), *sum = ipt_calloc(e->ctx, n, sizeof *sum);
+    ipt_status status = part && in && sum ? IPT_OK : IPT_ERR_NOMEM;
+    memset(rgb, 0, n * 3 * sizeof *rgb);
+    for (int32_t y = 0; status == IPT_OK; y += step) {
+        tile t = {.y = y + side < h ? y : (h > side ? h - side : 0), .h = side < h ? side : h};
+        for (int32_t x = 0; status == IPT_OK; x += step) {
+            t.x = x + side < w ? x : (w > side ? w - side : 0);
+            t.w = side < w ? side : w;
+            for (int32_t i = 0; i < t.h; i++)
+                memcpy(in + (size_t)(i * t.w) * c, z + ((size_t)(t.y + i) * (size_t)w + (size_t)t.x) * c,
+                       (size_t)t.w * c * sizeof *in);
+            status = decode_whole(e, in, t.h, t.w, part);
+            if (status == IPT_OK)
+                blend_tile(&t, part, f, overlap, h, w, rgb, sum);
+            if (t.x + t.w >= w)
+                break;
+        }
+        if (t.y + t.h >= h)
+            break;
+    }
+    for (size_t i = 0; status == IPT_OK && i < n * 3; i++)
+        rgb[i] /= sum[i / 3];
+    ipt_free(part);
+    ipt_free(in);
+    ipt_free(sum);
+    return status;
+}
+
+enum { AUTO_TILE = 512, AUTO_WHOLE = 1024 * 1024 }; /* pixels */
+
+ipt_status ipt_decode(ipt_engine *e, const ipt_request *r, const float *latent, int32_t h, int32_t w, float *rgb)
+{
+    size_t c = (size_t)e->config.unet.out_channels, hw = (size_t)h * (size_t)w;
+    const ipt_vae_config *v = &e->config.vae;
+    float *z = ipt_calloc(e->ctx, hw * c, sizeof *z);
+    if (!z)
+        return IPT_ERR_NOMEM;
+    for (size_t k = 0; k < c; k++)
+        for (size_t i = 0; i < hw; i++)
+            z[i * c + k] = e->taesd || v->tiny ? latent[k * hw + i] : latent[k * hw + i] / v->scaling_factor + v->shift_factor;
+    int32_t f = factor_of(e), side = r->vae_tile > 0 ? r->vae_tile / f : AUTO_TILE / f;
+    bool fits = h <= side && w <= side;
+    bool whole = r->vae_tile < 0 || fits || (r->vae_tile == 0 && hw * (size_t)(f * f) <= AUTO_WHOLE);
+    side = side > 8 ? side : 8;
+    ipt_status status = IPT_ERR_DEVICE_MEM;
+    if (whole)
+        status = decode_whole(e, z, h, w, rgb);
+    if (!whole || (status == IPT_ERR_DEVICE_MEM && r->vae_tile == 0 && !fits)) {
+        if (whole)
+            ipt_log(e->ctx, IPT_LOG_WARN, "the picture does not fit in device memory at once: decoding in tiles of %d pixels",
+                    side * f);
+        status = decode_tiled(e, z, h, w, side, rgb);
+    }
+    ipt_free(z);
+    return status;
+}
+
+ipt_status ipt_encode_image(ipt_engine *e, const float *rgb, int32_t H, int32_t W, float *mean, float *deviation)
+{
+    const int32_t want[8] = {H, W, 0, 0, 0, 0, 0, 1};
+    int32_t f = ipt_vae_factor(&e->config.vae);
+    size_t c = (size_t)e->config.vae.latent_channels, hw = (size_t)(H / f) * (size_t)(W / f);
+    if (e->config.vae.tiny)
+        return ipt_fail(e->ctx, IPT_ERR_UNSUPPORTED, "the model's tiny VAE cannot encode pictures; give one with --vae");
+    if (!e->encode.plan || memcmp(e->encode.key, want, sizeof want) != 0) {
+        ipt_graph *g = NULL;
+        ipt_weights *store = NULL;
+        ipt_plan_destroy(&e->encode.plan);
+        IPT_TRY(ipt_engine_store(e, IPT_COMP_VAE, &store));
+        IPT_TRY(ipt_graph_create(e->ctx, &g));
+        ipt_vae_encode_build(g, &e->config.vae, 1, H, W, vae_act(e));
+        ipt_plan_opts o = {.gpu = e->gpu, .weights = store};
+        ipt_status status = ipt_plan_create(g, &o, &e->encode.plan);
+        ipt_graph_destroy(&g);
+        IPT_TRY(status);
+        memcpy(e->encode.key, want, sizeof want);
+        e->n_plans++;
+    }
+    float *m = ipt_calloc(e->ctx, hw * 2 * c, sizeof *m);
+    if (!m)
+        return IPT_ERR_NOMEM;
+    ipt_status status = ipt_plan_write(e->encode.plan, "picture", rgb, (size_t)H * (size_t)W * 3 * sizeof *rgb);
+    if (status == IPT_OK)
+        status = ipt_plan_run(e->encode.plan, 0);
+    if (status == IPT_OK)
+        status = ipt_plan_read(e->encode.plan, "moments", m, hw * 2 * c * sizeof *m);
+    for (size_t i = 0; status == IPT_OK && i < hw; i++)
+        for (size_t k = 0; k < c; k++) {
+            float lv = m[i * 2 * c + c + k];
+            lv = lv < -30.0F ? -30.0F : lv > 20.0F ? 20.0F : lv; /* diffusers DiagonalGaussianDistribution */
+            mean[k * hw + i] = m[i * 2 * c + k];
+            deviation[k * hw + i] = expf(0.5F * lv);
+        }
+    ipt_free(m);
+    return status;
+}

@@ -1,0 +1,303 @@
+/* engine/text.c - prompts to embeddings: chunks through the text encoders, emphasis, textual inversions,
+ * adapters in the text encoder as gates. */
+#define _GNU_SOURCE /* strcasestr */
+#include "engine/internal.h"
+
+#include "text_encoder/text_encoder.h"
+
+#include <dirent.h>
+#include <string.h>
+
+/* A textual inversion: one vector list per text encoder. */
+typedef struct ipt_ti {
+    const char *name;
+    int32_t n, width[2];
+    const float *vector[2]; /* [n,width] */
+} ipt_ti;
+
+static int n_encoders(const ipt_engine *e) { return e->config.has[IPT_COMP_TEXT2] ? 2 : 1; }
+
+/* --- textual inversions ------------------------------------------------------------------------------ */
+static ipt_status copy_vectors(ipt_engine *e, ipt_arena *arena, const char *file, const ipt_st_tensor *t, ipt_ti *ti)
+{
+    size_t width = t->rank > 0 ? (size_t)t->dim[t->rank - 1] : 0, n = width ? t->count / width : 0;
+    const ipt_text_config *c[2] = {&e->config.text, &e->config.text2};
+    for (int i = 0; i < n_encoders(e); i++) {
+        bool named = strcmp(t->name, i ? "clip_g" : "clip_l") == 0;
+        bool other = strcmp(t->name, i ? "clip_l" : "clip_g") == 0;
+        if (other || (size_t)c[i]->width != width || (ti->vector[i] && !named))
+            continue;
+        if (n < 1 || n > IPT_TOKEN_CONTENT || t->rank > 2)
+            return ipt_fail(e->ctx, IPT_ERR_SHAPE, "%s: %s: %zu vectors, expected 1..%d", file, t->name, n,
+                            IPT_TOKEN_CONTENT);
+        float *v = ipt_arena_alloc(arena, n * width * sizeof *v);
+        if (!v)
+            return IPT_ERR_NOMEM;
+        if (!ipt_st_finite(t, NULL))
+            return ipt_fail(e->ctx, IPT_ERR_FORMAT, "%s: %s: NaN or infinity", file, t->name);
+        ipt_st_to_f32(t, 0, n * width, v);
+        ti->vector[i] = v;
+        ti->width[i] = (int32_t)width;
+        ti->n = (int32_t)n;
+    }
+    return IPT_OK;
+}
+
+static ipt_status read_inversion(ipt_engine *e, ipt_prompts *p, const char *path, const char *name)
+{
+    ipt_safetensors *st = NULL;
+    ipt_ti *ti = &p->embedding[p->n_embedding];
+    IPT_TRY(ipt_safetensors_open(e->ctx, path, &st));
+    ipt_status status = IPT_OK;
+    memset(ti, 0, sizeof *ti);
+    for (size_t i = 0; i < ipt_safetensors_count(st) && status == IPT_OK; i++)
+        status = copy_vectors(e, &p->arena, path, ipt_safetensors_at(st, i), ti);
+    if (status == IPT_OK && !ti->vector[0] && !ti->vector[1])
+        status = ipt_fail(e->ctx, IPT_ERR_SHAPE, "%s: no vectors of width %d, as this model's text encoder needs", path,
+                          e->config.text.width);
+    ipt_safetensors_close(&st);
+    if (status == IPT_OK) {
+        ti->name = ipt_arena_strdup(&p->arena, name);
+        status = ti->name ? IPT_OK : IPT_ERR_NOMEM;
+        p->n_embedding += status == IPT_OK;
+    }
+    return status;
+}
+
+enum { MAX_INVERSIONS = 64 };
+
+/* Inversions whose file name occurs in a prompt, and those inside adapter files. */
+static ipt_status find_inversions(ipt_engine *e, const ipt_request *r, ipt_prompts *p)
+{
+    p->embedding = ipt_arena_alloc(&p->arena, MAX_INVERSIONS * sizeof *p->embedding);
+    if (!p->embedding)
+        return IPT_ERR_NOMEM;
+    for (size_t f = 0; f < e->n_file; f++)
+        for (size_t i = 0; i < e->file[f]->n_embedding && p->n_embedding < MAX_INVERSIONS; i++) {
+            ipt_ti *ti = &p->embedding[p->n_embedding];
+            memset(ti, 0, sizeof *ti);
+            ti->name = e->file[f]->embedding[i].word;
+            IPT_TRY(copy_vectors(e, &p->arena, e->file_key[f], e->file[f]->embedding[i].vector, ti));
+            p->n_embedding += ti->vector[0] || ti->vector[1];
+        }
+    for (size_t d = 0; d < r->n_embedding_dirs; d++) {
+        DIR *dir = opendir(r->embedding_dirs[d]);
+        if (!dir)
+            return ipt_fail(e->ctx, IPT_ERR_IO, "%s: cannot open the embeddings folder", r->embedding_dirs[d]);
+        ipt_status status = IPT_OK;
+        for (struct dirent *entry; status == IPT_OK && (entry = readdir(dir)) != NULL;) {
+            char name[256], path[IPT_MAX_PATH];
+            ipt_name(name, sizeof name, "%s", entry->d_name);
+            char *dot = strrchr(name, '.');
+            if (!dot || strcmp(dot, ".safetensors") != 0 || dot == name)
+                continue;
+            *dot = 0;
+            bool used = (r->prompt && strcasestr(r->prompt, name)) || (r->negative && strcasestr(r->negative, name));
+            if (!used || p->n_embedding >= MAX_INVERSIONS)
+                continue;
+            ipt_name(path, sizeof path, "%s/%s", r->embedding_dirs[d], entry->d_name);
+            status = read_inversion(e, p, path, name);
+        }
+        closedir(dir);
+        IPT_TRY(status);
+    }
+    return IPT_OK;
+}
+
+/* --- prompts -------------------------------------------------------------------------------------------- */
+ipt_status ipt_prompts_read(ipt_engine *e, const ipt_request *r, ipt_prompts *out)
+{
+    const char *text[2] = {r->prompt ? r->prompt : "", r->negative ? r->negative : ""};
+    ipt_status status = IPT_OK;
+    ipt_prompt_embedding *names = NULL;
+    ipt_prompt_attr attr = {0};
+    memset(out, 0, sizeof *out);
+    ipt_arena_init(&out->arena, e->ctx);
+    IPT_TRY_GOTO(find_inversions(e, r, out), fail);
+    names = ipt_arena_alloc(&out->arena, (out->n_embedding + 1) * sizeof *names);
+    if (!names) {
+        status = IPT_ERR_NOMEM;
+        goto fail;
+    }
+    for (size_t i = 0; i < out->n_embedding; i++)
+        names[i] = (ipt_prompt_embedding){out->embedding[i].name, out->embedding[i].n};
+    attr.embeddings = names;
+    attr.n_embeddings = (int32_t)out->n_embedding;
+    for (int w = 0; w < 2; w++)
+        for (int k = 0; k < n_encoders(e); k++) {
+            IPT_TRY_GOTO(ipt_prompt_create(e->ctx, e->tokenizer[k], text[w], strlen(text[w]), &attr, &out->prompt[w][k]),
+                         fail);
+            if (out->prompt[w][k]->n_chunk > out->n_chunk)
+                out->n_chunk = out->prompt[w][k]->n_chunk;
+        }
+    for (int w = 0; w < 2; w++)
+        for (int k = 0; k < n_encoders(e); k++)
+            IPT_TRY_GOTO(ipt_prompt_extend(e->ctx, e->tokenizer[k], out->prompt[w][k], out->n_chunk), fail);
+    return IPT_OK;
+fail:
+    ipt_prompts_finish(out);
+    return status;
+}
+
+void ipt_prompts_finish(ipt_prompts *p)
+{
+    for (int w = 0; w < 2; w++)
+        for (int k = 0; k < 2; k++)
+            ipt_prompt_destroy(&p->prompt[w][k]);
+    ipt_arena_finish(&p->arena);
+}
+
+/* --- the encoder's plan ------------------------------------------------------------------------------------ */
+static ipt_text_key text_key(const ipt_engine *e, const ipt_request *r, int encoder, bool injected)
+{
+    bool sdxl = n_encoders(e) == 2;
+    int32_t extra = r->clip_skip > 1 ? r->clip_skip - 1 : 0;
+    const ipt_text_config *c = encoder ? &e->config.text2 : &e->config.text;
+    return (ipt_text_key){.batch = 1,
+                          .tokens = c->max_tokens,
+                          .skip = sdxl && extra < 1 ? 1 : extra, /* SDXL is trained on the layer before the last */
+                          .final_norm = !sdxl,
+                          .pooled = sdxl && encoder == 1,
+                          .injected = injected,
+                          .act = e->act_type};
+}
+
+static ipt_status get_plan(ipt_engine *e, const ipt_text_key *key, int encoder, ipt_plan **out)
+{
+    int comp = encoder ? IPT_COMP_TEXT2 : IPT_COMP_TEXT;
+    const ipt_text_config *c = encoder ? &e->config.text2 : &e->config.text;
+    const int32_t want[8] = {key->skip, key->final_norm, key->pooled, key->injected, key->tokens, 0, 0, 1};
+    ipt_kept_plan *kept = &e->text[encoder];
+    if (key->skip >= c->n_layer)
+        return ipt_fail(e->ctx, IPT_ERR_ARG, "clip skip leaves no layer: the text encoder has %d", c->n_layer);
+    if (kept->plan && memcmp(kept->key, want, sizeof want) == 0) {
+        *out = kept->plan;
+        return IPT_OK;
+    }
+    ipt_plan_destroy(&kept->plan);
+    ipt_graph *g = NULL;
+    ipt_weights *store = NULL;
+    size_t n_site = 0;
+    IPT_TRY(ipt_engine_store(e, comp, &store));
+    IPT_TRY(ipt_graph_create(e->ctx, &g));
+    const ipt_adapter_site *site = ipt_bank_sites(e->bank, comp, &n_site);
+    ipt_graph_adapters(g, site, n_site, 1, 1, (int)ipt_bank_n_slot(e->bank));
+    ipt_text_build(g, c, key);
+    ipt_plan_opts o = {.gpu = e->gpu, .weights = store};
+    ipt_status status = ipt_plan_create(g, &o, &kept->plan);
+    ipt_graph_destroy(&g);
+    IPT_TRY(status);
+    memcpy(kept->key, want, sizeof want);
+    e->n_plans++;
+    status = ipt_bank_write(e->bank, comp, kept->plan, &e->bytes_uploaded);
+    if (status != IPT_OK)
+        ipt_plan_destroy(&kept->plan);
+    *out = kept->plan;
+    return status;
+}
+
+/* Inputs "keep" and "extra" of one chunk. */
+static ipt_status write_injected(ipt_engine *e, const ipt_prompts *p, const ipt_prompt *pr, int chunk, int encoder,
+                                 int32_t width, ipt_plan *plan)
+{
+    size_t n = IPT_TOKEN_WINDOW, w = (size_t)width;
+    float keep[IPT_TOKEN_WINDOW];
+    float *extra = ipt_calloc(e->ctx, n * w, sizeof *extra);
+    if (!extra)
+        return IPT_ERR_NOMEM;
+    for (size_t i = 0; i < n; i++)
+        keep[i] = 1.0F;
+    for (size_t s = 0; s < pr->n_span; s++) {
+        const ipt_prompt_span *span = &pr->spans[s];
+        const ipt_ti *ti = &p->embedding[span->index];
+        if (span->chunk != chunk)
+            continue;
+        for (int32_t k = 0; k < span->n; k++) {
+            keep[span->pos + k] = 0.0F;
+            if (ti->vector[encoder] && ti->width[encoder] == width)
+                memcpy(extra + (size_t)(span->pos + k) * w, ti->vector[encoder] + (size_t)k * w, w * sizeof *extra);
+        }
+    }
+    ipt_status status = ipt_plan_write(plan, "keep", keep, sizeof keep);
+    if (status == IPT_OK)
+        status = ipt_plan_write(plan, "extra", extra, n * w * sizeof *extra);
+    ipt_free(extra);
+    return status;
+}
+
+/* One encoder over all chunks: its columns of out->text. */
+static ipt_status encode_with(ipt_engine *e, const ipt_request *r, const ipt_prompts *p, int which, int encoder,
+                              const float *gates, int32_t column, ipt_encoded *out)
+{
+    const ipt_prompt *pr = p->prompt[which][encoder];
+    const ipt_text_config *c = encoder ? &e->config.text2 : &e->config.text;
+    ipt_text_key key = text_key(e, r, encoder, pr->n_span > 0);
+    ipt_plan *plan = NULL;
+    if (c->max_tokens != IPT_TOKEN_WINDOW)
+        return ipt_fail(e->ctx, IPT_ERR_UNSUPPORTED, "text encoder with %d positions, expected %d", c->max_tokens,
+                        IPT_TOKEN_WINDOW);
+    IPT_TRY(get_plan(e, &key, encoder, &plan));
+    size_t w = (size_t)c->width, n = IPT_TOKEN_WINDOW;
+    float *z = ipt_calloc(e->ctx, n * w, sizeof *z);
+    if (!z)
+        return IPT_ERR_NOMEM;
+    ipt_status status = IPT_OK;
+    if (ipt_bank_has(e->bank, encoder ? IPT_COMP_TEXT2 : IPT_COMP_TEXT))
+        IPT_TRY_GOTO(ipt_plan_write(plan, "gates", gates, ipt_bank_n_slot(e->bank) * sizeof *gates), done);
+    for (int chunk = 0; chunk < pr->n_chunk; chunk++) {
+        const int32_t *ids = pr->ids + (size_t)chunk * n;
+        int32_t eos = ipt_text_eos(c, ids, (int32_t)n);
+        for (size_t i = 0; i < n; i++)
+            if (ids[i] >= c->vocab) {
+                status = ipt_fail(e->ctx, IPT_ERR_SHAPE, "token id %d does not fit the text encoder's %d words", ids[i],
+                                  c->vocab);
+                goto done;
+            }
+        IPT_TRY_GOTO(ipt_plan_write(plan, "ids", ids, n * sizeof *ids), done);
+        if (key.pooled)
+            IPT_TRY_GOTO(ipt_plan_write(plan, "eos", &eos, sizeof eos), done);
+        if (key.injected)
+            IPT_TRY_GOTO(write_injected(e, p, pr, chunk, encoder, c->width, plan), done);
+        IPT_TRY_GOTO(ipt_plan_run(plan, 0), done);
+        IPT_TRY_GOTO(ipt_plan_read(plan, "text", z, n * w * sizeof *z), done);
+        bool weighted = false;
+        for (size_t i = 0; i < n; i++)
+            weighted = weighted || pr->weights[(size_t)chunk * n + i] < 1.0F || pr->weights[(size_t)chunk * n + i] > 1.0F;
+        if (weighted)
+            ipt_prompt_apply_weights(z, pr->weights + (size_t)chunk * n, n, w);
+        for (size_t i = 0; i < n; i++)
+            memcpy(out->text + ((size_t)chunk * n + i) * (size_t)out->width + column, z + i * w, w * sizeof *z);
+        if (key.pooled && chunk == 0)
+            IPT_TRY_GOTO(ipt_plan_read(plan, "pooled", out->pooled, (size_t)out->pooled_width * sizeof(float)), done);
+        if (encoder == 0)
+            memcpy(out->ids + (size_t)chunk * n, ids, n * sizeof *ids);
+    }
+done:
+    ipt_free(z);
+    return status;
+}
+
+ipt_status ipt_encode(ipt_engine *e, const ipt_request *r, const ipt_prompts *p, int which, const float *gates,
+                      ipt_arena *arena, ipt_encoded *out)
+{
+    const ipt_model_config *c = &e->config;
+    memset(out, 0, sizeof *out);
+    out->tokens = p->n_chunk * IPT_TOKEN_WINDOW;
+    out->width = c->text.width + (n_encoders(e) == 2 ? c->text2.width : 0);
+    out->pooled_width = n_encoders(e) == 2 ? (c->text2.has_projection ? c->text2.projection_dim : c->text2.width) : 0;
+    out->text = ipt_arena_alloc(arena, (size_t)out->tokens * (size_t)out->width * sizeof(float));
+    out->ids = ipt_arena_alloc(arena, (size_t)out->tokens * sizeof(int32_t));
+    out->pooled = ipt_arena_alloc(arena, (size_t)(out->pooled_width + 1) * sizeof(float));
+    if (!out->text || !out->ids || !out->pooled)
+        return IPT_ERR_NOMEM;
+    if (out->width != c->unet.cross_dim[0])
+        return ipt_fail(e->ctx, IPT_ERR_SHAPE, "the text encoder gives %d values per token, the unet takes %d",
+                        out->width, c->unet.cross_dim[0]);
+    if (which == 1 && !r->negative && c->zero_empty_negative) { /* zeros, as the pipeline was trained */
+        const ipt_prompt *pr = p->prompt[1][0];
+        memcpy(out->ids, pr->ids, (size_t)out->tokens * sizeof *out->ids);
+        return IPT_OK;
+    }
+    IPT_TRY(encode_with(e, r, p, which, 0, gates, 0, out));
+    return n_encoders(e) == 2 ? encode_with(e, r, p, which, 1, gates, c->text.width, out) : IPT_OK;
+}
