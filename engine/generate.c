@@ -234,7 +234,7 @@ static ipt_status text_of(run *u, const ipt_world *world, size_t *index)
         return ipt_fail(u->e->ctx, IPT_ERR_UNSUPPORTED, "too many different text encodings in one request");
     size_t i = u->n_text;
     memcpy(u->text_gate[i], gate, sizeof gate);
-    for (int which = 0; which < (u->two_rows ? 2 : 1); which++)
+    for (int which = 0; which < (u->two_rows || u->r->trace ? 2 : 1); which++)
         IPT_TRY(ipt_encode(u->e, u->r, &u->prompts, which, gate, &u->arena, &u->text[i][which]));
     u->n_text++;
     *index = i;
@@ -565,7 +565,7 @@ static ipt_status sample_loop(run *u, ipt_sampler *s, const buffers *b, noise_so
 static ipt_status trace_text(run *u, ipt_trace *t)
 {
     const ipt_encoded *e = u->text[0];
-    for (int which = 0; t && which < (u->two_rows ? 2 : 1); which++) {
+    for (int which = 0; t && which < 2; which++) {
         const int64_t text[3] = {1, e[which].tokens, e[which].width}, pooled[2] = {1, e[which].pooled_width}, six[2] = {1, 6};
         const float ids[6] = {(float)u->height, (float)u->width, 0, 0, (float)u->height, (float)u->width};
         IPT_TRY(ipt_trace_i32(t, which ? "ids_negative" : "ids", e[which].ids, e[which].tokens));

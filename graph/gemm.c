@@ -1,29 +1,40 @@
-/* graph/gemm.c - describes matrix products and operand copies as dispatches: shader shape by device,
- * tile constants, bands that keep every binding within the device's range.  Knows no operator. */
+/* graph/gemm.c - describes matrix products and operand copies as dispatches: shader shape by
+ * device, tile constants, bands that keep every binding within the device's range.  Knows no
+ * operator. */
 #include "graph/gemm.h"
 
 #include <string.h>
 
 /* shaders/gemm_iface.glsl */
 typedef struct gemm_push {
-    int32_t rows, row0, cols, col0, quads, taps, panels, kw, ow, opix, h, w, vh, vw, stride, pad, spread,
-        a_first, ldy, y0;
+    int32_t rows, row0, cols, col0, quads, taps, panels, kw, ow, opix, h, w, vh, vw, stride, pad,
+        spread, a_first, ldy, y0, turned;
 } gemm_push;
 /* shaders/pack.comp */
 typedef struct pack_push {
-    int32_t count, q0, n, taps, k, kpad, base, sn, st, sk, ow, opix, h, w, vh, vw, stride, pad, spread, ky, kx;
+    int32_t count, q0, n, taps, k, kpad, base, sn, st, sk, ow, opix, h, w, vh, vw, stride, pad,
+        spread, ky, kx;
 } pack_push;
 _Static_assert(sizeof(gemm_push) <= IPT_MAX_PUSH, "gemm push block");
 _Static_assert(sizeof(pack_push) <= IPT_MAX_PUSH, "pack push block");
 
 enum { HAS_BIAS = 1, HAS_T = 2, HAS_R = 4, HAS_QUADS = 8 };
 enum { TILE_ROWS = 64, TILE_COLS = 64, TILE_THREADS = 128, PACK_THREADS = 64 };
+/* Up to here all panels are walked for one tile of rows (they stream from the last-level cache);
+ * beyond, all rows for one tile of columns. */
+enum { CACHED_PANELS = 16 << 20 };
 
-/* --- walks ----------------------------------------------------------------------------------------- */
+/* --- walks --------------------------------------------------------------------------------- */
 ipt_walk ipt_walk_conv(const ipt_shape *x, const ipt_conv *c)
 {
-    ipt_walk w = {.mode = IPT_WALK_TAPS, .kernel = c->kernel, .stride = c->stride, .pad = c->pad_lo,
-                  .spread = 1, .n = x->dim[0], .h = x->dim[1], .w = x->dim[2]};
+    ipt_walk w = {.mode = IPT_WALK_TAPS,
+                  .kernel = c->kernel,
+                  .stride = c->stride,
+                  .pad = c->pad_lo,
+                  .spread = 1,
+                  .n = x->dim[0],
+                  .h = x->dim[1],
+                  .w = x->dim[2]};
     w.vh = c->up_h > 0 ? c->up_h : w.h;
     w.vw = c->up_w > 0 ? c->up_w : w.w;
     if (w.vh != w.h || w.vw != w.w)
@@ -42,21 +53,38 @@ ipt_walk ipt_walk_conv(const ipt_shape *x, const ipt_conv *c)
 
 ipt_walk ipt_walk_conv_dx(const ipt_shape *dy, const ipt_conv *c, int32_t vh, int32_t vw)
 {
-    ipt_walk w = {.mode = IPT_WALK_SPREAD, .kernel = c->kernel, .stride = 1,
-                  .pad = c->kernel - 1 - c->pad_lo, .spread = c->stride, .n = dy->dim[0], .h = dy->dim[1],
-                  .w = dy->dim[2], .oh = vh, .ow = vw};
+    ipt_walk w = {.mode = IPT_WALK_SPREAD,
+                  .kernel = c->kernel,
+                  .stride = 1,
+                  .pad = c->kernel - 1 - c->pad_lo,
+                  .spread = c->stride,
+                  .n = dy->dim[0],
+                  .h = dy->dim[1],
+                  .w = dy->dim[2],
+                  .oh = vh,
+                  .ow = vw};
     w.vh = (w.h - 1) * c->stride + 1;
     w.vw = (w.w - 1) * c->stride + 1;
     if (c->stride == 1)
-        w.mode = c->kernel == 1 && c->pad_lo == 0 && vh == w.h && vw == w.w ? IPT_WALK_PLAIN : IPT_WALK_TAPS;
+        w.mode = c->kernel == 1 && c->pad_lo == 0 && vh == w.h && vw == w.w ? IPT_WALK_PLAIN
+                                                                            : IPT_WALK_TAPS;
     return w;
 }
 
 ipt_walk ipt_walk_plain(int64_t rows, int32_t n)
 {
     int32_t each = (int32_t)(n > 0 ? rows / n : rows);
-    return (ipt_walk){.mode = IPT_WALK_PLAIN, .kernel = 1, .stride = 1, .spread = 1, .n = n, .h = 1, .w = each,
-                      .vh = 1, .vw = each, .oh = 1, .ow = each};
+    return (ipt_walk){.mode = IPT_WALK_PLAIN,
+                      .kernel = 1,
+                      .stride = 1,
+                      .spread = 1,
+                      .n = n,
+                      .h = 1,
+                      .w = each,
+                      .vh = 1,
+                      .vw = each,
+                      .oh = 1,
+                      .ow = each};
 }
 
 static void walk_push(const ipt_walk *w, int32_t *ow, int32_t *opix, int32_t *geometry /* 7 */)
@@ -90,40 +118,51 @@ static void walk_reach(const ipt_walk *w, int64_t m0, int64_t m1, int64_t *lo, i
     *hi = (m1 - 1) / opix * pix + (last + 1) * w->w;
 }
 
-/* --- one product ------------------------------------------------------------------------------------- */
+/* --- one product --------------------------------------------------------------------------- */
 typedef struct gemm_job {
     const ipt_gemm *g;
     bool simd, texel;
     uint32_t sg, tm, uk; /* simd */
     int32_t quads, taps, panels;
-    uint64_t a_quad, elt, panel_bytes, tail; /* bytes: a quad of a, an element, a panel, zeros behind */
+    uint64_t a_quad, elt, panel_bytes,
+        tail; /* bytes: a quad of a, an element, a panel, zeros behind */
     uint64_t a_bytes;
     uint32_t has;
 } gemm_job;
 
+/* Measured on llvmpipe 22.3.6 with 8 and 16 lanes: 32 rows and 8 k's a turn, or 16 rows and 16 k's;
+ * plain buffer loads want 32 rows and 4 k's.  Few rows: the smaller tile when it wastes less. */
+static void simd_tile(gemm_job *j, int64_t rows)
+{
+    const int64_t t16 = (rows + 15) / 16 * 16, t32 = (rows + 31) / 32 * 32;
+    j->tm = j->texel && t16 * 13 < t32 * 12 ? 16 : 32;
+    if (rows <= (int64_t)j->sg || j->tm < j->sg)
+        j->tm = j->sg;
+    j->uk = !j->texel ? 1 : j->tm > 16 ? 2 : 4;
+    while (j->quads % (int32_t)j->uk)
+        j->uk /= 2;
+}
+
 static gemm_job job_of(const ipt_launch *l, const ipt_gemm *g)
 {
     const ipt_traits *dev = l->dev;
-    gemm_job j = {.g = g, .quads = ipt_pad4(g->k) / 4, .taps = g->walk.kernel * g->walk.kernel,
+    gemm_job j = {.g = g,
+                  .quads = ipt_pad4(g->k) / 4,
+                  .taps = g->walk.kernel * g->walk.kernel,
                   .panels = (g->cols + 31) / 32};
     j.elt = ipt_dtype_bytes(g->act);
     j.a_quad = 4 * j.elt;
     uint64_t b_elt = ipt_dtype_bytes(g->b_type);
     j.panel_bytes = (uint64_t)j.taps * (uint64_t)j.quads * 4 * 32 * b_elt;
     j.tail = 32 * 32 * b_elt;
-    int64_t pixels = g->walk.mode == IPT_WALK_PLAIN ? g->rows
-                                                    : (int64_t)g->walk.n * g->walk.h * g->walk.w;
+    int64_t pixels =
+        g->walk.mode == IPT_WALK_PLAIN ? g->rows : (int64_t)g->walk.n * g->walk.h * g->walk.w;
     j.a_bytes = (uint64_t)pixels * (uint64_t)j.quads * j.a_quad;
     j.simd = dev->simd && dev->subgroup_shuffle && dev->subgroup >= 4 && dev->subgroup <= 64;
     j.texel = j.simd && dev->texel && j.a_bytes / j.a_quad <= dev->max_texels &&
               ((uint64_t)j.panels * j.panel_bytes + j.tail) / 16 <= dev->max_texels;
     j.sg = dev->subgroup;
-    j.tm = j.texel ? 16 : 32;
-    if (j.tm < 2 * j.sg)
-        j.tm = j.sg < 32 ? 2 * j.sg : j.sg;
-    if (g->rows <= (int64_t)j.sg)
-        j.tm = j.sg;
-    j.uk = !j.texel || j.quads % 2 ? 1 : j.quads % 4 ? 2 : 4;
+    simd_tile(&j, g->rows);
     j.has = (g->bias.number >= 0 ? HAS_BIAS : 0u) | (g->t.number >= 0 ? HAS_T : 0u) |
             (g->r.number >= 0 ? HAS_R : 0u);
     if (g->cols % 4 == 0 && g->ldy % 4 == 0 && g->y0 % 4 == 0)
@@ -131,7 +170,8 @@ static gemm_job job_of(const ipt_launch *l, const ipt_gemm *g)
     return j;
 }
 
-static void bind_optional(ipt_dispatch *d, const ipt_gemm *g, ipt_operand o, uint64_t off, uint64_t bytes)
+static void bind_optional(ipt_dispatch *d, const ipt_gemm *g, ipt_operand o, uint64_t off,
+                          uint64_t bytes)
 {
     if (o.number >= 0)
         ipt_launch_bind_range(d, IPT_BIND_SSBO, o.src, o.number, false, off, bytes);
@@ -140,16 +180,25 @@ static void bind_optional(ipt_dispatch *d, const ipt_gemm *g, ipt_operand o, uin
 }
 
 /* Rows [m0, m1) and panels [p0, p1). */
-static ipt_status add_band(ipt_launch *l, const gemm_job *j, int64_t m0, int64_t m1, int32_t p0, int32_t p1,
-                           uint64_t a_off, uint64_t a_len)
+static ipt_status add_band(ipt_launch *l, const gemm_job *j, int64_t m0, int64_t m1, int32_t p0,
+                           int32_t p1, uint64_t a_off, uint64_t a_len)
 {
     const ipt_gemm *g = j->g;
-    gemm_push push = {.rows = (int32_t)(m1 - m0), .row0 = (int32_t)m0, .cols = g->cols, .col0 = p0 * 32,
-                      .quads = j->quads, .taps = j->taps, .panels = p1 - p0, .kw = g->walk.kernel,
-                      .a_first = (int32_t)(a_off / j->a_quad), .ldy = g->ldy, .y0 = g->y0};
+    gemm_push push = {.rows = (int32_t)(m1 - m0),
+                      .row0 = (int32_t)m0,
+                      .cols = g->cols,
+                      .col0 = p0 * 32,
+                      .quads = j->quads,
+                      .taps = j->taps,
+                      .panels = p1 - p0,
+                      .kw = g->walk.kernel,
+                      .a_first = (int32_t)(a_off / j->a_quad),
+                      .ldy = g->ldy,
+                      .y0 = g->y0};
     walk_push(&g->walk, &push.ow, &push.opix, &push.h);
+    push.turned = (uint64_t)j->panels * j->panel_bytes > CACHED_PANELS;
     bool half = g->act == IPT_F16;
-    const char *shader = !j->simd    ? (half ? "gemm_tile.f16" : "gemm_tile.f32")
+    const char *shader = !j->simd   ? (half ? "gemm_tile.f16" : "gemm_tile.f32")
                          : j->texel ? (half ? "gemm.tx16" : "gemm.tx32")
                                     : (half ? "gemm.sb16" : "gemm.sb32");
     ipt_dispatch *d = ipt_launch_add(l, shader, &push, sizeof push);
@@ -161,8 +210,8 @@ static ipt_status add_band(ipt_launch *l, const gemm_job *j, int64_t m0, int64_t
         ipt_launch_spec(d, j->tm);
         ipt_launch_spec(d, j->uk);
         d->k.subgroup = j->sg;
-        d->groups[0] = (rows + j->tm - 1) / j->tm;
-        d->groups[1] = (cols + 4 * j->sg - 1) / (4 * j->sg);
+        d->groups[push.turned ? 0 : 1] = (rows + j->tm - 1) / j->tm;
+        d->groups[push.turned ? 1 : 0] = (cols + 4 * j->sg - 1) / (4 * j->sg);
     } else {
         d->groups[0] = (rows + TILE_ROWS - 1) / TILE_ROWS;
         d->groups[1] = (cols + TILE_COLS - 1) / TILE_COLS;
@@ -172,25 +221,29 @@ static ipt_status add_band(ipt_launch *l, const gemm_job *j, int64_t m0, int64_t
     ipt_launch_spec(d, (uint32_t)g->walk.mode);
     ipt_launch_spec(d, j->has);
     uint64_t line = (uint64_t)g->ldy * j->elt;
-    uint64_t lead = g->y0 >= g->ldy ? (uint64_t)g->y0 * j->elt : 0; /* the result starts rows further down */
+    uint64_t lead =
+        g->y0 >= g->ldy ? (uint64_t)g->y0 * j->elt : 0; /* the result starts rows further down */
     uint64_t y_off = (uint64_t)m0 * line, y_len = (uint64_t)(m1 - m0) * line + lead;
     if (y_len > l->dev->max_range)
         return IPT_ERR_UNSUPPORTED;
     if (j->texel) {
-        ipt_launch_bind(d, half ? IPT_BIND_TEXEL_RGBA16F : IPT_BIND_TEXEL_RGBA32F, g->a.src, g->a.number, false);
+        ipt_launch_bind(d, half ? IPT_BIND_TEXEL_RGBA16F : IPT_BIND_TEXEL_RGBA32F, g->a.src,
+                        g->a.number, false);
         ipt_launch_bind(d, IPT_BIND_TEXEL_RGBA32UI, g->b.src, g->b.number, false);
     } else {
         ipt_launch_bind_range(d, IPT_BIND_SSBO, g->a.src, g->a.number, false, a_off, a_len);
-        ipt_launch_bind_range(d, IPT_BIND_SSBO, g->b.src, g->b.number, false, (uint64_t)p0 * j->panel_bytes,
+        ipt_launch_bind_range(d, IPT_BIND_SSBO, g->b.src, g->b.number, false,
+                              (uint64_t)p0 * j->panel_bytes,
                               (uint64_t)(p1 - p0) * j->panel_bytes + j->tail);
     }
     ipt_launch_bind_range(d, IPT_BIND_SSBO, g->y.src, g->y.number, true, y_off, y_len);
     bind_optional(d, g, g->bias, 0, (uint64_t)g->cols * 4);
     bind_optional(d, g, g->t, 0, (uint64_t)g->walk.n * (uint64_t)g->cols * j->elt);
     bind_optional(d, g, g->r, y_off, y_len);
-    d->macs = (double)rows * (double)(cols < (uint32_t)(g->cols - p0 * 32) ? cols
-                                                                            : (uint32_t)(g->cols - p0 * 32)) *
-              (double)j->taps * (double)g->k;
+    d->macs =
+        (double)rows *
+        (double)(cols < (uint32_t)(g->cols - p0 * 32) ? cols : (uint32_t)(g->cols - p0 * 32)) *
+        (double)j->taps * (double)g->k;
     d->no_wait = m0 > 0 || p0 > 0;
     return IPT_OK;
 }
@@ -206,7 +259,8 @@ static uint64_t gcd(uint64_t a, uint64_t b)
 }
 
 /* Bytes [*off, *off + *len) of a that rows [m0, m1) read. */
-static void a_range(const ipt_launch *l, const gemm_job *j, int64_t m0, int64_t m1, uint64_t *off, uint64_t *len)
+static void a_range(const ipt_launch *l, const gemm_job *j, int64_t m0, int64_t m1, uint64_t *off,
+                    uint64_t *len)
 {
     *off = 0;
     *len = j->a_bytes;
@@ -251,25 +305,32 @@ ipt_status ipt_gemm_launch(ipt_launch *l, const ipt_gemm *g)
             continue;
         }
         for (int32_t p0 = 0; p0 < j.panels; p0 += panels)
-            IPT_TRY(add_band(l, &j, m0, m1, p0, p0 + panels < j.panels ? p0 + panels : j.panels, off, len));
+            IPT_TRY(add_band(l, &j, m0, m1, p0, p0 + panels < j.panels ? p0 + panels : j.panels,
+                             off, len));
         m0 = m1;
     }
     return l->status;
 }
 
-/* --- operand copies ---------------------------------------------------------------------------------- */
+/* --- operand copies ------------------------------------------------------------------------ */
 ipt_status ipt_gemm_pack(ipt_launch *l, const ipt_pack *p, ipt_operand *out)
 {
     const int32_t kpad = ipt_pad4(p->k);
     const uint64_t depth = (uint64_t)p->taps * (uint64_t)kpad;
     const uint64_t elt = p->rows ? ipt_dtype_bytes(p->type) : 4;
-    const uint64_t quads = p->rows ? (uint64_t)p->n * depth / 4
-                                   : (uint64_t)((p->n + 31) / 32) * depth * 8 + 256;
+    const uint64_t quads =
+        p->rows ? (uint64_t)p->n * depth / 4 : (uint64_t)((p->n + 31) / 32) * depth * 8 + 256;
     if (p->src_bytes > l->dev->max_range || quads > INT32_MAX)
         return IPT_ERR_UNSUPPORTED;
     *out = ipt_operand_scratch(p->reuse ? p->reuse - 1 : ipt_launch_scratch(l, quads * 4 * elt));
-    pack_push push = {.n = p->n, .taps = p->taps, .k = p->k, .kpad = kpad, .base = (int32_t)p->base,
-                      .sn = (int32_t)p->sn, .st = (int32_t)p->st, .sk = (int32_t)p->sk};
+    pack_push push = {.n = p->n,
+                      .taps = p->taps,
+                      .k = p->k,
+                      .kpad = kpad,
+                      .base = (int32_t)p->base,
+                      .sn = (int32_t)p->sn,
+                      .st = (int32_t)p->st,
+                      .sk = (int32_t)p->sk};
     if (p->mode == IPT_PACK_GATHER) {
         walk_push(&p->walk, &push.ow, &push.opix, &push.h);
         push.ky = p->tap0 / p->walk.kernel;
@@ -280,8 +341,9 @@ ipt_status ipt_gemm_pack(ipt_launch *l, const ipt_pack *p, ipt_operand *out)
         uint64_t n = quads - q < most ? quads - q : most;
         push.q0 = (int32_t)q;
         push.count = (int32_t)n;
-        ipt_dispatch *d = ipt_launch_add(l, p->type == IPT_F16 && p->mode != IPT_PACK_PANEL ? "pack.f16" : "pack.f32",
-                                         &push, sizeof push);
+        ipt_dispatch *d = ipt_launch_add(
+            l, p->type == IPT_F16 && p->mode != IPT_PACK_PANEL ? "pack.f16" : "pack.f32", &push,
+            sizeof push);
         if (!d)
             return l->status;
         ipt_launch_spec(d, PACK_THREADS);
@@ -290,7 +352,8 @@ ipt_status ipt_gemm_pack(ipt_launch *l, const ipt_pack *p, ipt_operand *out)
         ipt_launch_spec(d, p->type == IPT_F16);
         ipt_launch_spec(d, p->mode == IPT_PACK_GATHER ? (uint32_t)p->walk.mode : 0);
         ipt_launch_bind_range(d, IPT_BIND_SSBO, p->src.src, p->src.number, false, 0, p->src_bytes);
-        ipt_launch_bind_range(d, IPT_BIND_SSBO, out->src, out->number, true, q * 4 * elt, n * 4 * elt);
+        ipt_launch_bind_range(d, IPT_BIND_SSBO, out->src, out->number, true, q * 4 * elt,
+                              n * 4 * elt);
         ipt_launch_linear(l, d, n, PACK_THREADS);
         d->no_wait = q > 0;
     }
@@ -304,7 +367,14 @@ ipt_status ipt_gemm_left(ipt_launch *l, const ipt_node *n, int i, ipt_operand *o
     *out = ipt_operand_in(i);
     if (k % 4 == 0)
         return IPT_OK;
-    ipt_pack p = {.src = *out, .type = s->dtype, .src_bytes = ipt_shape_bytes(s), .rows = true,
-                  .n = (int32_t)(ipt_shape_count(s) / (size_t)k), .taps = 1, .k = k, .sn = k, .sk = 1};
+    ipt_pack p = {.src = *out,
+                  .type = s->dtype,
+                  .src_bytes = ipt_shape_bytes(s),
+                  .rows = true,
+                  .n = (int32_t)(ipt_shape_count(s) / (size_t)k),
+                  .taps = 1,
+                  .k = k,
+                  .sn = k,
+                  .sk = 1};
     return ipt_gemm_pack(l, &p, out);
 }

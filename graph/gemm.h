@@ -1,5 +1,5 @@
-/* graph/gemm.h - the matrix product kernels as seen by op_gemm.c and op_conv.c: operands and sizes in,
- * dispatches out.  Which shader, tile, band and binding is gemm.c's business alone. */
+/* graph/gemm.h - the matrix product kernels as seen by op_gemm.c and op_conv.c: operands and sizes
+ * in, dispatches out.  Which shader, tile, band and binding is gemm.c's business alone. */
 #ifndef IPT_GRAPH_GEMM_H
 #define IPT_GRAPH_GEMM_H
 #include "graph/op.h"
@@ -19,36 +19,44 @@ static inline ipt_operand ipt_operand_optional(const ipt_node *n, int i)
 }
 
 /* How rows of the result look into the left operand (values: MODE of shaders/gemm_iface.glsl). */
-typedef enum ipt_walk_mode { IPT_WALK_PLAIN, IPT_WALK_TAPS, IPT_WALK_ENLARGE, IPT_WALK_SPREAD } ipt_walk_mode;
+typedef enum ipt_walk_mode {
+    IPT_WALK_PLAIN,
+    IPT_WALK_TAPS,
+    IPT_WALK_ENLARGE,
+    IPT_WALK_SPREAD
+} ipt_walk_mode;
 typedef struct ipt_walk {
     ipt_walk_mode mode;
     int32_t kernel, stride, pad, spread;
-    int32_t n, h, w;   /* images and their stored size      */
-    int32_t vh, vw;    /* virtual size                      */
-    int32_t oh, ow;    /* result size                       */
+    int32_t n, h, w; /* images and their stored size      */
+    int32_t vh, vw;  /* virtual size                      */
+    int32_t oh, ow;  /* result size                       */
 } ipt_walk;
-/* The walk of a forward convolution of x [n,h,w,*]; oh, ow are filled in (0: the kernel does not fit). */
+/* The walk of a forward convolution of x [n,h,w,*]; oh, ow are filled in (0: the kernel does not
+ * fit). */
 ipt_walk ipt_walk_conv(const ipt_shape *x, const ipt_conv *c);
-/* The walk over dy [n,oh,ow,*] that gives dx [n,vh,vw,*] of the convolution c over a vh x vw input. */
+/* The walk over dy [n,oh,ow,*] that gives dx [n,vh,vw,*] of the convolution c over a vh x vw input.
+ */
 ipt_walk ipt_walk_conv_dx(const ipt_shape *dy, const ipt_conv *c, int32_t vh, int32_t vw);
 /* One tap over `rows` rows; images of `rows / n` rows. */
 ipt_walk ipt_walk_plain(int64_t rows, int32_t n);
 
 static inline int32_t ipt_pad4(int32_t k) { return (k + 3) & ~3; }
 
-/* y[m, y0 + col] = sum over taps and k of a[walk(m, tap), k] b[col, tap, k] + bias[col] + t[image(m), col]
+/* y[m, y0 + col] = sum over taps and k of a[walk(m, tap), k] b[col, tap, k] + bias[col] +
+ * t[image(m), col]
  *                + r[m, col] */
 typedef struct ipt_gemm {
-    ipt_operand a;      /* [pixels][ipt_pad4(k)] of type act */
-    ipt_operand b;      /* panels of type b_type, depth taps * ipt_pad4(k) */
-    ipt_operand y;      /* [rows][ldy] of type act */
-    ipt_operand bias;   /* [cols] f32 */
-    ipt_operand t, r;   /* [n][cols], [rows][ldy] of type act */
+    ipt_operand a;    /* [pixels][ipt_pad4(k)] of type act */
+    ipt_operand b;    /* panels of type b_type, depth taps * ipt_pad4(k) */
+    ipt_operand y;    /* [rows][ldy] of type act */
+    ipt_operand bias; /* [cols] f32 */
+    ipt_operand t, r; /* [n][cols], [rows][ldy] of type act */
     ipt_dtype act, b_type;
     ipt_walk walk;
     int64_t rows;
     int32_t cols, k;
-    int32_t ldy, y0;    /* elements: row pitch of y; offset of its first result (0 <= y0) */
+    int32_t ldy, y0; /* elements: row pitch of y; offset of its first result (0 <= y0) */
 } ipt_gemm;
 /* Appends the dispatches.  IPT_ERR_UNSUPPORTED: a row granule does not fit a binding. */
 IPT_CHECKED ipt_status ipt_gemm_launch(ipt_launch *l, const ipt_gemm *g);
@@ -56,22 +64,24 @@ IPT_CHECKED ipt_status ipt_gemm_launch(ipt_launch *l, const ipt_gemm *g);
 /* Copies an operand into scratch in a layout the product takes; element (n, tap, k):
  *   IPT_PACK_STRIDED  src[base + n sn + tap st + k sk]
  *   IPT_PACK_GATHER   x[pixel `k` of the walk under `tap0`][n], channels sn (one tap)
- *   IPT_PACK_PANEL    packed panels src, depth sk = taps * ipt_pad4(cols of it): column k, k' = (T-1-tap, n) */
+ *   IPT_PACK_PANEL    packed panels src, depth sk = taps * ipt_pad4(cols of it): column k, k' =
+ * (T-1-tap, n) */
 typedef enum ipt_pack_mode { IPT_PACK_STRIDED, IPT_PACK_GATHER, IPT_PACK_PANEL } ipt_pack_mode;
 typedef struct ipt_pack {
     ipt_operand src;
-    ipt_dtype type;      /* of src */
+    ipt_dtype type; /* of src */
     uint64_t src_bytes;
     ipt_pack_mode mode;
-    bool rows;           /* result: rows [n][taps * pad4(k)] of type src, else f32 panels */
+    bool rows; /* result: rows [n][taps * pad4(k)] of type src, else f32 panels */
     int32_t n, taps, k;
     int64_t base, sn, st, sk;
     int32_t tap0;
-    ipt_walk walk;       /* GATHER */
-    int reuse;           /* scratch number + 1 to write into; 0 = a new one */
+    ipt_walk walk; /* GATHER */
+    int reuse;     /* scratch number + 1 to write into; 0 = a new one */
 } ipt_pack;
 IPT_CHECKED ipt_status ipt_gemm_pack(ipt_launch *l, const ipt_pack *p, ipt_operand *out);
-/* Input i of the node ([*,k], channels last) as a left operand: itself, or a copy with whole quads. */
+/* Input i of the node ([*,k], channels last) as a left operand: itself, or a copy with whole quads.
+ */
 IPT_CHECKED ipt_status ipt_gemm_left(ipt_launch *l, const ipt_node *n, int i, ipt_operand *out);
 
 /* For gradients.  v in the shape and element type of input i of the forward node. */

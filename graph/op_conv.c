@@ -1,6 +1,7 @@
 /* graph/op_conv.c - convolution as an implicit matrix product: references, gradients, launches,
- * builders.  A convolution is a walk (gemm.h) over its input; its gradient of the input is a convolution
- * of dy with the taps in reverse order, its gradient of the weight one product per tap. */
+ * builders.  A convolution is a walk (gemm.h) over its input; its gradient of the input is a
+ * convolution of dy with the taps in reverse order, its gradient of the weight one product per tap.
+ */
 #include "graph/gemm.h"
 
 #include <string.h>
@@ -21,11 +22,13 @@ static kernel_dims dims_of(const ipt_shape *w, const ipt_conv *c)
 
 static const char *check(const ipt_shape *w, const ipt_conv *c)
 {
-    if (c->kernel < 1 || c->kernel > 64 || c->stride < 1 || c->stride > 64 || c->pad_lo < 0 || c->pad_hi < 0 ||
-        c->pad_lo > 64 || c->pad_hi > 64 || c->up_h < 0 || c->up_w < 0)
+    if (c->kernel < 1 || c->kernel > 64 || c->stride < 1 || c->stride > 64 || c->pad_lo < 0 ||
+        c->pad_hi < 0 || c->pad_lo > 64 || c->pad_hi > 64 || c->up_h < 0 || c->up_w < 0)
         return "kernel, stride, padding or enlarged size out of range";
     if (w->rank == 2)
-        return w->dim[0] % (c->kernel * c->kernel) == 0 ? NULL : "rows of the kernel leaf are no multiple of the taps";
+        return w->dim[0] % (c->kernel * c->kernel) == 0
+                   ? NULL
+                   : "rows of the kernel leaf are no multiple of the taps";
     return w->rank == 4 && w->dim[1] == c->kernel && w->dim[2] == c->kernel
                ? NULL
                : "the weight must be [O,kernel,kernel,I] or [kernel*kernel*I,O]";
@@ -41,7 +44,8 @@ static size_t at(const kernel_dims *d, int32_t o, int32_t tap, int32_t i)
 /* Stored pixel under output (n, oy, ox) and tap, or -1. */
 static int64_t pixel(const ipt_walk *w, int32_t n, int32_t oy, int32_t ox, int32_t tap)
 {
-    int32_t y = oy * w->stride - w->pad + tap / w->kernel, x = ox * w->stride - w->pad + tap % w->kernel;
+    int32_t y = oy * w->stride - w->pad + tap / w->kernel,
+            x = ox * w->stride - w->pad + tap % w->kernel;
     if (y < 0 || x < 0 || y >= w->vh || x >= w->vw)
         return -1;
     y = (int32_t)((int64_t)y * w->h / w->vh);
@@ -49,7 +53,7 @@ static int64_t pixel(const ipt_walk *w, int32_t n, int32_t oy, int32_t ox, int32
     return ((int64_t)n * w->h + y) * w->w + x;
 }
 
-/* --- forward -------------------------------------------------------------------------------------------- */
+/* --- forward ------------------------------------------------------------------------------- */
 static const char *conv_infer(const ipt_node *n, ipt_shape out[])
 {
     const ipt_conv *c = &n->attr.conv;
@@ -75,8 +79,8 @@ static const char *conv_infer(const ipt_node *n, ipt_shape out[])
 }
 
 /* One output pixel, all channels. */
-static void conv_ref_pixel(const ipt_node *n, const ipt_walk *w, const kernel_dims *d, const double *const in[],
-                           const int32_t pos[3], double *y)
+static void conv_ref_pixel(const ipt_node *n, const ipt_walk *w, const kernel_dims *d,
+                           const double *const in[], const int32_t pos[3], double *y)
 {
     for (int32_t tap = 0; tap < d->taps; tap++) {
         const int64_t p = pixel(w, pos[0], pos[1], pos[2], tap);
@@ -114,25 +118,30 @@ static void conv_ref(const ipt_node *n, const double *const in[], double *const 
             for (int32_t ox = 0; ox < w.ow; ox++, m++) {
                 double *y = out[0] + m * d.o;
                 for (int32_t o = 0; o < d.o; o++)
-                    y[o] = (b ? b[o] : 0.0) + (t ? t[(int64_t)image * d.o + o] : 0.0) + (r ? r[m * d.o + o] : 0.0);
+                    y[o] = (b ? b[o] : 0.0) + (t ? t[(int64_t)image * d.o + o] : 0.0) +
+                           (r ? r[m * d.o + o] : 0.0);
                 conv_ref_pixel(n, &w, &d, in, (int32_t[3]){image, oy, ox}, y);
             }
 }
 
-static void conv_grad(ipt_graph *g, const ipt_node *n, const ipt_val dy[], uint32_t want, ipt_val dx[])
+static void conv_grad(ipt_graph *g, const ipt_node *n, const ipt_val dy[], uint32_t want,
+                      ipt_val dx[])
 {
     const ipt_shape *x = &n->in_shape[0];
     if (want & 1) {
         ipt_attr a = n->attr;
         a.conv.up_h = a.conv.up_h > 0 ? a.conv.up_h : x->dim[1];
         a.conv.up_w = a.conv.up_w > 0 ? a.conv.up_w : x->dim[2];
-        dx[0] = ipt_emit(g, IPT_OP_CONV2D_DX, n->name, (ipt_val[]){dy[0], ipt_in(n, 1)}, 2, &a, NULL);
+        dx[0] =
+            ipt_emit(g, IPT_OP_CONV2D_DX, n->name, (ipt_val[]){dy[0], ipt_in(n, 1)}, 2, &a, NULL);
         if (a.conv.up_h != x->dim[1] || a.conv.up_w != x->dim[2])
-            dx[0] = ipt_emit(g, IPT_OP_UPSAMPLE_BWD, n->name, (ipt_val[]){dx[0], ipt_in(n, 0)}, 2, NULL, NULL);
+            dx[0] = ipt_emit(g, IPT_OP_UPSAMPLE_BWD, n->name, (ipt_val[]){dx[0], ipt_in(n, 0)}, 2,
+                             NULL, NULL);
     }
     if (want & 2) {
         ipt_val in[3] = {ipt_in(n, 0), dy[0], ipt_in(n, 1)};
-        dx[1] = ipt_grad_as_input(g, n, 1, ipt_emit(g, IPT_OP_CONV2D_DW, n->name, in, 3, &n->attr, NULL));
+        dx[1] = ipt_grad_as_input(g, n, 1,
+                                  ipt_emit(g, IPT_OP_CONV2D_DW, n->name, in, 3, &n->attr, NULL));
     }
     if (want & 4)
         dx[2] = ipt_grad_columns(g, n, 2, dy[0], 0);
@@ -146,15 +155,29 @@ static ipt_status conv_kernel(const ipt_node *n, ipt_launch *l)
 {
     const ipt_shape *w = &n->in_shape[1];
     const kernel_dims d = dims_of(w, &n->attr.conv);
-    ipt_gemm g = {.b = ipt_operand_in(1), .y = ipt_operand_out(0), .bias = ipt_operand_optional(n, 2),
-                  .t = ipt_operand_optional(n, 3), .r = ipt_operand_optional(n, 4), .act = n->in_shape[0].dtype,
-                  .b_type = w->dtype, .walk = ipt_walk_conv(&n->in_shape[0], &n->attr.conv), .cols = d.o, .k = d.i,
+    ipt_gemm g = {.b = ipt_operand_in(1),
+                  .y = ipt_operand_out(0),
+                  .bias = ipt_operand_optional(n, 2),
+                  .t = ipt_operand_optional(n, 3),
+                  .r = ipt_operand_optional(n, 4),
+                  .act = n->in_shape[0].dtype,
+                  .b_type = w->dtype,
+                  .walk = ipt_walk_conv(&n->in_shape[0], &n->attr.conv),
+                  .cols = d.o,
+                  .k = d.i,
                   .ldy = d.o};
     g.rows = (int64_t)g.walk.n * g.walk.oh * g.walk.ow;
     IPT_TRY(ipt_gemm_left(l, n, 0, &g.a));
     if (!n->in_is_panel[1]) {
-        ipt_pack p = {.src = g.b, .type = w->dtype, .src_bytes = ipt_shape_bytes(w), .n = d.o, .taps = d.taps,
-                      .k = d.i, .st = d.i, .sn = (int64_t)d.taps * d.i, .sk = 1};
+        ipt_pack p = {.src = g.b,
+                      .type = w->dtype,
+                      .src_bytes = ipt_shape_bytes(w),
+                      .n = d.o,
+                      .taps = d.taps,
+                      .k = d.i,
+                      .st = d.i,
+                      .sn = (int64_t)d.taps * d.i,
+                      .sk = 1};
         if (d.leaf) {
             p.st = (int64_t)d.i * d.o;
             p.sn = 1;
@@ -177,7 +200,7 @@ const ipt_op_def ipt_op_conv2d = {
     .kernel = conv_kernel,
 };
 
-/* --- gradient of the (enlarged) input: attr.conv.up_h, up_w are its size, always given ---------------------- */
+/* --- gradient of the (enlarged) input: attr.conv.up_h, up_w are its size, always given ----- */
 static ipt_walk forward_walk(const ipt_node *n)
 {
     const ipt_conv *c = &n->attr.conv;
@@ -221,12 +244,23 @@ static ipt_status conv_dx_kernel(const ipt_node *n, ipt_launch *l)
     const ipt_shape *w = &n->in_shape[1], *dy = &n->in_shape[0];
     const ipt_conv *c = &n->attr.conv;
     const kernel_dims d = dims_of(w, c);
-    ipt_gemm g = {.y = ipt_operand_out(0), .bias = ipt_operand_none(), .t = ipt_operand_none(),
-                  .r = ipt_operand_none(), .act = dy->dtype, .b_type = IPT_F32,
-                  .walk = ipt_walk_conv_dx(dy, c, c->up_h, c->up_w), .cols = d.i, .k = d.o, .ldy = d.i};
+    ipt_gemm g = {.y = ipt_operand_out(0),
+                  .bias = ipt_operand_none(),
+                  .t = ipt_operand_none(),
+                  .r = ipt_operand_none(),
+                  .act = dy->dtype,
+                  .b_type = IPT_F32,
+                  .walk = ipt_walk_conv_dx(dy, c, c->up_h, c->up_w),
+                  .cols = d.i,
+                  .k = d.o,
+                  .ldy = d.i};
     g.rows = (int64_t)g.walk.n * g.walk.oh * g.walk.ow;
-    ipt_pack p = {.src = ipt_operand_in(1), .type = w->dtype, .src_bytes = ipt_shape_bytes(w), .n = d.i,
-                  .taps = d.taps, .k = d.o};
+    ipt_pack p = {.src = ipt_operand_in(1),
+                  .type = w->dtype,
+                  .src_bytes = ipt_shape_bytes(w),
+                  .n = d.i,
+                  .taps = d.taps,
+                  .k = d.o};
     if (n->in_is_panel[1]) {
         p.mode = IPT_PACK_PANEL;
         p.src_bytes = ipt_panel_bytes(w, w->dtype);
@@ -257,7 +291,7 @@ const ipt_op_def ipt_op_conv2d_dx = {
     .kernel = conv_dx_kernel,
 };
 
-/* --- gradient of the weight, in the shape of w ---------------------------------------------------------------- */
+/* --- gradient of the weight, in the shape of w --------------------------------------------- */
 static const char *conv_dw_infer(const ipt_node *n, ipt_shape out[])
 {
     const ipt_shape *x = &n->in_shape[0], *dy = &n->in_shape[1];
@@ -291,7 +325,8 @@ static void conv_dw_ref(const ipt_node *n, const double *const in[], double *con
                 }
 }
 
-/* Per tap: [k*k*I,O]: (x under the tap)^T dy; [O,k,k,I]: dy^T (x under the tap).  dy is copied once. */
+/* Per tap: [k*k*I,O]: (x under the tap)^T dy; [O,k,k,I]: dy^T (x under the tap).  dy is copied
+ * once. */
 static ipt_status conv_dw_kernel(const ipt_node *n, ipt_launch *l)
 {
     const ipt_shape *x = &n->in_shape[0], *dy = &n->in_shape[1];
@@ -299,15 +334,36 @@ static ipt_status conv_dw_kernel(const ipt_node *n, ipt_launch *l)
     const ipt_walk walk = ipt_walk_conv(x, &n->attr.conv);
     const int64_t pixels = (int64_t)walk.n * walk.oh * walk.ow;
     ipt_operand dy_copy, x_copy;
-    ipt_pack of_dy = {.src = ipt_operand_in(1), .type = dy->dtype, .src_bytes = ipt_shape_bytes(dy), .rows = !d.leaf,
-                      .n = d.o, .taps = 1, .k = (int32_t)pixels, .sn = 1, .sk = d.o};
+    ipt_pack of_dy = {.src = ipt_operand_in(1),
+                      .type = dy->dtype,
+                      .src_bytes = ipt_shape_bytes(dy),
+                      .rows = !d.leaf,
+                      .n = d.o,
+                      .taps = 1,
+                      .k = (int32_t)pixels,
+                      .sn = 1,
+                      .sk = d.o};
     IPT_TRY(ipt_gemm_pack(l, &of_dy, &dy_copy));
-    ipt_pack of_x = {.src = ipt_operand_in(0), .type = x->dtype, .src_bytes = ipt_shape_bytes(x),
-                     .mode = IPT_PACK_GATHER, .rows = d.leaf, .n = d.i, .taps = 1, .k = (int32_t)pixels, .sn = d.i,
+    ipt_pack of_x = {.src = ipt_operand_in(0),
+                     .type = x->dtype,
+                     .src_bytes = ipt_shape_bytes(x),
+                     .mode = IPT_PACK_GATHER,
+                     .rows = d.leaf,
+                     .n = d.i,
+                     .taps = 1,
+                     .k = (int32_t)pixels,
+                     .sn = d.i,
                      .walk = walk};
-    ipt_gemm g = {.y = ipt_operand_out(0), .bias = ipt_operand_none(), .t = ipt_operand_none(),
-                  .r = ipt_operand_none(), .act = x->dtype, .b_type = IPT_F32, .rows = d.leaf ? d.i : d.o,
-                  .cols = d.leaf ? d.o : d.i, .k = (int32_t)pixels, .ldy = d.leaf ? d.o : d.taps * d.i};
+    ipt_gemm g = {.y = ipt_operand_out(0),
+                  .bias = ipt_operand_none(),
+                  .t = ipt_operand_none(),
+                  .r = ipt_operand_none(),
+                  .act = x->dtype,
+                  .b_type = IPT_F32,
+                  .rows = d.leaf ? d.i : d.o,
+                  .cols = d.leaf ? d.o : d.i,
+                  .k = (int32_t)pixels,
+                  .ldy = d.leaf ? d.o : d.taps * d.i};
     g.walk = ipt_walk_plain(g.rows, 1);
     for (int32_t tap = 0; tap < d.taps; tap++) {
         of_x.tap0 = tap;
@@ -330,17 +386,20 @@ const ipt_op_def ipt_op_conv2d_dw = {
     .kernel = conv_dw_kernel,
 };
 
-/* --- builders ------------------------------------------------------------------------------------------------------ */
-ipt_val ipt_conv2d_add(ipt_graph *g, ipt_val x, const char *site, int out, ipt_conv c, ipt_val t, ipt_val residual)
+/* --- builders ------------------------------------------------------------------------------ */
+ipt_val ipt_conv2d_add(ipt_graph *g, ipt_val x, const char *site, int out, ipt_conv c, ipt_val t,
+                       ipt_val residual)
 {
     if (ipt_graph_status(g) != IPT_OK)
         return (ipt_val){0};
     const ipt_shape s = ipt_shape_of(g, x);
     if (s.rank != 4 || out < 1 || c.kernel < 1) {
-        ipt_poison(g, IPT_ERR_SHAPE, "%s: conv2d: the input is no [N,H,W,C], or sizes below 1", site);
+        ipt_poison(g, IPT_ERR_SHAPE, "%s: conv2d: the input is no [N,H,W,C], or sizes below 1",
+                   site);
         return (ipt_val){0};
     }
-    ipt_val w = ipt_weight_leaf(g, site, "weight", ipt_shape4(IPT_F32, out, c.kernel, c.kernel, s.dim[3]));
+    ipt_val w =
+        ipt_weight_leaf(g, site, "weight", ipt_shape4(IPT_F32, out, c.kernel, c.kernel, s.dim[3]));
     ipt_val b = ipt_weight_leaf(g, site, "bias", ipt_shape1(IPT_F32, out));
     const ipt_attr attr = {.conv = c};
     ipt_val y = ipt_emit(g, IPT_OP_CONV2D, site, (ipt_val[]){x, w, b, t, residual}, 5, &attr, NULL);

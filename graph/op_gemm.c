@@ -42,7 +42,7 @@ ipt_val ipt_grad_columns(ipt_graph *g, const ipt_node *n, int i, ipt_val dy, int
     return ipt_grad_as_input(g, n, i, ipt_sum_to(g, dy, s));
 }
 
-/* --- linear ------------------------------------------------------------------------------------------ */
+/* --- linear -------------------------------------------------------------------------------- */
 static void linear_ref(const ipt_node *n, const double *const in[], double *const out[])
 {
     const int64_t rows = rows_of(&n->in_shape[0]);
@@ -58,10 +58,12 @@ static void linear_ref(const ipt_node *n, const double *const in[], double *cons
         }
 }
 
-static void linear_grad(ipt_graph *g, const ipt_node *n, const ipt_val dy[], uint32_t want, ipt_val dx[])
+static void linear_grad(ipt_graph *g, const ipt_node *n, const ipt_val dy[], uint32_t want,
+                        ipt_val dx[])
 {
     if (want & 1)
-        dx[0] = ipt_emit(g, IPT_OP_LINEAR_DX, n->name, (ipt_val[]){dy[0], ipt_in(n, 1)}, 2, NULL, NULL);
+        dx[0] =
+            ipt_emit(g, IPT_OP_LINEAR_DX, n->name, (ipt_val[]){dy[0], ipt_in(n, 1)}, 2, NULL, NULL);
     if (want & 2) {
         const ipt_attr ta = {.matmul = {.ta = 1}};
         ipt_shape flat = ipt_shape2(n->in_shape[0].dtype, (int32_t)rows_of(&n->in_shape[0]),
@@ -84,16 +86,28 @@ static ipt_status weight_operand(ipt_launch *l, const ipt_node *n, ipt_operand *
     if (n->in_is_panel[1])
         return IPT_OK;
     *type = IPT_F32;
-    ipt_pack p = {.src = *b, .type = w->dtype, .src_bytes = ipt_shape_bytes(w), .n = w->dim[0], .taps = 1,
-                  .k = w->dim[1], .sn = w->dim[1], .sk = 1};
+    ipt_pack p = {.src = *b,
+                  .type = w->dtype,
+                  .src_bytes = ipt_shape_bytes(w),
+                  .n = w->dim[0],
+                  .taps = 1,
+                  .k = w->dim[1],
+                  .sn = w->dim[1],
+                  .sk = 1};
     return ipt_gemm_pack(l, &p, b);
 }
 
 static ipt_status linear_kernel(const ipt_node *n, ipt_launch *l)
 {
     const ipt_shape *x = &n->in_shape[0];
-    ipt_gemm g = {.y = ipt_operand_out(0), .bias = ipt_operand_optional(n, 2), .t = ipt_operand_none(), .r = ipt_operand_optional(n, 3),
-                  .act = x->dtype, .rows = rows_of(x), .cols = n->in_shape[1].dim[0], .k = last_of(x)};
+    ipt_gemm g = {.y = ipt_operand_out(0),
+                  .bias = ipt_operand_optional(n, 2),
+                  .t = ipt_operand_none(),
+                  .r = ipt_operand_optional(n, 3),
+                  .act = x->dtype,
+                  .rows = rows_of(x),
+                  .cols = n->in_shape[1].dim[0],
+                  .k = last_of(x)};
     g.walk = ipt_walk_plain(g.rows, 1);
     g.ldy = g.cols;
     IPT_TRY(ipt_gemm_left(l, n, 0, &g.a));
@@ -118,7 +132,7 @@ const ipt_op_def ipt_op_linear = {
     .kernel = linear_kernel,
 };
 
-/* --- linear, gradient of x: dx = dy W -------------------------------------------------------------------- */
+/* --- linear, gradient of x: dx = dy W ------------------------------------------------------ */
 static void linear_dx_ref(const ipt_node *n, const double *const in[], double *const out[])
 {
     const int64_t rows = rows_of(&n->in_shape[0]);
@@ -137,8 +151,16 @@ static ipt_status linear_dx_kernel(const ipt_node *n, ipt_launch *l)
 {
     const ipt_shape *dy = &n->in_shape[0], *w = &n->in_shape[1];
     const int32_t O = w->dim[0], K = w->dim[1];
-    ipt_gemm g = {.y = ipt_operand_out(0), .bias = ipt_operand_none(), .t = ipt_operand_none(), .r = ipt_operand_none(), .act = dy->dtype,
-                  .b_type = IPT_F32, .rows = rows_of(dy), .cols = K, .k = O, .ldy = K};
+    ipt_gemm g = {.y = ipt_operand_out(0),
+                  .bias = ipt_operand_none(),
+                  .t = ipt_operand_none(),
+                  .r = ipt_operand_none(),
+                  .act = dy->dtype,
+                  .b_type = IPT_F32,
+                  .rows = rows_of(dy),
+                  .cols = K,
+                  .k = O,
+                  .ldy = K};
     g.walk = ipt_walk_plain(g.rows, 1);
     ipt_pack p = {.src = ipt_operand_in(1), .type = w->dtype, .n = K, .taps = 1, .k = O};
     if (n->in_is_panel[1]) {
@@ -163,7 +185,7 @@ const ipt_op_def ipt_op_linear_dx = {
     .kernel = linear_dx_kernel,
 };
 
-/* --- matmul: c = a b, or c = a^T b ------------------------------------------------------------------------- */
+/* --- matmul: c = a b, or c = a^T b --------------------------------------------------------- */
 static const char *matmul_infer(const ipt_node *n, ipt_shape out[])
 {
     const ipt_shape *a = &n->in_shape[0], *b = &n->in_shape[1];
@@ -200,23 +222,28 @@ static void matmul_ref(const ipt_node *n, const double *const in[], double *cons
         }
 }
 
-static void matmul_grad(ipt_graph *g, const ipt_node *n, const ipt_val dy[], uint32_t want, ipt_val dx[])
+static void matmul_grad(ipt_graph *g, const ipt_node *n, const ipt_val dy[], uint32_t want,
+                        ipt_val dx[])
 {
     const bool ta = n->attr.matmul.ta != 0;
     const ipt_attr transposed = {.matmul = {.ta = 1}};
     ipt_val a = ipt_in(n, 0), b = ipt_in(n, 1), d = dy[0];
     if (want & 1) /* a b: da = dc b^T; a^T b: da = b dc^T, in the rows of a */
-        dx[0] = ipt_grad_as_input(g, n, 0, ipt_emit(g, IPT_OP_MATMUL_NT, n->name,
-                                           ta ? (ipt_val[]){b, d} : (ipt_val[]){d, b}, 2, NULL, NULL));
+        dx[0] =
+            ipt_grad_as_input(g, n, 0,
+                              ipt_emit(g, IPT_OP_MATMUL_NT, n->name,
+                                       ta ? (ipt_val[]){b, d} : (ipt_val[]){d, b}, 2, NULL, NULL));
     if (want & 2) {
         if (ta) {
-            ipt_shape flat = ipt_shape2(n->in_shape[0].dtype, n->in_shape[1].dim[0], last_of(&n->in_shape[0]));
-            dx[1] = ipt_emit(g, IPT_OP_MATMUL, n->name, (ipt_val[]){ipt_reshape(g, a, flat), d}, 2, NULL, NULL);
+            ipt_shape flat =
+                ipt_shape2(n->in_shape[0].dtype, n->in_shape[1].dim[0], last_of(&n->in_shape[0]));
+            dx[1] = ipt_emit(g, IPT_OP_MATMUL, n->name, (ipt_val[]){ipt_reshape(g, a, flat), d}, 2,
+                             NULL, NULL);
         } else {
             ipt_shape flat = ipt_shape2(n->in_shape[0].dtype, (int32_t)rows_of(&n->in_shape[0]),
                                         n->in_shape[1].dim[1]);
-            dx[1] = ipt_emit(g, IPT_OP_MATMUL, n->name, (ipt_val[]){a, ipt_reshape(g, d, flat)}, 2, &transposed,
-                             NULL);
+            dx[1] = ipt_emit(g, IPT_OP_MATMUL, n->name, (ipt_val[]){a, ipt_reshape(g, d, flat)}, 2,
+                             &transposed, NULL);
         }
         dx[1] = ipt_grad_as_input(g, n, 1, dx[1]);
     }
@@ -229,18 +256,39 @@ static ipt_status matmul_kernel(const ipt_node *n, ipt_launch *l)
     const ipt_shape *a = &n->in_shape[0], *b = &n->in_shape[1];
     const int32_t N = b->dim[1], depth = b->dim[0];
     const bool ta = n->attr.matmul.ta != 0;
-    ipt_gemm g = {.y = ipt_operand_out(0), .bias = ipt_operand_none(), .t = ipt_operand_none(), .r = ipt_operand_optional(n, 2), .act = a->dtype,
-                  .b_type = IPT_F32, .rows = ta ? last_of(a) : rows_of(a), .cols = N, .k = depth, .ldy = N};
+    ipt_gemm g = {.y = ipt_operand_out(0),
+                  .bias = ipt_operand_none(),
+                  .t = ipt_operand_none(),
+                  .r = ipt_operand_optional(n, 2),
+                  .act = a->dtype,
+                  .b_type = IPT_F32,
+                  .rows = ta ? last_of(a) : rows_of(a),
+                  .cols = N,
+                  .k = depth,
+                  .ldy = N};
     g.walk = ipt_walk_plain(g.rows, 1);
     if (ta) {
-        ipt_pack p = {.src = ipt_operand_in(0), .type = a->dtype, .src_bytes = ipt_shape_bytes(a), .rows = true,
-                      .n = last_of(a), .taps = 1, .k = depth, .sn = 1, .sk = last_of(a)};
+        ipt_pack p = {.src = ipt_operand_in(0),
+                      .type = a->dtype,
+                      .src_bytes = ipt_shape_bytes(a),
+                      .rows = true,
+                      .n = last_of(a),
+                      .taps = 1,
+                      .k = depth,
+                      .sn = 1,
+                      .sk = last_of(a)};
         IPT_TRY(ipt_gemm_pack(l, &p, &g.a));
     } else {
         IPT_TRY(ipt_gemm_left(l, n, 0, &g.a));
     }
-    ipt_pack p = {.src = ipt_operand_in(1), .type = b->dtype, .src_bytes = ipt_shape_bytes(b), .n = N, .taps = 1,
-                  .k = depth, .sn = 1, .sk = N};
+    ipt_pack p = {.src = ipt_operand_in(1),
+                  .type = b->dtype,
+                  .src_bytes = ipt_shape_bytes(b),
+                  .n = N,
+                  .taps = 1,
+                  .k = depth,
+                  .sn = 1,
+                  .sk = N};
     IPT_TRY(ipt_gemm_pack(l, &p, &g.b));
     return ipt_gemm_launch(l, &g);
 }
@@ -255,7 +303,7 @@ const ipt_op_def ipt_op_matmul = {
     .kernel = matmul_kernel,
 };
 
-/* --- matmul_nt: c = a b^T -------------------------------------------------------------------------------------- */
+/* --- matmul_nt: c = a b^T ------------------------------------------------------------------ */
 static void matmul_nt_ref(const ipt_node *n, const double *const in[], double *const out[])
 {
     const int64_t rows = rows_of(&n->in_shape[0]);
@@ -270,16 +318,19 @@ static void matmul_nt_ref(const ipt_node *n, const double *const in[], double *c
         }
 }
 
-static void matmul_nt_grad(ipt_graph *g, const ipt_node *n, const ipt_val dy[], uint32_t want, ipt_val dx[])
+static void matmul_nt_grad(ipt_graph *g, const ipt_node *n, const ipt_val dy[], uint32_t want,
+                           ipt_val dx[])
 {
     const ipt_attr transposed = {.matmul = {.ta = 1}};
     const ipt_shape *a = &n->in_shape[0];
     if (want & 1)
-        dx[0] = ipt_emit(g, IPT_OP_MATMUL, n->name, (ipt_val[]){dy[0], ipt_in(n, 1)}, 2, NULL, NULL);
+        dx[0] =
+            ipt_emit(g, IPT_OP_MATMUL, n->name, (ipt_val[]){dy[0], ipt_in(n, 1)}, 2, NULL, NULL);
     if (want & 2) {
         ipt_shape flat = ipt_shape2(a->dtype, (int32_t)rows_of(a), last_of(a));
-        ipt_val d = ipt_emit(g, IPT_OP_MATMUL, n->name, (ipt_val[]){dy[0], ipt_reshape(g, ipt_in(n, 0), flat)}, 2,
-                             &transposed, NULL);
+        ipt_val d =
+            ipt_emit(g, IPT_OP_MATMUL, n->name,
+                     (ipt_val[]){dy[0], ipt_reshape(g, ipt_in(n, 0), flat)}, 2, &transposed, NULL);
         dx[1] = ipt_grad_as_input(g, n, 1, d);
     }
 }
@@ -288,12 +339,26 @@ static ipt_status matmul_nt_kernel(const ipt_node *n, ipt_launch *l)
 {
     const ipt_shape *a = &n->in_shape[0], *b = &n->in_shape[1];
     const int32_t N = b->dim[0], K = b->dim[1];
-    ipt_gemm g = {.y = ipt_operand_out(0), .bias = ipt_operand_none(), .t = ipt_operand_none(), .r = ipt_operand_none(), .act = a->dtype, .b_type = IPT_F32,
-                  .rows = rows_of(a), .cols = N, .k = K, .ldy = N};
+    ipt_gemm g = {.y = ipt_operand_out(0),
+                  .bias = ipt_operand_none(),
+                  .t = ipt_operand_none(),
+                  .r = ipt_operand_none(),
+                  .act = a->dtype,
+                  .b_type = IPT_F32,
+                  .rows = rows_of(a),
+                  .cols = N,
+                  .k = K,
+                  .ldy = N};
     g.walk = ipt_walk_plain(g.rows, 1);
     IPT_TRY(ipt_gemm_left(l, n, 0, &g.a));
-    ipt_pack p = {.src = ipt_operand_in(1), .type = b->dtype, .src_bytes = ipt_shape_bytes(b), .n = N, .taps = 1,
-                  .k = K, .sn = K, .sk = 1};
+    ipt_pack p = {.src = ipt_operand_in(1),
+                  .type = b->dtype,
+                  .src_bytes = ipt_shape_bytes(b),
+                  .n = N,
+                  .taps = 1,
+                  .k = K,
+                  .sn = K,
+                  .sk = 1};
     IPT_TRY(ipt_gemm_pack(l, &p, &g.b));
     return ipt_gemm_launch(l, &g);
 }
@@ -306,8 +371,9 @@ const ipt_op_def ipt_op_matmul_nt = {
     .kernel = matmul_nt_kernel,
 };
 
-/* --- builders ------------------------------------------------------------------------------------------------------ */
-ipt_val ipt_linear_add(ipt_graph *g, ipt_val x, const char *site, int out, bool bias, ipt_val residual)
+/* --- builders ------------------------------------------------------------------------------ */
+ipt_val ipt_linear_add(ipt_graph *g, ipt_val x, const char *site, int out, bool bias,
+                       ipt_val residual)
 {
     if (ipt_graph_status(g) != IPT_OK)
         return (ipt_val){0};

@@ -1,6 +1,6 @@
 /* graph/op_norm.c - group norm (with silu) and layer norm, channels last, and their gradients.
- * Sums never use float atomics: per-channel partial sums over chunks of pixels, then one workgroup per
- * result adds the partials in a fixed order. */
+ * Sums never use float atomics: per-channel partial sums over chunks of pixels, then one workgroup
+ * per result adds the partials in a fixed order. */
 #include "graph/op.h"
 
 #include <math.h>
@@ -23,7 +23,8 @@ static uint64_t max_u64(uint64_t a, uint64_t b) { return a > b ? a : b; }
  * texel views on CPU devices. */
 static int variant_of(const ipt_shape *s, const ipt_traits *dev, uint32_t c)
 {
-    bool texel = dev->simd && dev->texel && ipt_shape_count(s) / 4 <= min_u64(dev->max_texels, INT32_MAX);
+    bool texel =
+        dev->simd && dev->texel && ipt_shape_count(s) / 4 <= min_u64(dev->max_texels, INT32_MAX);
     int v = c % 4 ? 2 : texel ? 0 : 1;
     return s->dtype == IPT_F16 ? v + 3 : v;
 }
@@ -32,20 +33,22 @@ static bool is_texel(int variant) { return variant == 0 || variant == 3; }
 
 static ipt_bind_kind item_kind(int variant)
 {
-    return variant == 0 ? IPT_BIND_TEXEL_RGBA32F : variant == 3 ? IPT_BIND_TEXEL_RGBA16F : IPT_BIND_SSBO;
+    return variant == 0   ? IPT_BIND_TEXEL_RGBA32F
+           : variant == 3 ? IPT_BIND_TEXEL_RGBA16F
+                          : IPT_BIND_SSBO;
 }
 
-/* Binds elements first .. first + count of a tensor, from the last aligned byte before them; returns the
- * element where the binding starts. */
-static uint64_t bind_part(const ipt_launch *l, ipt_dispatch *d, ipt_bind_kind kind, ipt_src src, int index,
-                          bool write, uint64_t first, uint64_t count, uint64_t elt)
+/* Binds elements first .. first + count of a tensor, from the last aligned byte before them;
+ * returns the element where the binding starts. */
+static uint64_t bind_part(const ipt_launch *l, ipt_dispatch *d, ipt_bind_kind kind, ipt_src src,
+                          int index, bool write, uint64_t first, uint64_t count, uint64_t elt)
 {
     uint64_t off = first * elt / l->dev->align * l->dev->align;
     ipt_launch_bind_range(d, kind, src, index, write, off, (first + count) * elt - off);
     return off / elt;
 }
 
-/* --- group norm: geometry --------------------------------------------------------------------- */
+/* --- group norm: geometry -------------------------------------------------------------------- */
 struct span_push { /* shaders/norm_span.glsl */
     uint32_t n0, n_n, chunk0, n_chunk;
     uint32_t pixels, chunk, items, chunks;
@@ -118,14 +121,15 @@ struct item_bind { /* one binding of a span kernel; items: the tensor is reached
 };
 
 /* One kernel over all chunks. */
-static void group_pass(const ipt_node *n, ipt_launch *l, const struct group_geo *g, const char *const names[],
-                       const struct item_bind *b, int n_b)
+static void group_pass(const ipt_node *n, ipt_launch *l, const struct group_geo *g,
+                       const char *const names[], const struct item_bind *b, int n_b)
 {
     struct span_push p = g->push;
     while (group_next(l, g, &p)) {
         uint64_t image = (uint64_t)p.pixels * g->c;
         uint64_t first = p.n0 * image + p.chunk0 * g->chunk;
-        uint64_t last = (p.n0 + p.n_n - 1) * image + min_u64(image, (p.chunk0 + p.n_chunk) * g->chunk);
+        uint64_t last =
+            (p.n0 + p.n_n - 1) * image + min_u64(image, (p.chunk0 + p.n_chunk) * g->chunk);
         uint64_t base = first * g->elt / l->dev->align * l->dev->align / g->elt;
         p.base = (uint32_t)(g->c % 4 ? base : base / 4);
         ipt_dispatch *d = ipt_launch_add(l, names[g->variant], &p, sizeof p);
@@ -133,8 +137,8 @@ static void group_pass(const ipt_node *n, ipt_launch *l, const struct group_geo 
         ipt_launch_spec(d, (uint32_t)n->attr.norm.silu);
         for (int i = 0; i < n_b; i++) {
             if (b[i].items)
-                bind_part(l, d, b[i].write ? IPT_BIND_SSBO : item_kind(g->variant), b[i].src, b[i].index,
-                          b[i].write, first, last - first, g->elt);
+                bind_part(l, d, b[i].write ? IPT_BIND_SSBO : item_kind(g->variant), b[i].src,
+                          b[i].index, b[i].write, first, last - first, g->elt);
             else
                 ipt_launch_bind(d, IPT_BIND_SSBO, b[i].src, b[i].index, b[i].write);
         }
@@ -146,7 +150,7 @@ static void group_pass(const ipt_node *n, ipt_launch *l, const struct group_geo 
     }
 }
 
-/* --- group norm: forward ------------------------------------------------------------------------ */
+/* --- group norm: forward --------------------------------------------------------------------- */
 static const char *group_infer(const ipt_node *n, ipt_shape out[])
 {
     const ipt_shape *s = &n->in_shape[0];
@@ -194,7 +198,8 @@ static void group_ref(const ipt_node *n, const double *const in[], double *const
     }
 }
 
-static void group_grad(ipt_graph *g, const ipt_node *n, const ipt_val dy[], uint32_t want, ipt_val dx[])
+static void group_grad(ipt_graph *g, const ipt_node *n, const ipt_val dy[], uint32_t want,
+                       ipt_val dx[])
 {
     if (!dy[0].id)
         return;
@@ -217,7 +222,8 @@ static ipt_status group_kernel(const ipt_node *n, ipt_launch *l)
     if (!group_geo_init(n, l, &g))
         return IPT_ERR_UNSUPPORTED;
     int part = ipt_launch_scratch(l, g.part_bytes);
-    const struct item_bind stat[] = {{IPT_SRC_IN, 0, false, true}, {IPT_SRC_SCRATCH, part, true, false}};
+    const struct item_bind stat[] = {{IPT_SRC_IN, 0, false, true},
+                                     {IPT_SRC_SCRATCH, part, true, false}};
     group_pass(n, l, &g, stat_names, stat, 2);
     struct {
         uint32_t n_row, groups, per_group, chunks, pixels, chunk;
@@ -237,10 +243,10 @@ static ipt_status group_kernel(const ipt_node *n, ipt_launch *l)
     return l->status;
 }
 
-/* --- group norm: gradients ------------------------------------------------------------------------ */
+/* --- group norm: gradients ------------------------------------------------------------------- */
 /* dL/dz (z = xhat gamma + beta) and xhat of one element. */
-static double group_dz(const ipt_node *n, const double *const in[], size_t image, size_t c, size_t at, size_t per,
-                       double *xhat)
+static double group_dz(const ipt_node *n, const double *const in[], size_t image, size_t c,
+                       size_t at, size_t per, double *xhat)
 {
     const double *stat = in[3] + (image * (size_t)n->attr.norm.groups + c / per) * 2;
     *xhat = (in[0][at] - stat[0]) * stat[1];
@@ -291,9 +297,10 @@ static int group_grad_part(const ipt_node *n, ipt_launch *l, const struct group_
 {
     static const char *const names[N_VARIANT] = ITEM_VARIANTS("norm_gpart");
     int part = ipt_launch_scratch(l, g->part_bytes);
-    const struct item_bind b[] = {{IPT_SRC_IN, 0, false, true},  {IPT_SRC_IN, 1, false, false},
-                                  {IPT_SRC_IN, 2, false, false}, {IPT_SRC_IN, 3, false, false},
-                                  {IPT_SRC_IN, 4, false, true},  {IPT_SRC_SCRATCH, part, true, false}};
+    const struct item_bind b[] = {
+        {IPT_SRC_IN, 0, false, true},  {IPT_SRC_IN, 1, false, false},
+        {IPT_SRC_IN, 2, false, false}, {IPT_SRC_IN, 3, false, false},
+        {IPT_SRC_IN, 4, false, true},  {IPT_SRC_SCRATCH, part, true, false}};
     group_pass(n, l, g, names, b, 6);
     return part;
 }
@@ -304,7 +311,8 @@ static ipt_status group_dx_kernel(const ipt_node *n, ipt_launch *l)
     struct group_geo g;
     if (!group_geo_init(n, l, &g))
         return IPT_ERR_UNSUPPORTED;
-    int part = group_grad_part(n, l, &g), sums = ipt_launch_scratch(l, (uint64_t)g.n * g.groups * 8);
+    int part = group_grad_part(n, l, &g),
+        sums = ipt_launch_scratch(l, (uint64_t)g.n * g.groups * 8);
     struct {
         uint32_t n_row, groups, per_group, chunks;
         float inv_count;
@@ -314,10 +322,11 @@ static ipt_status group_dx_kernel(const ipt_node *n, ipt_launch *l)
     ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_IN, 1, false);
     ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_SCRATCH, sums, true);
     ipt_launch_linear(l, d, push.n_row, 1);
-    const struct item_bind b[] = {{IPT_SRC_IN, 0, false, true},  {IPT_SRC_IN, 1, false, false},
-                                  {IPT_SRC_IN, 2, false, false}, {IPT_SRC_IN, 3, false, false},
-                                  {IPT_SRC_IN, 4, false, true},  {IPT_SRC_SCRATCH, sums, false, false},
-                                  {IPT_SRC_OUT, 0, true, true}};
+    const struct item_bind b[] = {
+        {IPT_SRC_IN, 0, false, true},  {IPT_SRC_IN, 1, false, false},
+        {IPT_SRC_IN, 2, false, false}, {IPT_SRC_IN, 3, false, false},
+        {IPT_SRC_IN, 4, false, true},  {IPT_SRC_SCRATCH, sums, false, false},
+        {IPT_SRC_OUT, 0, true, true}};
     group_pass(n, l, &g, names, b, 7);
     return l->status;
 }
@@ -377,7 +386,7 @@ ipt_val ipt_group_norm(ipt_graph *g, ipt_val x, const char *site, int groups, fl
     return ipt_emit(g, IPT_OP_GROUP_NORM, site, in, 3, &attr, NULL);
 }
 
-/* --- layer norm --------------------------------------------------------------------------------------- */
+/* --- layer norm ------------------------------------------------------------------------------ */
 struct layer_push { /* shaders/norm_layer.comp */
     uint32_t n_row, items, base, row0;
     float inv_c, eps;
@@ -452,7 +461,8 @@ static void layer_dp_ref(const ipt_node *n, const double *const in[], double *co
     }
 }
 
-static void layer_grad(ipt_graph *g, const ipt_node *n, const ipt_val dy[], uint32_t want, ipt_val dx[])
+static void layer_grad(ipt_graph *g, const ipt_node *n, const ipt_val dy[], uint32_t want,
+                       ipt_val dx[])
 {
     if (!dy[0].id)
         return;
@@ -475,15 +485,16 @@ static ipt_status layer_pass(const ipt_node *n, ipt_launch *l, enum layer_mode m
 {
     static const char *const names[3][4] = {
         {"norm_layer.f32", "norm_layer.f32_texel", "norm_layer.f16", "norm_layer.f16_texel"},
-        {"norm_layer.dx_f32", "norm_layer.dx_f32_texel", "norm_layer.dx_f16", "norm_layer.dx_f16_texel"},
+        {"norm_layer.dx_f32", "norm_layer.dx_f32_texel", "norm_layer.dx_f16",
+         "norm_layer.dx_f16_texel"},
         {"norm_layer.stat_f32", NULL, "norm_layer.stat_f16", NULL},
     };
     const ipt_shape *s = &n->in_shape[0];
     const ipt_traits *dev = l->dev;
     uint64_t c = (uint64_t)s->dim[s->rank - 1], count = ipt_shape_count(s), rows = count / c;
     uint64_t elt = ipt_dtype_bytes(s->dtype), fit = rows;
-    bool simd = mode != LAYER_STAT && is_texel(variant_of(s, dev, (uint32_t)c)) && dev->subgroup_shuffle &&
-                dev->subgroup;
+    bool simd = mode != LAYER_STAT && is_texel(variant_of(s, dev, (uint32_t)c)) &&
+                dev->subgroup_shuffle && dev->subgroup;
     if (count * elt > dev->max_range)
         fit = (dev->max_range - dev->align) / (c * elt);
     if (fit == 0 || count > UINT32_MAX)
@@ -496,8 +507,9 @@ static ipt_status layer_pass(const ipt_node *n, ipt_launch *l, enum layer_mode m
     for (uint64_t r = 0; r < rows; r += fit) {
         uint64_t k = min_u64(fit, rows - r), first = r * c;
         uint64_t base = first * elt / dev->align * dev->align / elt;
-        struct layer_push push = {(uint32_t)k, (uint32_t)(c / vec), (uint32_t)((first - base) / vec), (uint32_t)r,
-                                  (float)(1.0 / (double)c), n->attr.norm.eps};
+        struct layer_push push = {
+            (uint32_t)k, (uint32_t)(c / vec),      (uint32_t)((first - base) / vec),
+            (uint32_t)r, (float)(1.0 / (double)c), n->attr.norm.eps};
         ipt_dispatch *d = ipt_launch_add(l, name, &push, sizeof push);
         ipt_launch_spec(d, wg);
         bind_part(l, d, kind, IPT_SRC_IN, 0, false, first, k * c, elt);
@@ -547,9 +559,11 @@ static ipt_status layer_dp_kernel(const ipt_node *n, ipt_launch *l)
         uint64_t end = min_u64(count, (i + k) * chunk * c);
         struct {
             uint32_t chunk0, n_chunk, chunk, rows, channels, base;
-        } push = {(uint32_t)i,    (uint32_t)k, (uint32_t)chunk,
-                  (uint32_t)rows, (uint32_t)c, (uint32_t)(first * elt / l->dev->align * l->dev->align / elt)};
-        ipt_dispatch *d = ipt_launch_add(l, IPT_VARIANT("norm_lpart", s->dtype), &push, sizeof push);
+        } push = {(uint32_t)i,     (uint32_t)k,
+                  (uint32_t)chunk, (uint32_t)rows,
+                  (uint32_t)c,     (uint32_t)(first * elt / l->dev->align * l->dev->align / elt)};
+        ipt_dispatch *d =
+            ipt_launch_add(l, IPT_VARIANT("norm_lpart", s->dtype), &push, sizeof push);
         bind_part(l, d, IPT_BIND_SSBO, IPT_SRC_IN, 0, false, first, end - first, elt);
         bind_part(l, d, IPT_BIND_SSBO, IPT_SRC_IN, 1, false, first, end - first, elt);
         ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_SCRATCH, stat, false);

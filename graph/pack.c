@@ -33,7 +33,7 @@ uint64_t ipt_panel_bytes(const ipt_shape *w, ipt_dtype dtype)
 
 /* One block: up to 32 inputs of 32 outputs under one tap, [input][output]. */
 typedef struct pack_block {
-    size_t at;     /* source element of its first input and output */
+    size_t at; /* source element of its first input and output */
     int n_i, n_o;
 } pack_block;
 
@@ -52,14 +52,20 @@ static void load_float(const ipt_panel_src *s, pack_block b, float out[BLOCK][PA
         for (int i = 0; i < b.n_i; i++) {
             const size_t e = at + (size_t)i * s->si;
             switch (s->type) {
-            case IPT_PANEL_F32: out[i][o] = ((const float *)s->data)[e]; break;
-            case IPT_PANEL_F16: out[i][o] = ipt_f16_to_f32(((const uint16_t *)s->data)[e]); break;
+            case IPT_PANEL_F32:
+                out[i][o] = ((const float *)s->data)[e];
+                break;
+            case IPT_PANEL_F16:
+                out[i][o] = ipt_f16_to_f32(((const uint16_t *)s->data)[e]);
+                break;
             case IPT_PANEL_BF16: {
                 uint32_t bits = (uint32_t)((const uint16_t *)s->data)[e] << 16;
                 memcpy(&out[i][o], &bits, sizeof bits);
                 break;
             }
-            case IPT_PANEL_GET: out[i][o] = s->get(s->data, e); break;
+            case IPT_PANEL_GET:
+                out[i][o] = s->get(s->data, e);
+                break;
             }
         }
     }
@@ -73,7 +79,8 @@ static inline uint16_t to_half(float f)
     const uint32_t mag = u & 0x7fffffffU;
     if (mag - 0x38800000U >= 0x47000000U - 0x38800000U) /* subnormal, zero, huge, not a number */
         return ipt_f32_to_f16(f);
-    return (uint16_t)((u >> 16 & 0x8000U) | ((mag - 0x38000000U + 0xfffU + (mag >> 13 & 1U)) >> 13));
+    return (uint16_t)((u >> 16 & 0x8000U) |
+                      ((mag - 0x38000000U + 0xfffU + (mag >> 13 & 1U)) >> 13));
 }
 
 /* Block rows -> pairs [i/2][32]; a last odd input pairs with zero. */
@@ -120,7 +127,8 @@ void ipt_panel_pack(const ipt_shape *w, const ipt_panel_src *src, ipt_dtype dtyp
         const int left = d.o - (int)p * PANEL;
         for (int i0 = 0; i0 < d.i; i0 += BLOCK)
             for (int tap = 0; tap < taps; tap++) {
-                pack_block b = {.n_i = d.i - i0 < BLOCK ? d.i - i0 : BLOCK, .n_o = left < PANEL ? left : PANEL};
+                pack_block b = {.n_i = d.i - i0 < BLOCK ? d.i - i0 : BLOCK,
+                                .n_o = left < PANEL ? left : PANEL};
                 b.at = p * PANEL * src->so + (size_t)i0 * src->si + (size_t)(tap / d.kw) * src->sy +
                        (size_t)(tap % d.kw) * src->sx;
                 const int n_pad = d.ip - i0 < BLOCK ? d.ip - i0 : BLOCK;

@@ -109,15 +109,13 @@ static ipt_status place_results(ipt_plan *p)
                 last[root[n->in[k]]] = i;
         for (int k = 0; k < n->n_out; k++) {
             uint32_t r = root[n->out[k]];
-            if (p->value[n->out[k]].is_output)
-                last[r] = UINT32_MAX;
-            else if (last[r] < i)
+            if (last[r] < i)
                 last[r] = i;
         }
     }
     for (uint32_t v = 1; status == IPT_OK && v < p->n_value; v++)
-        if (p->value[v].is_output && root[v] != v)
-            last[root[v]] = UINT32_MAX; /* an output that is a view keeps what it views */
+        if (p->value[v].is_output) /* whatever reads it later; a view keeps what it views */
+            last[root[v]] = UINT32_MAX;
     for (uint32_t v = 1; status == IPT_OK && v < p->n_value; v++)
         if (p->place[v])
             slot_last[p->place[v]] = UINT32_MAX;

@@ -1,5 +1,5 @@
-/* model_io/adapter_file.c - LoRA and LoCon files of every family as one neutral list: which module of
- * the model, which two factors, which scale. */
+/* model_io/adapter_file.c - LoRA and LoCon files of every family as one neutral list: which module
+ * of the model, which two factors, which scale. */
 #include "model_io/internal.h"
 
 #include <jansson.h>
@@ -30,13 +30,15 @@ static const struct {
     {".lora_A.default.weight", ".lora_B.default.weight", NULL, IPT_ADAPTER_PEFT, false},
     {".lora_A.default_0.weight", ".lora_B.default_0.weight", NULL, IPT_ADAPTER_PEFT, false},
     {".lora.down.weight", ".lora.up.weight", NULL, IPT_ADAPTER_DIFFUSERS, false},
-    {".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight", NULL, IPT_ADAPTER_DIFFUSERS, false},
+    {".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight", NULL, IPT_ADAPTER_DIFFUSERS,
+     false},
     {".down.weight", ".up.weight", NULL, IPT_ADAPTER_ATTN_PROCS, true},
 };
 
 const char *ipt_adapter_family_name(ipt_adapter_family f)
 {
-    static const char *const names[] = {"kohya", "diffusers attn-procs", "diffusers", "peft", "cloneofsimo"};
+    static const char *const names[] = {"kohya", "diffusers attn-procs", "diffusers", "peft",
+                                        "cloneofsimo"};
     return names[f];
 }
 
@@ -58,11 +60,12 @@ static ipt_status need_finite(ipt_adapter_file *f, const ipt_st_tensor *t)
     size_t bad = 0;
     if (ipt_st_finite(t, &bad))
         return IPT_OK;
-    return ipt_fail(f->impl->ctx, IPT_ERR_FORMAT, "%s: key '%s': element %zu is %s, expected finite numbers", f->path, t->name,
+    return ipt_fail(f->impl->ctx, IPT_ERR_FORMAT,
+                    "%s: key '%s': element %zu is %s, expected finite numbers", f->path, t->name,
                     bad, isnan(ipt_st_get(t, bad)) ? "NaN" : "infinite");
 }
 
-/* --- scale ------------------------------------------------------------------------------------------------ */
+/* --- scale ------------------------------------------------------------------------------------ */
 static json_t *setting(const ipt_adapter_file *f, int comp, const char *key)
 {
     char full[128];
@@ -72,16 +75,19 @@ static json_t *setting(const ipt_adapter_file *f, int comp, const char *key)
     return json_object_get(f->impl->config, full);
 }
 
-/* alpha of a module by PEFT's settings: a pattern that names it (or the end of it), else lora_alpha. */
+/* alpha of a module by PEFT's settings: a pattern that names it (or the end of it), else
+ * lora_alpha. */
 static bool configured_alpha(const ipt_adapter_file *f, const ipt_module *m, double *alpha)
 {
     json_t *patterns = setting(f, m->comp, "alpha_pattern"), *v;
     const char *key;
     size_t len = strlen(m->name);
-    json_object_foreach(patterns, key, v) {
+    json_object_foreach(patterns, key, v)
+    {
         key += key[0] == '^';
         size_t n = strlen(key);
-        bool ends = n <= len && strcmp(m->name + len - n, key) == 0 && (n == len || m->name[len - n - 1] == '.');
+        bool ends = n <= len && strcmp(m->name + len - n, key) == 0 &&
+                    (n == len || m->name[len - n - 1] == '.');
         if (ends && json_is_number(v)) {
             *alpha = json_number_value(v);
             return true;
@@ -94,8 +100,8 @@ static bool configured_alpha(const ipt_adapter_file *f, const ipt_module *m, dou
     return true;
 }
 
-static ipt_status set_scale(ipt_adapter_file *f, const ipt_module *m, const char *stem, ipt_adapter_family family,
-                            ipt_adapter_module *out)
+static ipt_status set_scale(ipt_adapter_file *f, const ipt_module *m, const char *stem,
+                            ipt_adapter_family family, ipt_adapter_module *out)
 {
     const ipt_st_tensor *t = take(f, stem, ".alpha");
     double alpha = out->rank, root = out->rank;
@@ -103,7 +109,9 @@ static ipt_status set_scale(ipt_adapter_file *f, const ipt_module *m, const char
         t = take(f, stem, ".lora.alpha");
     if (t) {
         if (t->count != 1)
-            return ipt_fail(f->impl->ctx, IPT_ERR_SHAPE, "%s: key '%s': found %zu elements, expected 1", f->path, t->name, t->count);
+            return ipt_fail(f->impl->ctx, IPT_ERR_SHAPE,
+                            "%s: key '%s': found %zu elements, expected 1", f->path, t->name,
+                            t->count);
         IPT_TRY(need_finite(f, t));
         alpha = (double)ipt_st_get(t, 0);
         claim(f, t);
@@ -114,29 +122,34 @@ static ipt_status set_scale(ipt_adapter_file *f, const ipt_module *m, const char
     out->alpha = (float)alpha;
     out->scale = (float)(alpha / root);
     if (!isfinite(out->scale))
-        return ipt_fail(f->impl->ctx, IPT_ERR_FORMAT, "%s: '%s': alpha is %g, expected a finite number", f->path, stem, alpha);
+        return ipt_fail(f->impl->ctx, IPT_ERR_FORMAT,
+                        "%s: '%s': alpha is %g, expected a finite number", f->path, stem, alpha);
     return IPT_OK;
 }
 
-/* --- one module --------------------------------------------------------------------------------------------- */
+/* --- one module ------------------------------------------------------------------------------- */
 static ipt_status bad_shape(const ipt_adapter_file *f, const ipt_st_tensor *t, const char *expected)
 {
     char found[128];
     ipt_st_shape_text(t, found, sizeof found);
-    return ipt_fail(f->impl->ctx, IPT_ERR_SHAPE, "%s: key '%s': found shape %s, expected %s: made for another model?", f->path,
+    return ipt_fail(f->impl->ctx, IPT_ERR_SHAPE,
+                    "%s: key '%s': found shape %s, expected %s: made for another model?", f->path,
                     t->name, found, expected);
 }
 
 /* down' = mid with down applied to its inputs: up x down' is the Tucker form's product. */
-static ipt_status expand_tucker(ipt_adapter_file *f, const ipt_module *m, const ipt_st_tensor *mid, ipt_adapter_module *out)
+static ipt_status expand_tucker(ipt_adapter_file *f, const ipt_module *m, const ipt_st_tensor *mid,
+                                ipt_adapter_module *out)
 {
     char text[96];
     const ipt_st_tensor *down = out->down;
     size_t in = (size_t)m->in, taps = (size_t)m->kh * (size_t)m->kw, n = 0;
-    size_t r_in = down->rank > 0 && down->dim[0] > 0 ? (size_t)down->dim[0] : 0, r = (size_t)out->rank;
+    size_t r_in = down->rank > 0 && down->dim[0] > 0 ? (size_t)down->dim[0] : 0,
+           r = (size_t)out->rank;
     IPT_TRY(need_finite(f, mid));
     snprintf(text, sizeof text, "[%zu,%zu,%d,%d]", r, r_in, (int)m->kh, (int)m->kw);
-    if (r_in > MAX_RANK || mid->count != r * r_in * taps || mid->rank != 4 || mid->dim[0] != out->rank || mid->dim[1] != (int64_t)r_in)
+    if (r_in > MAX_RANK || mid->count != r * r_in * taps || mid->rank != 4 ||
+        mid->dim[0] != out->rank || mid->dim[1] != (int64_t)r_in)
         return bad_shape(f, mid, text);
     snprintf(text, sizeof text, "[%zu,%d,1,1]", r_in, (int)m->in);
     if (r_in == 0 || down->count != r_in * in)
@@ -158,13 +171,20 @@ static ipt_status expand_tucker(ipt_adapter_file *f, const ipt_module *m, const 
     return IPT_OK;
 }
 
-static ipt_status add_module(ipt_adapter_file *f, size_t index, const ipt_st_tensor *down, const ipt_st_tensor *up,
-                             const ipt_st_tensor *mid, ipt_adapter_module *out)
+static ipt_status add_module(ipt_adapter_file *f, size_t index, const ipt_st_tensor *down,
+                             const ipt_st_tensor *up, const ipt_st_tensor *mid,
+                             ipt_adapter_module *out)
 {
     const ipt_module *m = &f->impl->list[index];
     char text[96];
     size_t fan = (size_t)m->in * (size_t)m->kh * (size_t)m->kw;
-    *out = (ipt_adapter_module){.module = index, .out = m->out, .in = m->in, .kh = m->kh, .kw = m->kw, .down = down, .up = up};
+    *out = (ipt_adapter_module){.module = index,
+                                .out = m->out,
+                                .in = m->in,
+                                .kh = m->kh,
+                                .kw = m->kw,
+                                .down = down,
+                                .up = up};
     claim(f, down);
     claim(f, up);
     claim(f, mid);
@@ -184,7 +204,8 @@ static ipt_status add_module(ipt_adapter_file *f, size_t index, const ipt_st_ten
         if (m->kh * m->kw == 1)
             snprintf(text, sizeof text, "[%d,%d]", (int)rank, (int)m->in);
         else
-            snprintf(text, sizeof text, "[%d,%d,%d,%d]", (int)rank, (int)m->in, (int)m->kh, (int)m->kw);
+            snprintf(text, sizeof text, "[%d,%d,%d,%d]", (int)rank, (int)m->in, (int)m->kh,
+                     (int)m->kw);
         return bad_shape(f, down, text);
     }
     f->has_conv = f->has_conv || m->kh * m->kw > 1;
@@ -193,13 +214,16 @@ static ipt_status add_module(ipt_adapter_file *f, size_t index, const ipt_st_ten
     return IPT_OK;
 }
 
-static ipt_status missing_half(const ipt_adapter_file *f, const ipt_st_tensor *t, const char *stem, const char *suffix)
+static ipt_status missing_half(const ipt_adapter_file *f, const ipt_st_tensor *t, const char *stem,
+                               const char *suffix)
 {
-    return ipt_fail(f->impl->ctx, IPT_ERR_FORMAT, "%s: key '%s' is there, but not '%s%s'", f->path, t->name, stem, suffix);
+    return ipt_fail(f->impl->ctx, IPT_ERR_FORMAT, "%s: key '%s' is there, but not '%s%s'", f->path,
+                    t->name, stem, suffix);
 }
 
 /* Looks for one module under every spelling.  *found false: the file has nothing for it. */
-static ipt_status match_module(ipt_adapter_file *f, const ipt_key_frame *frame, size_t index, bool *found)
+static ipt_status match_module(ipt_adapter_file *f, const ipt_key_frame *frame, size_t index,
+                               bool *found)
 {
     ipt_adapter_stem stem;
     const ipt_module *m = &f->impl->list[index];
@@ -207,12 +231,14 @@ static ipt_status match_module(ipt_adapter_file *f, const ipt_key_frame *frame, 
         for (size_t k = 0; stem.text[0] && !*found && k < IPT_COUNT(suffixes); k++) {
             if (suffixes[k].attn_procs != stem.attn_procs)
                 continue;
-            const ipt_st_tensor *down = take(f, stem.text, suffixes[k].down), *up = take(f, stem.text, suffixes[k].up);
+            const ipt_st_tensor *down = take(f, stem.text, suffixes[k].down),
+                                *up = take(f, stem.text, suffixes[k].up);
             const ipt_st_tensor *mid = suffixes[k].mid ? take(f, stem.text, suffixes[k].mid) : NULL;
             if (!down && !up)
                 continue;
             if (!down || !up)
-                return missing_half(f, down ? down : up, stem.text, down ? suffixes[k].up : suffixes[k].down);
+                return missing_half(f, down ? down : up, stem.text,
+                                    down ? suffixes[k].up : suffixes[k].down);
             ipt_adapter_module *out = &f->module[f->n_module];
             IPT_TRY(add_module(f, index, down, up, mid, out));
             IPT_TRY(set_scale(f, m, stem.text, suffixes[k].family, out));
@@ -224,14 +250,15 @@ static ipt_status match_module(ipt_adapter_file *f, const ipt_key_frame *frame, 
     return IPT_OK;
 }
 
-/* --- cloneofsimo ----------------------------------------------------------------------------------------------- */
+/* --- cloneofsimo ------------------------------------------------------------------------------ */
 static ipt_status match_ordinals(ipt_adapter_file *f)
 {
     const char *classes = ipt_safetensors_meta(f->impl->st, "unet");
     bool has_geglu = !classes || strstr(classes, "GEGLU");
     char key[64];
     if (classes && strstr(classes, "ResnetBlock2D"))
-        return ipt_fail(f->impl->ctx, IPT_ERR_UNSUPPORTED, "%s: cloneofsimo adapter with convolutions (ResnetBlock2D): not supported",
+        return ipt_fail(f->impl->ctx, IPT_ERR_UNSUPPORTED,
+                        "%s: cloneofsimo adapter with convolutions (ResnetBlock2D): not supported",
                         f->path);
     f->family = IPT_ADAPTER_CLONEOFSIMO;
     for (int pass = 0; pass < 2; pass++) {
@@ -256,7 +283,7 @@ static ipt_status match_ordinals(ipt_adapter_file *f)
     return IPT_OK;
 }
 
-/* --- words -------------------------------------------------------------------------------------------------------- */
+/* --- words ------------------------------------------------------------------------------------ */
 /* Vectors inside the file: cloneofsimo's "<word>", kohya's bundle_emb.WORD.string_to_param.* */
 static ipt_status find_embeddings(ipt_adapter_file *f)
 {
@@ -308,8 +335,10 @@ static const char *top_tag(json_t *folders, json_int_t limit, json_int_t *best)
     *best = 0;
     const char *folder, *tag;
     json_t *tags, *count;
-    json_object_foreach(folders, folder, tags) {
-        json_object_foreach(tags, tag, count) {
+    json_object_foreach(folders, folder, tags)
+    {
+        json_object_foreach(tags, tag, count)
+        {
             json_int_t n = json_integer_value(count);
             if (n > *best && n < limit) {
                 *best = n;
@@ -333,7 +362,8 @@ static ipt_status find_words(ipt_adapter_file *f)
         IPT_TRY(add_word(f, phrase));
     if (text)
         tags = json_loads(text, 0, NULL); /* not JSON: no words */
-    for (void *a = json_object_iter(tags); a && status == IPT_OK; a = json_object_iter_next(tags, a)) {
+    for (void *a = json_object_iter(tags); a && status == IPT_OK;
+         a = json_object_iter_next(tags, a)) {
         const char *name = json_object_iter_key(a), *p = name; /* "REPEATS_words" */
         while (*p >= '0' && *p <= '9')
             p++;
@@ -350,22 +380,28 @@ static ipt_status find_words(ipt_adapter_file *f)
     return status;
 }
 
-/* --- opening --------------------------------------------------------------------------------------------------------- */
+/* --- opening ---------------------------------------------------------------------------------- */
 static ipt_status check_kind(ipt_adapter_file *f)
 {
     const ipt_safetensors *st = f->impl->st;
     const char *peft = json_string_value(json_object_get(f->impl->config, "peft_type"));
     if (peft && strcmp(peft, "LORA") != 0)
-        return ipt_fail(f->impl->ctx, IPT_ERR_UNSUPPORTED, "%s: %.50s adapter (peft_type): not supported yet, expected LORA", f->path, peft);
+        return ipt_fail(f->impl->ctx, IPT_ERR_UNSUPPORTED,
+                        "%s: %.50s adapter (peft_type): not supported yet, expected LORA", f->path,
+                        peft);
     for (size_t i = 0; i < ipt_safetensors_count(st); i++) {
         const char *key = ipt_safetensors_at(st, i)->name, *what = ipt_adapter_unsupported(key);
         if (what)
-            return ipt_fail(f->impl->ctx, IPT_ERR_UNSUPPORTED, "%s: %s ('%s'): not supported yet", f->path, what, key);
-        if (strncmp(key, "model.diffusion_model.", 22) == 0 || strncmp(key, "first_stage_model.", 18) == 0)
-            return ipt_fail(f->impl->ctx, IPT_ERR_FORMAT, "%s: this is a checkpoint ('%s'), expected an adapter", f->path, key);
+            return ipt_fail(f->impl->ctx, IPT_ERR_UNSUPPORTED, "%s: %s ('%s'): not supported yet",
+                            f->path, what, key);
+        if (strncmp(key, "model.diffusion_model.", 22) == 0 ||
+            strncmp(key, "first_stage_model.", 18) == 0)
+            return ipt_fail(f->impl->ctx, IPT_ERR_FORMAT,
+                            "%s: this is a checkpoint ('%s'), expected an adapter", f->path, key);
     }
     if (ipt_safetensors_count(st) == 0)
-        return ipt_fail(f->impl->ctx, IPT_ERR_FORMAT, "%s: no tensors in this file, expected an adapter", f->path);
+        return ipt_fail(f->impl->ctx, IPT_ERR_FORMAT,
+                        "%s: no tensors in this file, expected an adapter", f->path);
     return IPT_OK;
 }
 
@@ -381,7 +417,9 @@ static ipt_status list_unmatched(ipt_adapter_file *f)
     }
     if (f->n_module > 0 || f->n_embedding > 0)
         return IPT_OK;
-    return ipt_fail(f->impl->ctx, IPT_ERR_MISSING, "%s: none of its %zu keys ('%s' ...) fits a module of this model: no adapter, or made for another model",
+    return ipt_fail(f->impl->ctx, IPT_ERR_MISSING,
+                    "%s: none of its %zu keys ('%s' ...) fits a module of this model: no adapter, "
+                    "or made for another model",
                     f->path, n, f->unmatched[0]);
 }
 
@@ -401,7 +439,8 @@ static ipt_status resolve(ipt_adapter_file *f)
     const ipt_safetensors *st = f->impl->st;
     ipt_key_frame frame;
     f->metadata = ipt_safetensors_metadata(st);
-    f->impl->used = ipt_arena_alloc(&f->impl->arena, ipt_safetensors_count(st) * sizeof *f->impl->used);
+    f->impl->used =
+        ipt_arena_alloc(&f->impl->arena, ipt_safetensors_count(st) * sizeof *f->impl->used);
     f->module = ipt_arena_alloc(&f->impl->arena, f->impl->n_list * sizeof *f->module);
     if (!f->impl->used || !f->module)
         return IPT_ERR_NOMEM;
@@ -421,7 +460,8 @@ static ipt_status resolve(ipt_adapter_file *f)
     return list_unmatched(f);
 }
 
-static ipt_status create(ipt_ctx *ctx, const char *path, const ipt_module *modules, size_t n, ipt_adapter_file **out)
+static ipt_status create(ipt_ctx *ctx, const char *path, const ipt_module *modules, size_t n,
+                         ipt_adapter_file **out)
 {
     ipt_adapter_file *f = ipt_alloc(ctx, sizeof *f);
     struct ipt_adapter_impl *impl = ipt_alloc(ctx, sizeof *impl);
@@ -436,23 +476,26 @@ static ipt_status create(ipt_ctx *ctx, const char *path, const ipt_module *modul
     impl->n_list = n;
     ipt_arena_init(&impl->arena, ctx);
     f->path = ipt_arena_strdup(&impl->arena, path);
-    const char *slash = strrchr(path, '/'), *base = slash ? slash + 1 : path, *dot = strrchr(base, '.');
+    const char *slash = strrchr(path, '/'), *base = slash ? slash + 1 : path,
+               *dot = strrchr(base, '.');
     size_t len = dot && dot > base ? (size_t)(dot - base) : strlen(base);
     char *name = ipt_arena_alloc(&impl->arena, len + 1);
     if (!f->path || !name) {
         ipt_adapter_close(&f);
         return IPT_ERR_NOMEM;
     }
-    memcpy(name, base, len);
+    snprintf(name, len + 1, "%.*s", (int)len, base);
     f->name = name;
     *out = f;
     return IPT_OK;
 }
 
-/* A PEFT or diffusers folder: the weights' file; and adapter_config.json where it belongs to them. */
+/* A PEFT or diffusers folder: the weights' file; and adapter_config.json where it belongs to them.
+ */
 static ipt_status find_files(ipt_adapter_file *f, char *file)
 {
-    static const char *const names[] = {"adapter_model.safetensors", "pytorch_lora_weights.safetensors"};
+    static const char *const names[] = {"adapter_model.safetensors",
+                                        "pytorch_lora_weights.safetensors"};
     char config[PATH_MAX];
     const char *slash = strrchr(f->path, '/');
     size_t dir = slash ? (size_t)(slash - f->path) + 1 : 0;
@@ -461,8 +504,10 @@ static ipt_status find_files(ipt_adapter_file *f, char *file)
     for (size_t i = 0; i < IPT_COUNT(names) && !found; i++)
         found = ipt_path_join(file, PATH_MAX, f->path, names[i]) && ipt_is_file(file);
     if (!found)
-        return ipt_fail(f->impl->ctx, IPT_ERR_MISSING, "%s: a folder without adapter_model.safetensors or pytorch_lora_weights.safetensors",
-                        f->path);
+        return ipt_fail(
+            f->impl->ctx, IPT_ERR_MISSING,
+            "%s: a folder without adapter_model.safetensors or pytorch_lora_weights.safetensors",
+            f->path);
     int n = 0;
     if (is_dir)
         n = snprintf(config, sizeof config, "%s/adapter_config.json", f->path);
@@ -473,7 +518,8 @@ static ipt_status find_files(ipt_adapter_file *f, char *file)
     return IPT_OK;
 }
 
-ipt_status ipt_adapter_open(ipt_ctx *ctx, const char *path, const ipt_module *modules, size_t n_modules, ipt_adapter_file **out)
+ipt_status ipt_adapter_open(ipt_ctx *ctx, const char *path, const ipt_module *modules,
+                            size_t n_modules, ipt_adapter_file **out)
 {
     ipt_adapter_file *f = NULL;
     char file[PATH_MAX];
@@ -494,8 +540,9 @@ ipt_status ipt_adapter_open(ipt_ctx *ctx, const char *path, const ipt_module *mo
     return IPT_OK;
 }
 
-ipt_status ipt_adapter_open_memory(ipt_ctx *ctx, const char *name, const void *data, size_t size, const ipt_module *modules,
-                                   size_t n_modules, ipt_adapter_file **out)
+ipt_status ipt_adapter_open_memory(ipt_ctx *ctx, const char *name, const void *data, size_t size,
+                                   const ipt_module *modules, size_t n_modules,
+                                   ipt_adapter_file **out)
 {
     ipt_adapter_file *f = NULL;
     IPT_TRY(create(ctx, name, modules, n_modules, &f));
@@ -545,15 +592,17 @@ void ipt_adapter_hash(ipt_adapter_file *f)
     memcpy(f->autov3, hex, 12);
 }
 
-/* --- factors -------------------------------------------------------------------------------------------------------------- */
+/* --- factors ---------------------------------------------------------------------------------- */
 void ipt_adapter_pack(const ipt_adapter_module *m, float *a, float *b, size_t n_rank, size_t col)
 {
-    size_t rank = (size_t)m->rank, in = (size_t)m->in, taps = (size_t)m->kh * (size_t)m->kw, out = (size_t)m->out;
+    size_t rank = (size_t)m->rank, in = (size_t)m->in, taps = (size_t)m->kh * (size_t)m->kw,
+           out = (size_t)m->out;
     for (size_t r = 0; r < rank; r++)
         for (size_t i = 0; i < in; i++)
             for (size_t k = 0; k < taps; k++) {
                 size_t src = (r * in + i) * taps + k;
-                a[(k * in + i) * n_rank + col + r] = m->down_f32 ? m->down_f32[src] : ipt_st_get(m->down, src);
+                a[(k * in + i) * n_rank + col + r] =
+                    m->down_f32 ? m->down_f32[src] : ipt_st_get(m->down, src);
             }
     for (size_t o = 0; o < out; o++)
         for (size_t r = 0; r < rank; r++)

@@ -1,13 +1,13 @@
 /* model_io/adapter_names.c - how adapter files spell the modules of a model: every spelling is made
  * from the canonical name; underscores are never taken apart.
  *
- * Sources: kohya-ss/sd-scripts (lora_unet_, lora_te_), diffusers loaders (attn processors, 0.2x), PEFT,
- * cloneofsimo/lora (ordinals), LyCORIS (algorithms). */
+ * Sources: kohya-ss/sd-scripts (lora_unet_, lora_te_), diffusers loaders (attn processors, 0.2x),
+ * PEFT, cloneofsimo/lora (ordinals), LyCORIS (algorithms). */
 #include "model_io/internal.h"
 
 #include <string.h>
 
-/* --- the model's structure, from the names of its modules ------------------------------------------- */
+/* --- the model's structure, from the names of its modules ------------------------------------- */
 /* Numbers of "PART.{i}.KIND.{j}." at the start of a name. */
 static bool numbers(const char *name, const char *part, const char *kind, int32_t *i, int32_t *j)
 {
@@ -40,8 +40,17 @@ void ipt_key_frame_modules(const ipt_module *m, size_t n, ipt_key_frame *f)
     }
 }
 
-/* --- spellings ------------------------------------------------------------------------------------------ */
-typedef enum form { PLAIN, UNDERSCORES, LDM_PLAIN, LDM_UNDERSCORES, SHORT, SHORT_UNDERSCORES, ATTN, ATTN_SHORT } form;
+/* --- spellings -------------------------------------------------------------------------------- */
+typedef enum form {
+    PLAIN,
+    UNDERSCORES,
+    LDM_PLAIN,
+    LDM_UNDERSCORES,
+    SHORT,
+    SHORT_UNDERSCORES,
+    ATTN,
+    ATTN_SHORT
+} form;
 typedef struct spelling {
     int comp;
     const char *prefix;
@@ -86,7 +95,8 @@ static const char *without_model(const char *name)
     return strncmp(name, "text_model.", 11) == 0 ? name + 11 : name;
 }
 
-/* "a.b.to_q" -> "a.b.processor.to_q_lora"; text: "a.self_attn.q_proj" -> "a.self_attn.to_q_lora". */
+/* "a.b.to_q" -> "a.b.processor.to_q_lora"; text: "a.self_attn.q_proj" -> "a.self_attn.to_q_lora".
+ */
 static bool attn_name(int comp, const char *name, char *buf, size_t n)
 {
     static const struct {
@@ -101,7 +111,8 @@ static bool attn_name(int comp, const char *name, char *buf, size_t n)
     size_t len = strlen(name);
     for (size_t i = 0; i < IPT_COUNT(leaves); i++) {
         size_t k = strlen(leaves[i].leaf);
-        if (leaves[i].text != (comp != IPT_COMP_UNET) || len <= k || strcmp(name + len - k, leaves[i].leaf) != 0)
+        if (leaves[i].text != (comp != IPT_COMP_UNET) || len <= k ||
+            strcmp(name + len - k, leaves[i].leaf) != 0)
             continue;
         int at = snprintf(buf, n, "%.*s%s", (int)(len - k), name, leaves[i].old);
         return at > 0 && (size_t)at < n;
@@ -114,7 +125,8 @@ static bool ldm_name(const ipt_key_frame *f, const char *name, char *buf, size_t
     char key[IPT_KEY_MAX];
     ipt_key_part part;
     int len = snprintf(key, sizeof key, "%s.weight", name);
-    if (f->n_level == 0 || len < 0 || (size_t)len >= sizeof key || !ipt_keymap_emit(IPT_LAYOUT_LDM_UNET, f, key, 0, buf, n, &part))
+    if (f->n_level == 0 || len < 0 || (size_t)len >= sizeof key ||
+        !ipt_keymap_emit(IPT_LAYOUT_LDM_UNET, f, key, 0, buf, n, &part))
         return false;
     size_t end = strlen(buf);
     if (end > 7)
@@ -133,7 +145,8 @@ bool ipt_adapter_name(const ipt_key_frame *f, const ipt_module *m, int i, ipt_ad
         return false;
     const spelling *s = &spellings[k];
     char name[IPT_KEY_MAX] = "";
-    bool ok = true, is_short = s->form == SHORT || s->form == SHORT_UNDERSCORES || s->form == ATTN_SHORT;
+    bool ok = true,
+         is_short = s->form == SHORT || s->form == SHORT_UNDERSCORES || s->form == ATTN_SHORT;
     const char *base = is_short ? without_model(m->name) : m->name;
     out->attn_procs = s->form == ATTN || s->form == ATTN_SHORT;
     if (out->attn_procs)
@@ -155,7 +168,7 @@ bool ipt_adapter_name(const ipt_key_frame *f, const ipt_module *m, int i, ipt_ad
     return true;
 }
 
-/* --- ordinals -------------------------------------------------------------------------------------------- */
+/* --- ordinals --------------------------------------------------------------------------------- */
 static size_t find_module(const ipt_module *m, size_t n, int comp, const char *name)
 {
     for (size_t i = 0; i < n; i++) {
@@ -169,8 +182,9 @@ static size_t find_module(const ipt_module *m, size_t n, int comp, const char *n
 static size_t unet_ordinal(const ipt_module *m, size_t n, bool has_geglu, int32_t index)
 {
     static const char *const parts[] = {"down_blocks.", "up_blocks.", "mid_block."};
-    static const char *const all[] = {"attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "ff.net.0.proj",
-                                      "attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0"};
+    static const char *const all[] = {"attn1.to_q",     "attn1.to_k",    "attn1.to_v",
+                                      "attn1.to_out.0", "ff.net.0.proj", "attn2.to_q",
+                                      "attn2.to_k",     "attn2.to_v",    "attn2.to_out.0"};
     int32_t per = has_geglu ? 9 : 8, block = index / per, k = index % per, seen = 0;
     char name[IPT_KEY_MAX];
     if (!has_geglu && k >= 4)
@@ -178,8 +192,8 @@ static size_t unet_ordinal(const ipt_module *m, size_t n, bool has_geglu, int32_
     for (size_t p = 0; p < IPT_COUNT(parts); p++) {
         for (size_t i = 0; i < n; i++) {
             size_t len = strlen(m[i].name);
-            if (m[i].comp != IPT_COMP_UNET || strncmp(m[i].name, parts[p], strlen(parts[p])) != 0 || len < 11 ||
-                strcmp(m[i].name + len - 11, ".attn1.to_q") != 0 || seen++ != block)
+            if (m[i].comp != IPT_COMP_UNET || strncmp(m[i].name, parts[p], strlen(parts[p])) != 0 ||
+                len < 11 || strcmp(m[i].name + len - 11, ".attn1.to_q") != 0 || seen++ != block)
                 continue;
             int at = snprintf(name, sizeof name, "%.*s%s", (int)(len - 10), m[i].name, all[k]);
             return at > 0 && (size_t)at < sizeof name ? find_module(m, n, IPT_COMP_UNET, name) : n;
@@ -196,11 +210,12 @@ size_t ipt_adapter_ordinal(const ipt_module *m, size_t n, int comp, bool has_geg
         return n;
     if (comp == IPT_COMP_UNET)
         return unet_ordinal(m, n, has_geglu, index);
-    snprintf(name, sizeof name, "text_model.encoder.layers.%d.self_attn.%s", (int)(index / 4), proj[index % 4]);
+    snprintf(name, sizeof name, "text_model.encoder.layers.%d.self_attn.%s", (int)(index / 4),
+             proj[index % 4]);
     return find_module(m, n, comp, name);
 }
 
-/* --- what is not read ---------------------------------------------------------------------------------------- */
+/* --- what is not read ------------------------------------------------------------------------- */
 const char *ipt_adapter_unsupported(const char *key)
 {
     static const struct {

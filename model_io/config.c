@@ -1,9 +1,8 @@
 /* model_io/config.c - config.json files of diffusers and transformers -> plain numbers.
  *
- * Every key is honoured, or refused when its value asks for something this program does not do; keys
- * nobody knew when this was written are named in the log.
- * Source of names and defaults: diffusers UNet2DConditionModel, AutoencoderKL, AutoencoderTiny;
- * transformers CLIPTextConfig. */
+ * Every key is honoured, or refused when its value asks for something this program does not do;
+ * keys nobody knew when this was written are named in the log. Source of names and defaults:
+ * diffusers UNet2DConditionModel, AutoencoderKL, AutoencoderTiny; transformers CLIPTextConfig. */
 #include "model_io/internal.h"
 
 #include <jansson.h>
@@ -30,8 +29,8 @@ static void bad_value(reader *r, const char *key, const char *expected)
     if (r->status != IPT_OK)
         return;
     char *found = json_dumps(json_object_get(r->o, key), JSON_ENCODE_ANY | JSON_COMPACT);
-    r->status = ipt_fail(r->ctx, IPT_ERR_FORMAT, "%s: key '%s': found %.100s, expected %s", r->path, key,
-                         found ? found : "nothing", expected);
+    r->status = ipt_fail(r->ctx, IPT_ERR_FORMAT, "%s: key '%s': found %.100s, expected %s", r->path,
+                         key, found ? found : "nothing", expected);
     free(found);
 }
 
@@ -40,12 +39,14 @@ static void unsupported(reader *r, const char *key, const char *expected)
     if (r->status != IPT_OK)
         return;
     char *found = json_dumps(json_object_get(r->o, key), JSON_ENCODE_ANY | JSON_COMPACT);
-    r->status = ipt_fail(r->ctx, IPT_ERR_UNSUPPORTED, "%s: key '%s': %.100s is not supported, expected %s", r->path, key,
-                         found ? found : "nothing", expected);
+    r->status =
+        ipt_fail(r->ctx, IPT_ERR_UNSUPPORTED, "%s: key '%s': %.100s is not supported, expected %s",
+                 r->path, key, found ? found : "nothing", expected);
     free(found);
 }
 
-enum { MAX_DIM = 1 << 20 };
+/* Counts of things that become graph nodes are kept far below what would exhaust memory. */
+enum { MAX_DIM = 1 << 20, MAX_LAYER = 64, MAX_TEXT_LAYER = 128 };
 
 static bool small_int(const json_t *v, int32_t lo, int32_t *out)
 {
@@ -107,7 +108,8 @@ static void read_list(reader *r, const char *key, int32_t dflt, int32_t lo, int3
 }
 
 /* block_out_channels: sets the number of levels. */
-static int32_t read_channels(reader *r, const char *key, const int32_t *dflt, int32_t n_dflt, int32_t *out)
+static int32_t read_channels(reader *r, const char *key, const int32_t *dflt, int32_t n_dflt,
+                             int32_t *out)
 {
     const json_t *v = get(r, key);
     size_t n = json_array_size(v);
@@ -129,10 +131,8 @@ static ipt_act read_act(reader *r, const char *key, const char *dflt)
         const char *name;
         ipt_act act;
     } acts[] = {
-        {"silu", IPT_ACT_SILU},
-        {"swish", IPT_ACT_SILU},
-        {"gelu", IPT_ACT_GELU},
-        {"quick_gelu", IPT_ACT_QUICK_GELU},
+        {"silu", IPT_ACT_SILU}, {"swish", IPT_ACT_SILU},
+        {"gelu", IPT_ACT_GELU}, {"quick_gelu", IPT_ACT_QUICK_GELU},
         {"relu", IPT_ACT_RELU},
     };
     const json_t *v = get(r, key);
@@ -146,7 +146,8 @@ static ipt_act read_act(reader *r, const char *key, const char *dflt)
 }
 
 /* Block types: all `plain`, or `cross` where out[i] becomes true (NULL: not allowed). */
-static void read_types(reader *r, const char *key, int32_t n, const char *plain, const char *cross, bool *out)
+static void read_types(reader *r, const char *key, int32_t n, const char *plain, const char *cross,
+                       bool *out)
 {
     const json_t *v = get(r, key);
     if (!v)
@@ -198,18 +199,21 @@ static void check_fixed(reader *r, const fixed_key *k, size_t n)
 }
 
 /* Names what is neither read, nor fixed, nor known to be without effect here. */
-static void name_unknown(reader *r, const fixed_key *fixed, size_t n_fixed, const char *const *known)
+static void name_unknown(reader *r, const fixed_key *fixed, size_t n_fixed,
+                         const char *const *known)
 {
     const char *key;
     json_t *v;
-    json_object_foreach(r->o, key, v) {
+    json_object_foreach(r->o, key, v)
+    {
         bool is_known = key[0] == '_' || json_is_null(v) || json_is_false(v);
         for (size_t i = 0; i < n_fixed && !is_known; i++)
             is_known = strcmp(key, fixed[i].key) == 0;
         for (size_t i = 0; known[i] && !is_known; i++)
             is_known = strcmp(key, known[i]) == 0;
         if (!is_known)
-            ipt_log(r->ctx, IPT_LOG_WARN, "%s: key '%.100s' is not known and has no effect", r->path, key);
+            ipt_log(r->ctx, IPT_LOG_WARN, "%s: key '%.100s' is not known and has no effect",
+                    r->path, key);
     }
 }
 
@@ -221,47 +225,71 @@ static bool start(reader *r, const char *class_a, const char *class_b)
     }
     const char *name = ipt_json_str(r->o, "_class_name", NULL);
     if (name && strcmp(name, class_a) != 0 && !(class_b && strcmp(name, class_b) == 0)) {
-        r->status = ipt_fail(r->ctx, IPT_ERR_UNSUPPORTED, "%s: key '_class_name': %.100s is not supported, expected %s", r->path,
+        r->status = ipt_fail(r->ctx, IPT_ERR_UNSUPPORTED,
+                             "%s: key '_class_name': %.100s is not supported, expected %s", r->path,
                              name, class_a);
         return false;
     }
     return true;
 }
 
-/* --- UNet --------------------------------------------------------------------------------------- */
+/* --- UNet ---------------------------------------------------------------------------------------
+ */
 static const fixed_key unet_fixed[] = {
-    {"center_input_sample", NULL, 0},
-    {"class_embed_type", NULL, 0},
-    {"class_embeddings_concat", NULL, 0},
-    {"cross_attention_norm", NULL, 0},
-    {"dual_cross_attention", NULL, 0},
-    {"encoder_hid_dim", NULL, 0},
-    {"encoder_hid_dim_type", NULL, 0},
-    {"num_class_embeds", NULL, 0},
-    {"resnet_out_scale_factor", "#", 1},
-    {"resnet_skip_time_act", NULL, 0},
-    {"resnet_time_scale_shift", "default", 0},
-    {"time_embedding_act_fn", NULL, 0},
-    {"time_embedding_type", "positional", 0},
-    {"timestep_post_act", NULL, 0},
+    {"center_input_sample", NULL, 0},          {"class_embed_type", NULL, 0},
+    {"class_embeddings_concat", NULL, 0},      {"cross_attention_norm", NULL, 0},
+    {"dual_cross_attention", NULL, 0},         {"encoder_hid_dim", NULL, 0},
+    {"encoder_hid_dim_type", NULL, 0},         {"num_class_embeds", NULL, 0},
+    {"resnet_out_scale_factor", "#", 1},       {"resnet_skip_time_act", NULL, 0},
+    {"resnet_time_scale_shift", "default", 0}, {"time_embedding_act_fn", NULL, 0},
+    {"time_embedding_type", "positional", 0},  {"timestep_post_act", NULL, 0},
     {"attention_type", "default", 0},
 };
-static const char *const unet_known[] = {
-    "act_fn", "addition_embed_type", "addition_embed_type_num_heads", "addition_time_embed_dim", "attention_head_dim",
-    "block_out_channels", "conv_in_kernel", "conv_out_kernel", "cross_attention_dim", "down_block_types",
-    "downsample_padding", "dropout", "flip_sin_to_cos", "freq_shift", "in_channels", "layers_per_block",
-    "mid_block_only_cross_attention", "mid_block_scale_factor", "mid_block_type", "norm_eps", "norm_num_groups",
-    "num_attention_heads", "only_cross_attention", "out_channels", "projection_class_embeddings_input_dim",
-    "reverse_transformer_layers_per_block", "sample_size", "time_cond_proj_dim", "time_embedding_dim",
-    "transformer_layers_per_block", "up_block_types", "upcast_attention", "use_linear_projection", NULL};
+static const char *const unet_known[] = {"act_fn",
+                                         "addition_embed_type",
+                                         "addition_embed_type_num_heads",
+                                         "addition_time_embed_dim",
+                                         "attention_head_dim",
+                                         "block_out_channels",
+                                         "conv_in_kernel",
+                                         "conv_out_kernel",
+                                         "cross_attention_dim",
+                                         "down_block_types",
+                                         "downsample_padding",
+                                         "dropout",
+                                         "flip_sin_to_cos",
+                                         "freq_shift",
+                                         "in_channels",
+                                         "layers_per_block",
+                                         "mid_block_only_cross_attention",
+                                         "mid_block_scale_factor",
+                                         "mid_block_type",
+                                         "norm_eps",
+                                         "norm_num_groups",
+                                         "num_attention_heads",
+                                         "only_cross_attention",
+                                         "out_channels",
+                                         "projection_class_embeddings_input_dim",
+                                         "reverse_transformer_layers_per_block",
+                                         "sample_size",
+                                         "time_cond_proj_dim",
+                                         "time_embedding_dim",
+                                         "transformer_layers_per_block",
+                                         "up_block_types",
+                                         "upcast_attention",
+                                         "use_linear_projection",
+                                         NULL};
 
 static void unet_mid(reader *r, ipt_unet_config *c)
 {
     const json_t *v = json_object_get(r->o, "mid_block_type");
     const char *name = v ? json_string_value(v) : "UNetMidBlock2DCrossAttn";
-    c->has_mid = !(v && json_is_null(v));
-    c->mid_attn = c->has_mid && name && strcmp(name, "UNetMidBlock2DCrossAttn") == 0;
-    if (c->has_mid && !c->mid_attn && !(name && strcmp(name, "UNetMidBlock2D") == 0))
+    bool cross = name && strcmp(name, "UNetMidBlock2DCrossAttn") == 0;
+    bool plain = name && strcmp(name, "UNetMidBlock2D") == 0;
+    bool none = json_is_null(v);
+    c->has_mid = !none;
+    c->mid_attn = cross;
+    if (!none && !cross && !plain)
         unsupported(r, "mid_block_type", "UNetMidBlock2DCrossAttn");
 }
 
@@ -270,14 +298,16 @@ static void unet_levels(reader *r, ipt_unet_config *c)
     static const int32_t channels[] = {320, 640, 1280, 1280};
     int32_t n = read_channels(r, "block_out_channels", channels, 4, c->channels);
     c->n_level = n;
-    for (int32_t i = 0; i < n; i++) { /* the class's defaults: attention everywhere but at the bottom */
+    for (int32_t i = 0; i < n;
+         i++) { /* the class's defaults: attention everywhere but at the bottom */
         c->down_attn[i] = i < n - 1;
         c->up_attn[i] = i > 0;
     }
     read_types(r, "down_block_types", n, "DownBlock2D", "CrossAttnDownBlock2D", c->down_attn);
     read_types(r, "up_block_types", n, "UpBlock2D", "CrossAttnUpBlock2D", c->up_attn);
     read_list(r, "layers_per_block", 2, 1, n, c->n_layer);
-    read_list(r, get(r, "num_attention_heads") ? "num_attention_heads" : "attention_head_dim", 8, 1, n, c->heads);
+    read_list(r, get(r, "num_attention_heads") ? "num_attention_heads" : "attention_head_dim", 8, 1,
+              n, c->heads);
     read_list(r, "transformer_layers_per_block", 1, 1, n, c->depth);
     read_list(r, "cross_attention_dim", 1280, 1, n, c->cross_dim);
     for (int32_t i = 0; i < n; i++)
@@ -296,13 +326,19 @@ static void unet_levels(reader *r, ipt_unet_config *c)
 static void unet_check(reader *r, const ipt_unet_config *c)
 {
     for (int32_t i = 0; i < c->n_level && r->status == IPT_OK; i++) {
-        bool attn = c->down_attn[i] || c->up_attn[c->n_level - 1 - i] || (i == c->n_level - 1 && c->mid_attn);
+        if (c->n_layer[i] > MAX_LAYER)
+            unsupported(r, "layers_per_block", "at most 64");
+        if (c->depth[i] > MAX_LAYER || c->up_depth[i] > MAX_LAYER)
+            unsupported(r, "transformer_layers_per_block", "at most 64");
+        bool attn = c->down_attn[i] || c->up_attn[c->n_level - 1 - i] ||
+                    (i == c->n_level - 1 && c->mid_attn);
         if (attn && c->channels[i] % c->heads[i] != 0)
             unsupported(r, "attention_head_dim", "a number of heads that divides the channels");
         if (c->channels[i] % c->norm_groups != 0)
             bad_value(r, "norm_num_groups", "a number that divides block_out_channels");
     }
-    if (c->conv_in_kernel % 2 == 0 || c->conv_out_kernel % 2 == 0 || c->conv_in_kernel > 15 || c->conv_out_kernel > 15)
+    if (c->conv_in_kernel % 2 == 0 || c->conv_out_kernel % 2 == 0 || c->conv_in_kernel > 15 ||
+        c->conv_out_kernel > 15)
         unsupported(r, "conv_in_kernel", "an odd number up to 15");
     if (c->downsample_padding > 1)
         unsupported(r, "downsample_padding", "0 or 1");
@@ -344,7 +380,8 @@ ipt_status ipt_config_unet(ipt_ctx *ctx, const char *path, json_t *o, ipt_unet_c
         c.add_time_dim = read_int(&r, "addition_time_embed_dim", 0, 1);
         c.add_in_dim = read_int(&r, "projection_class_embeddings_input_dim", 0, 1);
         if (c.add_time_dim == 0 || c.add_in_dim <= 6 * c.add_time_dim)
-            bad_value(&r, "projection_class_embeddings_input_dim", "more than 6 times addition_time_embed_dim");
+            bad_value(&r, "projection_class_embeddings_input_dim",
+                      "more than 6 times addition_time_embed_dim");
     }
     unet_check(&r, &c);
     if (r.status != IPT_OK)
@@ -354,15 +391,28 @@ ipt_status ipt_config_unet(ipt_ctx *ctx, const char *path, json_t *o, ipt_unet_c
     return IPT_OK;
 }
 
-/* --- VAE ------------------------------------------------------------------------------------------ */
+/* --- VAE -------------------------------------------------------------------------------------- */
 static const fixed_key vae_fixed[] = {
     {"latents_mean", NULL, 0},
     {"latents_std", NULL, 0},
 };
-static const char *const vae_known[] = {
-    "act_fn", "block_out_channels", "down_block_types", "force_upcast", "in_channels", "latent_channels",
-    "layers_per_block", "mid_block_add_attention", "norm_num_groups", "out_channels", "sample_size", "scaling_factor",
-    "shift_factor", "up_block_types", "use_post_quant_conv", "use_quant_conv", NULL};
+static const char *const vae_known[] = {"act_fn",
+                                        "block_out_channels",
+                                        "down_block_types",
+                                        "force_upcast",
+                                        "in_channels",
+                                        "latent_channels",
+                                        "layers_per_block",
+                                        "mid_block_add_attention",
+                                        "norm_num_groups",
+                                        "out_channels",
+                                        "sample_size",
+                                        "scaling_factor",
+                                        "shift_factor",
+                                        "up_block_types",
+                                        "use_post_quant_conv",
+                                        "use_quant_conv",
+                                        NULL};
 
 static ipt_status vae_tiny(reader *r, ipt_vae_config *out)
 {
@@ -374,8 +424,10 @@ static ipt_status vae_tiny(reader *r, ipt_vae_config *out)
     int32_t n = read_channels(r, "num_decoder_blocks", blocks_default, 4, blocks);
     c.n_layer = blocks[0];
     for (int32_t i = 0; i < n; i++) {
-        if (n != c.n_level || blocks[i] != (i == n - 1 ? 1 : blocks[0]) || c.channels[i < c.n_level ? i : 0] != c.channels[0])
-            unsupported(r, "num_decoder_blocks", "equal widths, equal counts and a last level of 1");
+        if (n != c.n_level || blocks[i] != (i == n - 1 ? 1 : blocks[0]) ||
+            c.channels[i < c.n_level ? i : 0] != c.channels[0])
+            unsupported(r, "num_decoder_blocks",
+                        "equal widths, equal counts and a last level of 1");
     }
     c.in_channels = read_int(r, "in_channels", 3, 1);
     c.out_channels = read_int(r, "out_channels", 3, 1);
@@ -418,6 +470,8 @@ ipt_status ipt_config_vae(ipt_ctx *ctx, const char *path, json_t *o, ipt_vae_con
         if (c.channels[i] % c.norm_groups != 0)
             bad_value(&r, "norm_num_groups", "a number that divides block_out_channels");
     }
+    if (c.n_layer > MAX_LAYER)
+        unsupported(&r, "layers_per_block", "at most 64");
     if (fabsf(c.scaling_factor) < 1e-12f)
         bad_value(&r, "scaling_factor", "a number that is not 0");
     if (r.status != IPT_OK)
@@ -427,7 +481,7 @@ ipt_status ipt_config_vae(ipt_ctx *ctx, const char *path, json_t *o, ipt_vae_con
     return IPT_OK;
 }
 
-/* --- text -------------------------------------------------------------------------------------------- */
+/* --- text ------------------------------------------------------------------------------------- */
 static int32_t read_id(reader *r, const char *key, int32_t dflt)
 {
     const json_t *v = get(r, key);
@@ -444,10 +498,12 @@ ipt_status ipt_config_text(ipt_ctx *ctx, const char *path, json_t *o, ipt_text_c
     ipt_text_config c = {0};
     if (!json_is_object(o))
         return ipt_fail(ctx, IPT_ERR_FORMAT, "%s: expected a JSON object", path);
-    const char *class_name = json_string_value(json_array_get(json_object_get(o, "architectures"), 0));
+    const char *class_name =
+        json_string_value(json_array_get(json_object_get(o, "architectures"), 0));
     if (class_name && strncmp(class_name, "CLIP", 4) != 0)
-        return ipt_fail(ctx, IPT_ERR_UNSUPPORTED, "%s: key 'architectures': %.100s is not supported, expected CLIPTextModel", path,
-                        class_name);
+        return ipt_fail(ctx, IPT_ERR_UNSUPPORTED,
+                        "%s: key 'architectures': %.100s is not supported, expected CLIPTextModel",
+                        path, class_name);
     c.has_projection = class_name && strcmp(class_name, "CLIPTextModelWithProjection") == 0;
     c.vocab = read_int(&r, "vocab_size", 49408, 1);
     c.width = read_int(&r, "hidden_size", 512, 1);
@@ -461,6 +517,8 @@ ipt_status ipt_config_text(ipt_ctx *ctx, const char *path, json_t *o, ipt_text_c
     c.bos = read_id(&r, "bos_token_id", 49406);
     c.eos = read_id(&r, "eos_token_id", 49407);
     c.pad = read_id(&r, "pad_token_id", 1);
+    if (c.n_layer > MAX_TEXT_LAYER)
+        unsupported(&r, "num_hidden_layers", "at most 128");
     if (c.width % c.heads != 0)
         bad_value(&r, "num_attention_heads", "a number that divides hidden_size");
     if (r.status == IPT_OK)

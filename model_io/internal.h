@@ -21,7 +21,8 @@ uint64_t ipt_hash_name(const char *s); /* FNV-1a */
 /* What a file that is no safetensors file seems to be; NULL: nothing known. */
 const char *ipt_sniff(const uint8_t *p, size_t n);
 
-/* --- foreign names (keymap.c expands, keymap_sd.c holds the tables) ------------------------------ */
+/* --- foreign names (keymap.c expands, keymap_sd.c holds the tables) ------------------------------
+ */
 enum { IPT_KEY_MAX = 256 };
 typedef enum ipt_layout {
     IPT_LAYOUT_CANONICAL, /* diffusers, transformers */
@@ -34,7 +35,8 @@ typedef enum ipt_layout {
 /* Numbering of a UNet's (or VAE's) foreign names follows from its structure. */
 typedef struct ipt_key_frame {
     int32_t n_level;
-    int32_t n_layer[IPT_MAX_LEVEL]; /* resnets of down block i; up block i: n_layer[n_level-1-i] + 1 */
+    int32_t
+        n_layer[IPT_MAX_LEVEL]; /* resnets of down block i; up block i: n_layer[n_level-1-i] + 1 */
     bool up_attn[IPT_MAX_LEVEL];
 } ipt_key_frame;
 void ipt_key_frame_unet(const ipt_unet_config *c, ipt_key_frame *f);
@@ -45,10 +47,11 @@ typedef struct ipt_key_part {
     bool transposed; /* file has [I,O] */
 } ipt_key_part;
 /* The alt-th (0, 1, ...) spelling of a canonical name; false when there is none (any more). */
-bool ipt_keymap_emit(ipt_layout layout, const ipt_key_frame *f, const char *canonical, int alt, char *buf,
-                     size_t n, ipt_key_part *part);
+bool ipt_keymap_emit(ipt_layout layout, const ipt_key_frame *f, const char *canonical, int alt,
+                     char *buf, size_t n, ipt_key_part *part);
 
-/* --- sources of weights -------------------------------------------------------------------------- */
+/* --- sources of weights --------------------------------------------------------------------------
+ */
 enum { IPT_MAX_PREFIX = 64 };
 /* One component: files, and how they spell its names. */
 typedef struct ipt_source {
@@ -72,7 +75,7 @@ void ipt_file_shape_text(const ipt_shape *s, char *buf, size_t n);
 IPT_CHECKED ipt_status ipt_store_create(ipt_ctx *ctx, const ipt_source *src, struct ipt_gpu *gpu,
                                         ipt_dtype precision, const char *prefix, ipt_weights **out);
 
-/* --- configs -------------------------------------------------------------------------------------- */
+/* --- configs ---------------------------------------------------------------------------------- */
 IPT_CHECKED ipt_status ipt_config_unet(ipt_ctx *ctx, const char *path, struct json_t *o,
                                        ipt_unet_config *out);
 IPT_CHECKED ipt_status ipt_config_vae(ipt_ctx *ctx, const char *path, struct json_t *o,
@@ -80,8 +83,9 @@ IPT_CHECKED ipt_status ipt_config_vae(ipt_ctx *ctx, const char *path, struct jso
 IPT_CHECKED ipt_status ipt_config_text(ipt_ctx *ctx, const char *path, struct json_t *o,
                                        ipt_text_config *out);
 
-/* --- adapter files (adapter_names.c) ---------------------------------------------------------------- */
-/* The foreign numbering of the UNet that a list of modules describes; n_level 0: none in the list. */
+/* --- adapter files (adapter_names.c) ---------------------------------------------------------- */
+/* The foreign numbering of the UNet that a list of modules describes; n_level 0: none in the list.
+ */
 void ipt_key_frame_modules(const ipt_module *m, size_t n, ipt_key_frame *f);
 /* The i-th (0, 1, ...) way adapter files begin the keys of a module; false after the last.  Entries
  * with too long a name are "". */
@@ -90,16 +94,16 @@ typedef struct ipt_adapter_stem {
     bool attn_procs; /* takes the suffixes .down.weight and .up.weight only */
 } ipt_adapter_stem;
 bool ipt_adapter_name(const ipt_key_frame *f, const ipt_module *m, int i, ipt_adapter_stem *out);
-/* Canonical name of cloneofsimo's index-th module of a component, from the caller's list (the list's
- * number, or n when there is none). */
+/* Canonical name of cloneofsimo's index-th module of a component, from the caller's list (the
+ * list's number, or n when there is none). */
 size_t ipt_adapter_ordinal(const ipt_module *m, size_t n, int comp, bool has_geglu, int32_t index);
 /* What an adapter key asks for that this program does not do ("LoKr adapter"); NULL: nothing. */
 const char *ipt_adapter_unsupported(const char *key);
 
-/* --- single files: what the tensors tell (probe.c) -------------------------------------------------- */
+/* --- single files: what the tensors tell (probe.c) -------------------------------------------- */
 /* Fills config, and layout and prefix of src[IPT_COMP_COUNT] (file and n_file are the caller's). */
-IPT_CHECKED ipt_status ipt_probe_checkpoint(ipt_ctx *ctx, const ipt_safetensors *st, ipt_model_config *cfg,
-                                            ipt_source *src);
+IPT_CHECKED ipt_status ipt_probe_checkpoint(ipt_ctx *ctx, const ipt_safetensors *st,
+                                            ipt_model_config *cfg, ipt_source *src);
 /* A file that holds a VAE, alone or among others; false when it does not. */
 bool ipt_probe_vae(const ipt_safetensors *st, ipt_vae_config *cfg, ipt_source *src);
 #endif

@@ -111,7 +111,8 @@ static bool append(char *buf, size_t n, size_t *at, const char *s)
     return true;
 }
 
-static bool emit(const char *form, const ipt_key_frame *f, const bound *b, char *buf, size_t n, size_t *at)
+static bool emit(const char *form, const ipt_key_frame *f, const bound *b, char *buf, size_t n,
+                 size_t *at)
 {
     char one[16];
     for (const char *p = form; *p; p++) {
@@ -142,8 +143,8 @@ static bool emit_leaf(const ipt_leaf_rule *leaf, const char *rest, char *buf, si
     return append(buf, n, at, rest);
 }
 
-bool ipt_keymap_emit(ipt_layout layout, const ipt_key_frame *f, const char *canonical, int alt, char *buf, size_t n,
-                     ipt_key_part *part)
+bool ipt_keymap_emit(ipt_layout layout, const ipt_key_frame *f, const char *canonical, int alt,
+                     char *buf, size_t n, ipt_key_part *part)
 {
     int seen = 0;
     *part = (ipt_key_part){0};
@@ -161,7 +162,8 @@ bool ipt_keymap_emit(ipt_layout layout, const ipt_key_frame *f, const char *cano
         buf[0] = '\0';
         part->third = r->third;
         part->transposed = r->transposed;
-        return emit(r->form, f, &b, buf, n, &at) && emit_leaf(r->leaf, canonical + len, buf, n, &at);
+        return emit(r->form, f, &b, buf, n, &at) &&
+               emit_leaf(r->leaf, canonical + len, buf, n, &at);
     }
     return false;
 }

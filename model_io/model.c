@@ -1,5 +1,5 @@
-/* model_io/model.c - a model's files: a single checkpoint or a diffusers folder, opened, checked for
- * what they are, and offered component by component. */
+/* model_io/model.c - a model's files: a single checkpoint or a diffusers folder, opened, checked
+ * for what they are, and offered component by component. */
 #include "model_io/internal.h"
 
 #include <dirent.h>
@@ -22,15 +22,17 @@ struct ipt_model {
     char *tokenizer[2];
 };
 
-static const char *const comp_names[IPT_COMP_COUNT] = {"unet", "vae", "text_encoder", "text_encoder_2"};
+static const char *const comp_names[IPT_COMP_COUNT] = {"unet", "vae", "text_encoder",
+                                                       "text_encoder_2"};
 const char *ipt_comp_name(int comp) { return comp_names[comp]; }
 
-/* --- files of one component ------------------------------------------------------------------------- */
+/* --- files of one component ------------------------------------------------------------------- */
 static ipt_status add_file(ipt_model *m, int comp, const char *path)
 {
     ipt_safetensors *st = NULL;
     if (m->n_file == MAX_FILES)
-        return ipt_fail(m->ctx, IPT_ERR_UNSUPPORTED, "%s: more than %d weight files", path, MAX_FILES);
+        return ipt_fail(m->ctx, IPT_ERR_UNSUPPORTED, "%s: more than %d weight files", path,
+                        MAX_FILES);
     IPT_TRY(ipt_safetensors_open(m->ctx, path, &st));
     ipt_source *s = &m->src[comp];
     m->file[m->n_file++] = st;
@@ -56,14 +58,17 @@ static ipt_status add_shards(ipt_model *m, int comp, const char *dir, const char
     const char *key;
     if (status == IPT_OK && !json_is_object(map))
         status = ipt_fail(m->ctx, IPT_ERR_FORMAT, "%s: key 'weight_map' is missing", index_path);
-    json_object_foreach(map, key, value) {
+    json_object_foreach(map, key, value)
+    {
         const char *name = json_string_value(value);
         bool known = false;
         if (status != IPT_OK)
             break;
         if (!name || strchr(name, '/') || name[0] == '.') {
-            status = ipt_fail(m->ctx, IPT_ERR_FORMAT, "%s: key '%.100s': found %.100s, expected the name of a file beside it",
-                              index_path, key, name ? name : "no string");
+            status =
+                ipt_fail(m->ctx, IPT_ERR_FORMAT,
+                         "%s: key '%.100s': found %.100s, expected the name of a file beside it",
+                         index_path, key, name ? name : "no string");
             break;
         }
         status = join(m->ctx, path, dir, name);
@@ -82,7 +87,8 @@ static bool ends_with(const char *s, const char *end)
     return n >= k && strcmp(s + n - k, end) == 0;
 }
 
-/* The only .safetensors file of a folder under another name; *has_pickle: a .bin or .pt is there. */
+/* The only .safetensors file of a folder under another name; *has_pickle: a .bin or .pt is there.
+ */
 static bool only_weight_file(const char *dir, char *name, size_t n, bool *has_pickle)
 {
     DIR *d = opendir(dir);
@@ -91,7 +97,8 @@ static bool only_weight_file(const char *dir, char *name, size_t n, bool *has_pi
     if (!d)
         return false;
     for (struct dirent *e = readdir(d); e; e = readdir(d)) {
-        if (ends_with(e->d_name, ".bin") || ends_with(e->d_name, ".pt") || ends_with(e->d_name, ".ckpt"))
+        if (ends_with(e->d_name, ".bin") || ends_with(e->d_name, ".pt") ||
+            ends_with(e->d_name, ".ckpt"))
             *has_pickle = true;
         if (!ends_with(e->d_name, ".safetensors") || strlen(e->d_name) >= n)
             continue;
@@ -104,9 +111,11 @@ static bool only_weight_file(const char *dir, char *name, size_t n, bool *has_pi
 
 static ipt_status add_weights(ipt_model *m, int comp, const char *dir)
 {
-    static const char *const forms[] = {"%s.safetensors", "%s.fp16.safetensors", "%s.safetensors.index.json",
+    static const char *const forms[] = {"%s.safetensors", "%s.fp16.safetensors",
+                                        "%s.safetensors.index.json",
                                         "%s.safetensors.index.fp16.json", "%s.fp32.safetensors"};
-    const char *base = comp == IPT_COMP_UNET || comp == IPT_COMP_VAE ? "diffusion_pytorch_model" : "model";
+    const char *base =
+        comp == IPT_COMP_UNET || comp == IPT_COMP_VAE ? "diffusion_pytorch_model" : "model";
     char path[PATH_MAX], name[NAME_MAX + 1];
     bool has_pickle = false;
     for (size_t i = 0; i < IPT_COUNT(forms); i++) {
@@ -129,11 +138,14 @@ static ipt_status add_weights(ipt_model *m, int comp, const char *dir)
         return add_file(m, comp, path);
     }
     if (has_pickle)
-        return ipt_fail(m->ctx, IPT_ERR_FORMAT, "%s: only pickled weights here (.bin, .pt), expected %s.safetensors", dir, base);
-    return ipt_fail(m->ctx, IPT_ERR_MISSING, "%s: no weights found, expected %s.safetensors", dir, base);
+        return ipt_fail(m->ctx, IPT_ERR_FORMAT,
+                        "%s: only pickled weights here (.bin, .pt), expected %s.safetensors", dir,
+                        base);
+    return ipt_fail(m->ctx, IPT_ERR_MISSING, "%s: no weights found, expected %s.safetensors", dir,
+                    base);
 }
 
-/* --- configs of a folder --------------------------------------------------------------------------------- */
+/* --- configs of a folder ---------------------------------------------------------------------- */
 static ipt_status load_config(ipt_model *m, const char *dir, int comp, bool *found)
 {
     char sub[PATH_MAX], path[PATH_MAX];
@@ -180,7 +192,9 @@ static ipt_status load_scheduler(ipt_model *m, const char *dir)
     else if (strcmp(type, "sample") == 0)
         m->cfg.prediction = IPT_PRED_SAMPLE;
     else
-        return ipt_fail(m->ctx, IPT_ERR_UNSUPPORTED, "%s: key 'prediction_type': %.50s is not supported, expected epsilon, v_prediction or sample",
+        return ipt_fail(m->ctx, IPT_ERR_UNSUPPORTED,
+                        "%s: key 'prediction_type': %.50s is not supported, expected epsilon, "
+                        "v_prediction or sample",
                         path, type);
     m->cfg.prediction_assumed = false;
     return IPT_OK;
@@ -196,8 +210,10 @@ static ipt_status load_side_files(ipt_model *m, const char *dir)
         m->index = NULL;
         IPT_TRY(ipt_json_load(m->ctx, path, &m->index));
         if (ipt_json_bool(m->index, "requires_aesthetics_score", false))
-            return ipt_fail(m->ctx, IPT_ERR_UNSUPPORTED, "%s: this is the SDXL refiner, which is not supported", path);
-        m->cfg.zero_empty_negative = ipt_json_bool(m->index, "force_zeros_for_empty_prompt", m->cfg.zero_empty_negative);
+            return ipt_fail(m->ctx, IPT_ERR_UNSUPPORTED,
+                            "%s: this is the SDXL refiner, which is not supported", path);
+        m->cfg.zero_empty_negative =
+            ipt_json_bool(m->index, "force_zeros_for_empty_prompt", m->cfg.zero_empty_negative);
     }
     for (int i = 0; i < 2; i++) {
         IPT_TRY(join(m->ctx, path, dir, tokenizers[i]));
@@ -220,14 +236,19 @@ static ipt_status check_widths(const ipt_model *m)
         width += c->text2.width;
     for (int32_t i = 0; i < c->unet.n_level; i++) {
         bool used = c->unet.down_attn[i] || c->unet.up_attn[c->unet.n_level - 1 - i];
-        bool all_there = c->has[IPT_COMP_TEXT] && (c->has[IPT_COMP_TEXT2] || c->arch != IPT_ARCH_SDXL);
+        bool all_there =
+            c->has[IPT_COMP_TEXT] && (c->has[IPT_COMP_TEXT2] || c->arch != IPT_ARCH_SDXL);
         if (used && all_there && c->unet.cross_dim[i] != width)
-            return ipt_fail(m->ctx, IPT_ERR_SHAPE, "%s: the UNet reads text of width %d, the text encoder%s gives %d", m->path,
-                            (int)c->unet.cross_dim[i], c->has[IPT_COMP_TEXT2] ? "s" : "", (int)width);
+            return ipt_fail(m->ctx, IPT_ERR_SHAPE,
+                            "%s: the UNet reads text of width %d, the text encoder%s gives %d",
+                            m->path, (int)c->unet.cross_dim[i], c->has[IPT_COMP_TEXT2] ? "s" : "",
+                            (int)width);
     }
     int32_t in = c->unet.in_channels, z = c->vae.latent_channels;
     if (c->has[IPT_COMP_VAE] && in != z && in != 2 * z && in != 2 * z + 1)
-        return ipt_fail(m->ctx, IPT_ERR_SHAPE, "%s: the UNet reads %d channels, the VAE's latents have %d", m->path, (int)in, (int)z);
+        return ipt_fail(m->ctx, IPT_ERR_SHAPE,
+                        "%s: the UNet reads %d channels, the VAE's latents have %d", m->path,
+                        (int)in, (int)z);
     return IPT_OK;
 }
 
@@ -246,8 +267,10 @@ static ipt_status open_folder(ipt_model *m)
         m->src[comp].layout = IPT_LAYOUT_CANONICAL;
     }
     if (!m->cfg.has[IPT_COMP_UNET])
-        return ipt_fail(m->ctx, IPT_ERR_MISSING, "%s: unet/config.json not found: expected a diffusers folder or a .safetensors file",
-                        m->path);
+        return ipt_fail(
+            m->ctx, IPT_ERR_MISSING,
+            "%s: unet/config.json not found: expected a diffusers folder or a .safetensors file",
+            m->path);
     const ipt_unet_config *u = &m->cfg.unet;
     m->cfg.arch = u->text_time ? IPT_ARCH_SDXL : u->linear_projection ? IPT_ARCH_SD2 : IPT_ARCH_SD1;
     m->cfg.zero_empty_negative = m->cfg.arch == IPT_ARCH_SDXL;
@@ -256,7 +279,7 @@ static ipt_status open_folder(ipt_model *m)
     return check_widths(m);
 }
 
-/* --- single files ------------------------------------------------------------------------------------------ */
+/* --- single files ----------------------------------------------------------------------------- */
 static ipt_status apply_config_dir(ipt_model *m, const char *dir)
 {
     ipt_model_config before = m->cfg;
@@ -289,7 +312,8 @@ static ipt_status open_single(ipt_model *m, const ipt_model_opts *opts)
     return check_widths(m);
 }
 
-ipt_status ipt_model_open(ipt_ctx *ctx, const char *path, const ipt_model_opts *opts, ipt_model **out)
+ipt_status ipt_model_open(ipt_ctx *ctx, const char *path, const ipt_model_opts *opts,
+                          ipt_model **out)
 {
     ipt_model *m = ipt_alloc(ctx, sizeof *m);
     if (!m)
@@ -323,7 +347,7 @@ void ipt_model_close(ipt_model **pm)
     *pm = NULL;
 }
 
-/* --- another VAE --------------------------------------------------------------------------------------------- */
+/* --- another VAE ------------------------------------------------------------------------------ */
 /* config.json of an AutoencoderKL / AutoencoderTiny in `dir`. */
 static ipt_status vae_config_in(ipt_ctx *ctx, const char *dir, ipt_vae_config *cfg, bool *found)
 {
@@ -353,8 +377,10 @@ static ipt_status vae_from_folder(ipt_model *m, const char *path, ipt_vae_config
         dir = sub;
     IPT_TRY(vae_config_in(m->ctx, dir, cfg, &found));
     if (!found)
-        return ipt_fail(m->ctx, IPT_ERR_MISSING, "%s: config.json of an AutoencoderKL not found", dir);
-    m->src[IPT_COMP_VAE] = (ipt_source){.layout = IPT_LAYOUT_CANONICAL, .file = m->of[IPT_COMP_VAE]};
+        return ipt_fail(m->ctx, IPT_ERR_MISSING, "%s: config.json of an AutoencoderKL not found",
+                        dir);
+    m->src[IPT_COMP_VAE] =
+        (ipt_source){.layout = IPT_LAYOUT_CANONICAL, .file = m->of[IPT_COMP_VAE]};
     return add_weights(m, IPT_COMP_VAE, dir);
 }
 
@@ -374,8 +400,9 @@ static ipt_status vae_from_file(ipt_model *m, const char *path, ipt_vae_config *
     IPT_TRY(add_file(m, IPT_COMP_VAE, path));
     const ipt_safetensors *st = m->src[IPT_COMP_VAE].file[0];
     if (!ipt_probe_vae(st, cfg, &m->src[IPT_COMP_VAE]))
-        return ipt_fail(m->ctx, IPT_ERR_FORMAT, "%s: no VAE in this file: key 'decoder.conv_in.weight' not found among %zu", path,
-                        ipt_safetensors_count(st));
+        return ipt_fail(m->ctx, IPT_ERR_FORMAT,
+                        "%s: no VAE in this file: key 'decoder.conv_in.weight' not found among %zu",
+                        path, ipt_safetensors_count(st));
     if (cfg->tiny == old->tiny && m->cfg.has[IPT_COMP_VAE]) { /* what tensors do not tell stays */
         cfg->scaling_factor = old->scaling_factor;
         cfg->shift_factor = old->shift_factor;
@@ -395,6 +422,19 @@ static ipt_status vae_from_file(ipt_model *m, const char *path, ipt_vae_config *
     return IPT_OK;
 }
 
+/* Points the model's VAE at `path`; on failure its files stay opened (the caller drops them). */
+static ipt_status take_vae(ipt_model *m, const char *path, ipt_vae_config *cfg)
+{
+    IPT_TRY(ipt_is_dir(path) ? vae_from_folder(m, path, cfg) : vae_from_file(m, path, cfg));
+    if (m->cfg.has[IPT_COMP_UNET] && cfg->latent_channels != m->cfg.unet.out_channels)
+        return ipt_fail(m->ctx, IPT_ERR_SHAPE, "%s: found %d latent channels, expected %d", path,
+                        (int)cfg->latent_channels, (int)m->cfg.unet.out_channels);
+    ipt_key_frame_vae(cfg, &m->src[IPT_COMP_VAE].frame);
+    m->cfg.vae = *cfg;
+    m->cfg.has[IPT_COMP_VAE] = true;
+    return IPT_OK;
+}
+
 ipt_status ipt_model_set_vae(ipt_model *m, const char *path)
 {
     ipt_source old = m->src[IPT_COMP_VAE];
@@ -402,31 +442,48 @@ ipt_status ipt_model_set_vae(ipt_model *m, const char *path)
     ipt_vae_config cfg = {0};
     size_t n_file = m->n_file;
     memcpy(old_files, m->of[IPT_COMP_VAE], sizeof old_files);
-    ipt_status status = ipt_is_dir(path) ? vae_from_folder(m, path, &cfg) : vae_from_file(m, path, &cfg);
-    if (status == IPT_OK && m->cfg.has[IPT_COMP_UNET] && cfg.latent_channels != m->cfg.unet.out_channels)
-        status = ipt_fail(m->ctx, IPT_ERR_SHAPE, "%s: found %d latent channels, expected %d", path, (int)cfg.latent_channels,
-                          (int)m->cfg.unet.out_channels);
+    ipt_status status = take_vae(m, path, &cfg);
+    if (status == IPT_OK)
+        return IPT_OK;
+    m->src[IPT_COMP_VAE] = old;
+    memcpy(m->of[IPT_COMP_VAE], old_files, sizeof old_files);
+    while (m->n_file > n_file)
+        ipt_safetensors_close(&m->file[--m->n_file]);
+    return status;
+}
+
+ipt_status ipt_model_open_vae(ipt_ctx *ctx, const char *path, ipt_model **out)
+{
+    ipt_vae_config cfg = {0};
+    ipt_model *m = ipt_alloc(ctx, sizeof *m);
+    if (!m)
+        return IPT_ERR_NOMEM;
+    m->ctx = ctx;
+    m->layout = "vae";
+    m->path = ipt_strdup(ctx, path);
+    ipt_status status = m->path ? take_vae(m, path, &cfg) : IPT_ERR_NOMEM;
     if (status != IPT_OK) {
-        m->src[IPT_COMP_VAE] = old;
-        memcpy(m->of[IPT_COMP_VAE], old_files, sizeof old_files);
-        while (m->n_file > n_file)
-            ipt_safetensors_close(&m->file[--m->n_file]);
+        ipt_model_close(&m);
         return status;
     }
-    ipt_key_frame_vae(&cfg, &m->src[IPT_COMP_VAE].frame);
-    m->cfg.vae = cfg;
-    m->cfg.has[IPT_COMP_VAE] = true;
+    *out = m;
     return IPT_OK;
 }
 
-/* --- views ------------------------------------------------------------------------------------------------------ */
+/* --- views ------------------------------------------------------------------------------------ */
 const ipt_model_config *ipt_model_get_config(const ipt_model *m) { return &m->cfg; }
 const char *ipt_model_path(const ipt_model *m) { return m->path; }
 const char *ipt_model_layout(const ipt_model *m) { return m->layout; }
 const json_t *ipt_model_scheduler(const ipt_model *m) { return m->scheduler; }
 const json_t *ipt_model_index(const ipt_model *m) { return m->index; }
-const char *ipt_model_tokenizer(const ipt_model *m, int comp) { return m->tokenizer[comp == IPT_COMP_TEXT2]; }
-size_t ipt_model_n_files(const ipt_model *m, int comp) { return m->cfg.has[comp] ? m->src[comp].n_file : 0; }
+const char *ipt_model_tokenizer(const ipt_model *m, int comp)
+{
+    return m->tokenizer[comp == IPT_COMP_TEXT2];
+}
+size_t ipt_model_n_files(const ipt_model *m, int comp)
+{
+    return m->cfg.has[comp] ? m->src[comp].n_file : 0;
+}
 
 const char *ipt_model_file(const ipt_model *m, int comp, size_t i)
 {
@@ -449,23 +506,43 @@ const char *ipt_model_dtype(const ipt_model *m, int comp)
     return ipt_st_dtype_name((ipt_st_dtype)best);
 }
 
-ipt_status ipt_model_weights(ipt_model *m, int comp, struct ipt_gpu *gpu, ipt_dtype precision, const char *prefix,
-                             ipt_weights **out)
+ipt_status ipt_model_weights(ipt_model *m, int comp, struct ipt_gpu *gpu, ipt_dtype precision,
+                             const char *prefix, ipt_weights **out)
 {
     if (!m->cfg.has[comp])
-        return ipt_fail(m->ctx, IPT_ERR_MISSING, "%s: this model has no %s", m->path, comp_names[comp]);
+        return ipt_fail(m->ctx, IPT_ERR_MISSING, "%s: this model has no %s", m->path,
+                        comp_names[comp]);
     return ipt_store_create(m->ctx, &m->src[comp], gpu, precision, prefix, out);
 }
 
-/* --- completeness -------------------------------------------------------------------------------------------------- */
+/* --- completeness ----------------------------------------------------------------------------- */
 /* Keys that published files carry and nothing needs. */
 static bool is_harmless(const ipt_model *m, int comp, const char *key)
 {
-    static const char *const anywhere[] = {"position_ids", "logit_scale", "text_projection", "num_batches_tracked", "_scale"};
-    static const char *const starts[] = {"model_ema.", "alphas_cumprod", "betas", "log_one_minus_alphas_cumprod", "posterior_",
-                                         "sqrt_", "scale_factor", "lvlb_weights", "logvar", "global_step", "denoiser.", "v_pred",
-                                         "ztsnr", "embedding_manager.", "first_stage_model.loss.", "loss.", "state_dict",
-                                         "cond_stage_model.logit", "model_ema", "edm_mean", "edm_std", "encoder.layers."};
+    static const char *const anywhere[] = {"position_ids", "logit_scale", "text_projection",
+                                           "num_batches_tracked", "_scale"};
+    static const char *const starts[] = {"model_ema.",
+                                         "alphas_cumprod",
+                                         "betas",
+                                         "log_one_minus_alphas_cumprod",
+                                         "posterior_",
+                                         "sqrt_",
+                                         "scale_factor",
+                                         "lvlb_weights",
+                                         "logvar",
+                                         "global_step",
+                                         "denoiser.",
+                                         "v_pred",
+                                         "ztsnr",
+                                         "embedding_manager.",
+                                         "first_stage_model.loss.",
+                                         "loss.",
+                                         "state_dict",
+                                         "cond_stage_model.logit",
+                                         "model_ema",
+                                         "edm_mean",
+                                         "edm_std",
+                                         "encoder.layers."};
     char last[64];
     for (size_t i = 0; i < IPT_COUNT(anywhere); i++) {
         if (ends_with(key, anywhere[i]) || (i == 2 && strstr(key, anywhere[i])))
@@ -473,24 +550,27 @@ static bool is_harmless(const ipt_model *m, int comp, const char *key)
     }
     for (size_t i = 0; i < IPT_COUNT(starts); i++) {
         /* "encoder.layers." only beside a tiny decoder: previews never encode. */
-        if (strncmp(key, starts[i], strlen(starts[i])) == 0 && (i + 1 < IPT_COUNT(starts) || (comp == IPT_COMP_VAE && m->cfg.vae.tiny)))
+        if (strncmp(key, starts[i], strlen(starts[i])) == 0 &&
+            (i + 1 < IPT_COUNT(starts) || (comp == IPT_COMP_VAE && m->cfg.vae.tiny)))
             return true;
     }
     if (m->src[comp].layout != IPT_LAYOUT_OPEN_CLIP)
         return false;
-    snprintf(last, sizeof last, "resblocks.%d.", comp == IPT_COMP_TEXT ? (int)m->cfg.text.n_layer : (int)m->cfg.text2.n_layer);
+    snprintf(last, sizeof last, "resblocks.%d.",
+             comp == IPT_COMP_TEXT ? (int)m->cfg.text.n_layer : (int)m->cfg.text2.n_layer);
     return strstr(key, last) != NULL; /* the last layer of SD 2's text encoder is never read */
 }
 
-/* Keys of the file that this component should know: its prefix; the UNet also answers for those that
- * belong to nobody. */
+/* Keys of the file that this component should know: its prefix; the UNet also answers for those
+ * that belong to nobody. */
 static bool is_ours(const ipt_model *m, int comp, const ipt_source *s, const char *key)
 {
     if (!s->shared_file)
         return true;
     for (int c = 0; c < IPT_COMP_COUNT; c++) {
         const char *p = m->src[c].prefix;
-        if (m->cfg.has[c] && m->src[c].n_file && m->src[c].file[0] == s->file[0] && p[0] && strncmp(key, p, strlen(p)) == 0)
+        if (m->cfg.has[c] && m->src[c].n_file && m->src[c].file[0] == s->file[0] && p[0] &&
+            strncmp(key, p, strlen(p)) == 0)
             return c == comp;
     }
     /* A VAE replaced by another file leaves its keys behind. */
@@ -507,7 +587,8 @@ static bool misshaped(ipt_check *c, const ipt_want *w, const ipt_found *f, ipt_m
     return out->name != NULL;
 }
 
-static ipt_status list_unclaimed(const ipt_model *m, int comp, const ipt_index *claimed, ipt_check *c)
+static ipt_status list_unclaimed(const ipt_model *m, int comp, const ipt_index *claimed,
+                                 ipt_check *c)
 {
     const ipt_source *s = &m->src[comp];
     size_t total = 0;
@@ -520,14 +601,16 @@ static ipt_status list_unclaimed(const ipt_model *m, int comp, const ipt_index *
     for (size_t f = 0; f < s->n_file; f++) {
         for (size_t i = 0; i < ipt_safetensors_count(s->file[f]); i++) {
             const char *key = ipt_safetensors_at(s->file[f], i)->name;
-            if (is_ours(m, comp, s, key) && !ipt_index_get(claimed, key, &dummy) && !is_harmless(m, comp, key))
+            if (is_ours(m, comp, s, key) && !ipt_index_get(claimed, key, &dummy) &&
+                !is_harmless(m, comp, key))
                 c->unclaimed[c->n_unclaimed++] = key;
         }
     }
     return IPT_OK;
 }
 
-ipt_status ipt_model_check(const ipt_model *m, int comp, const ipt_want *want, size_t n, ipt_check *out)
+ipt_status ipt_model_check(const ipt_model *m, int comp, const ipt_want *want, size_t n,
+                           ipt_check *out)
 {
     ipt_check c = {0};
     ipt_index claimed = {0};
@@ -550,7 +633,8 @@ ipt_status ipt_model_check(const ipt_model *m, int comp, const ipt_want *want, s
         if (status == IPT_OK && ipt_found_fits(&f, &want[i].shape))
             c.n_bound++;
         else if (status == IPT_OK)
-            status = misshaped(&c, &want[i], &f, &c.misshaped[c.n_misshaped++]) ? IPT_OK : IPT_ERR_NOMEM;
+            status =
+                misshaped(&c, &want[i], &f, &c.misshaped[c.n_misshaped++]) ? IPT_OK : IPT_ERR_NOMEM;
     }
     if (status == IPT_OK && m->cfg.has[comp])
         status = list_unclaimed(m, comp, &claimed, &c);
@@ -567,11 +651,14 @@ ipt_status ipt_check_status(const ipt_model *m, int comp, const ipt_check *c)
 {
     const char *file = ipt_model_n_files(m, comp) ? ipt_model_file(m, comp, 0) : m->path;
     if (c->n_misshaped)
-        return ipt_fail(m->ctx, IPT_ERR_SHAPE, "%s: key '%s': found shape %s, expected %s (%zu such of %s)", c->misshaped[0].file,
-                        c->misshaped[0].key, c->misshaped[0].found, c->misshaped[0].expected, c->n_misshaped, comp_names[comp]);
+        return ipt_fail(m->ctx, IPT_ERR_SHAPE,
+                        "%s: key '%s': found shape %s, expected %s (%zu such of %s)",
+                        c->misshaped[0].file, c->misshaped[0].key, c->misshaped[0].found,
+                        c->misshaped[0].expected, c->n_misshaped, comp_names[comp]);
     if (c->n_missing)
-        return ipt_fail(m->ctx, IPT_ERR_MISSING, "%s: weight '%s' of %s is missing (%zu missing, %zu found)", file, c->missing[0],
-                        comp_names[comp], c->n_missing, c->n_bound);
+        return ipt_fail(m->ctx, IPT_ERR_MISSING,
+                        "%s: weight '%s' of %s is missing (%zu missing, %zu found)", file,
+                        c->missing[0], comp_names[comp], c->n_missing, c->n_bound);
     return IPT_OK;
 }
 

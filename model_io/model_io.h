@@ -41,10 +41,10 @@ typedef struct ipt_st_tensor {
 } ipt_st_tensor;
 typedef struct ipt_safetensors ipt_safetensors;
 
-/* Maps a file and checks its whole header: length within the file and <= 100 MB, JSON, known dtypes,
- * rank <= 8, dims >= 0, offsets inside, equal to shape x size and without overlap, unique names.
- * Errors: IPT_ERR_IO (cannot open, a folder), IPT_ERR_FORMAT (also: pickle, zip, GGUF, text, picture,
- * empty, truncated: the message says which), IPT_ERR_NOMEM. */
+/* Maps a file and checks its whole header: length within the file and <= 100 MB, JSON, known
+ * dtypes, rank <= 8, dims >= 0, offsets inside, equal to shape x size and without overlap, unique
+ * names. Errors: IPT_ERR_IO (cannot open, a folder), IPT_ERR_FORMAT (also: pickle, zip, GGUF, text,
+ * picture, empty, truncated: the message says which), IPT_ERR_NOMEM. */
 IPT_CHECKED ipt_status ipt_safetensors_open(ipt_ctx *ctx, const char *path, ipt_safetensors **out);
 /* The same for bytes in memory, which must outlive the object; `name` is used in messages. */
 IPT_CHECKED ipt_status ipt_safetensors_open_memory(ipt_ctx *ctx, const char *name, const void *data,
@@ -54,7 +54,8 @@ const char *ipt_safetensors_path(const ipt_safetensors *st);
 size_t ipt_safetensors_count(const ipt_safetensors *st);
 /* i-th tensor, ordered by place in the file. */
 const ipt_st_tensor *ipt_safetensors_at(const ipt_safetensors *st, size_t i);
-const ipt_st_tensor *ipt_safetensors_find(const ipt_safetensors *st, const char *name); /* or NULL */
+const ipt_st_tensor *ipt_safetensors_find(const ipt_safetensors *st,
+                                          const char *name); /* or NULL */
 /* Value of "__metadata__", NULL when absent. */
 const char *ipt_safetensors_meta(const ipt_safetensors *st, const char *key);
 /* The metadata object (strings only), NULL when absent; borrowed. */
@@ -65,7 +66,7 @@ void ipt_safetensors_release(const ipt_safetensors *st, const ipt_st_tensor *t);
 const uint8_t *ipt_safetensors_bytes(const ipt_safetensors *st, size_t *size, size_t *data_start);
 
 size_t ipt_st_dtype_bytes(ipt_st_dtype t);
-const char *ipt_st_dtype_name(ipt_st_dtype t); /* "F16" */
+const char *ipt_st_dtype_name(ipt_st_dtype t);                       /* "F16" */
 void ipt_st_shape_text(const ipt_st_tensor *t, char *buf, size_t n); /* "[320,4,3,3]" */
 /* Elements first .. first + n - 1 as f32. */
 void ipt_st_to_f32(const ipt_st_tensor *t, size_t first, size_t n, float *dst);
@@ -91,8 +92,9 @@ IPT_CHECKED ipt_status ipt_safetensors_write(ipt_ctx *ctx, const char *path, con
 /* --- models ----------------------------------------------------------------------------------- */
 typedef struct ipt_model ipt_model;
 typedef struct ipt_model_opts {
-    const char *config_dir; /* diffusers folder whose configs replace what a single file's tensors cannot
-                               tell (heads, norm groups, scheduler); NULL: those of the published models */
+    const char
+        *config_dir; /* diffusers folder whose configs replace what a single file's tensors cannot
+                        tell (heads, norm groups, scheduler); NULL: those of the published models */
 } ipt_model_opts;
 /* Opens a single file (CompVis / sgm layout; architecture found by looking for names, not by file
  * name) or a diffusers folder (model_index.json, or unet/ vae/ text_encoder/ with config.json;
@@ -104,10 +106,14 @@ IPT_CHECKED ipt_status ipt_model_open(ipt_ctx *ctx, const char *path, const ipt_
 /* Replaces the VAE: CompVis VAE file, diffusers VAE file or folder, or another whole model.
  * Errors: as ipt_model_open; the model is unchanged then. */
 IPT_CHECKED ipt_status ipt_model_set_vae(ipt_model *m, const char *path);
+/* A VAE alone (previews: TAESD files too): a model that has only IPT_COMP_VAE.
+ * Errors: as ipt_model_open. */
+IPT_CHECKED ipt_status ipt_model_open_vae(ipt_ctx *ctx, const char *path, ipt_model **out);
 void ipt_model_close(ipt_model **m); /* stores made from it must be destroyed before */
 const ipt_model_config *ipt_model_get_config(const ipt_model *m);
 const char *ipt_model_path(const ipt_model *m);
-const char *ipt_model_layout(const ipt_model *m); /* "diffusers", "compvis" (SD 1, 2), "sgm" (SDXL) */
+const char *
+ipt_model_layout(const ipt_model *m); /* "diffusers", "compvis" (SD 1, 2), "sgm" (SDXL) */
 /* scheduler_config.json, NULL when there is none; borrowed. */
 const struct json_t *ipt_model_scheduler(const ipt_model *m);
 /* model_index.json, NULL when there is none; borrowed. */
@@ -140,25 +146,29 @@ typedef struct ipt_check {
  * Ownership: caller, ipt_check_finish.  Errors: IPT_ERR_NOMEM. */
 IPT_CHECKED ipt_status ipt_model_check(const ipt_model *m, int comp, const ipt_want *want, size_t n,
                                        ipt_check *out);
-/* IPT_OK, or the failure that the lists mean (IPT_ERR_MISSING, IPT_ERR_SHAPE): first item and count. */
+/* IPT_OK, or the failure that the lists mean (IPT_ERR_MISSING, IPT_ERR_SHAPE): first item and
+ * count. */
 IPT_CHECKED ipt_status ipt_check_status(const ipt_model *m, int comp, const ipt_check *c);
 void ipt_check_finish(ipt_check *c);
 
-/* --- weight stores: implement struct ipt_weights of graph.h ------------------------------------ */
+/* --- weight stores: implement struct ipt_weights of graph.h ------------------------------------
+ */
 /* Store of one component.  gpu NULL: host reference runs only (find fails).  precision: IPT_F16 or
  * IPT_F32 for panels and tables; norms and biases are always f32.  prefix (may be NULL) is taken
  * off the names asked for.  Values are converted straight into device memory and the file's pages
  * released; a NaN or infinity is IPT_ERR_FORMAT naming file and key.
  * The model and gpu outlive the store.  Errors: IPT_ERR_MISSING (component not in the model). */
-IPT_CHECKED ipt_status ipt_model_weights(ipt_model *m, int comp, struct ipt_gpu *gpu, ipt_dtype precision,
-                                         const char *prefix, ipt_weights **out);
+IPT_CHECKED ipt_status ipt_model_weights(ipt_model *m, int comp, struct ipt_gpu *gpu,
+                                         ipt_dtype precision, const char *prefix,
+                                         ipt_weights **out);
 /* Store without files, for benches: values depend on name and seed only; weights are nearly normal
  * with deviation 1/sqrt(fan in), norm weights near 1, biases small. */
 IPT_CHECKED ipt_status ipt_weights_random(ipt_ctx *ctx, struct ipt_gpu *gpu, ipt_dtype precision,
                                           uint64_t seed, ipt_weights **out);
 /* Store over a file in canonical names (tests, trained weights); the file outlives the store. */
-IPT_CHECKED ipt_status ipt_weights_file(ipt_ctx *ctx, const ipt_safetensors *st, struct ipt_gpu *gpu,
-                                        ipt_dtype precision, const char *prefix, ipt_weights **out);
+IPT_CHECKED ipt_status ipt_weights_file(ipt_ctx *ctx, const ipt_safetensors *st,
+                                        struct ipt_gpu *gpu, ipt_dtype precision,
+                                        const char *prefix, ipt_weights **out);
 void ipt_weights_destroy(ipt_weights **w);               /* of all three kinds */
 uint64_t ipt_weights_device_bytes(const ipt_weights *w); /* uploaded so far */
 
@@ -170,17 +180,17 @@ typedef struct ipt_module {
 } ipt_module;
 
 typedef enum ipt_adapter_family {
-    IPT_ADAPTER_KOHYA,        /* lora_unet_..., also LyCORIS LoCon and sgm names */
-    IPT_ADAPTER_ATTN_PROCS,   /* diffusers up to 0.19: attn1.processor.to_q_lora */
-    IPT_ADAPTER_DIFFUSERS,    /* diffusers 0.2x: to_q.lora.down */
-    IPT_ADAPTER_PEFT,         /* lora_A, lora_B */
-    IPT_ADAPTER_CLONEOFSIMO,  /* unet:0:down */
+    IPT_ADAPTER_KOHYA,       /* lora_unet_..., also LyCORIS LoCon and sgm names */
+    IPT_ADAPTER_ATTN_PROCS,  /* diffusers up to 0.19: attn1.processor.to_q_lora */
+    IPT_ADAPTER_DIFFUSERS,   /* diffusers 0.2x: to_q.lora.down */
+    IPT_ADAPTER_PEFT,        /* lora_A, lora_B */
+    IPT_ADAPTER_CLONEOFSIMO, /* unet:0:down */
 } ipt_adapter_family;
 typedef struct ipt_adapter_module {
-    size_t module;       /* index in the caller's list */
+    size_t module; /* index in the caller's list */
     int32_t rank;
     int32_t out, in, kh, kw;
-    float alpha;         /* as given or derived; scale = what multiplies up x down */
+    float alpha; /* as given or derived; scale = what multiplies up x down */
     float scale;
     const ipt_st_tensor *down, *up; /* [rank,in(,kh,kw)], [out,rank(,1,1)]; file order */
     const float *down_f32;          /* when not NULL it replaces `down` (expanded Tucker form) */
@@ -197,7 +207,7 @@ typedef struct ipt_adapter_file {
     ipt_adapter_module *module;
     const char **unmatched; /* keys that fit no module of the model */
     ipt_adapter_embedding *embedding;
-    const char **word;      /* trigger words found in the metadata */
+    const char **word; /* trigger words found in the metadata */
     int32_t rank_min, rank_max;
     char sha256[65]; /* of the file; this and the next two: empty before ipt_adapter_hash */
     char autov2[11]; /* its first 10 digits */
@@ -206,24 +216,38 @@ typedef struct ipt_adapter_file {
     struct ipt_adapter_impl *impl;
 } ipt_adapter_file;
 /* Opens a LoRA / LoCon file or a PEFT folder and finds the module of every key among `modules` (the
- * caller's canonical list, in the order of building: level after level).  Keys that fit no module are
- * listed, not an error, unless nothing fits at all.
- * Ownership: caller, ipt_adapter_close; names and modules are only borrowed for the call.
- * Errors: IPT_ERR_IO, IPT_ERR_FORMAT (not safetensors, not an adapter, a whole model, NaN: names key),
- * IPT_ERR_SHAPE (file, key, found, expected), IPT_ERR_UNSUPPORTED (LoHa, LoKr, DoRA, ...: named),
- * IPT_ERR_MISSING (fits no module: made for another model), IPT_ERR_NOMEM. */
+ * caller's canonical list, in the order of building: level after level).  Keys that fit no module
+ * are listed, not an error, unless nothing fits at all. Ownership: caller, ipt_adapter_close; names
+ * and modules are only borrowed for the call. Errors: IPT_ERR_IO, IPT_ERR_FORMAT (not safetensors,
+ * not an adapter, a whole model, NaN: names key), IPT_ERR_SHAPE (file, key, found, expected),
+ * IPT_ERR_UNSUPPORTED (LoHa, LoKr, DoRA, ...: named), IPT_ERR_MISSING (fits no module: made for
+ * another model), IPT_ERR_NOMEM. */
 IPT_CHECKED ipt_status ipt_adapter_open(ipt_ctx *ctx, const char *path, const ipt_module *modules,
                                         size_t n_modules, ipt_adapter_file **out);
 /* The same for bytes in memory (tests, fuzzing); data outlives the object. */
-IPT_CHECKED ipt_status ipt_adapter_open_memory(ipt_ctx *ctx, const char *name, const void *data, size_t size,
-                                               const ipt_module *modules, size_t n_modules,
-                                               ipt_adapter_file **out);
+IPT_CHECKED ipt_status ipt_adapter_open_memory(ipt_ctx *ctx, const char *name, const void *data,
+                                               size_t size, const ipt_module *modules,
+                                               size_t n_modules, ipt_adapter_file **out);
 void ipt_adapter_close(ipt_adapter_file **f);
 /* Computes the hashes (reads the whole file). */
 void ipt_adapter_hash(ipt_adapter_file *f);
 const char *ipt_adapter_family_name(ipt_adapter_family f); /* "kohya", ... */
 /* Writes the factors into stacked operands of graph.h: a [K, n_rank] with K = kh*kw*in in the order
- * ky, kx, i; b [n_rank, out].  Columns col .. col + rank - 1 of a and those rows of b are written; b
- * is multiplied by m->scale. */
+ * ky, kx, i; b [n_rank, out].  Columns col .. col + rank - 1 of a and those rows of b are written;
+ * b is multiplied by m->scale. */
 void ipt_adapter_pack(const ipt_adapter_module *m, float *a, float *b, size_t n_rank, size_t col);
+
+/* --- textual inversion files ---------------------------------------------------------------------
+ */
+typedef struct ipt_embedding_file {
+    char *name;       /* base name without ending: the word to write in a prompt */
+    int32_t n_vector; /* tokens the word stands for */
+    int32_t width[2]; /* of the vectors for text encoder 1 and 2; 0: none */
+    float *vector[2]; /* [n_vector, width] */
+} ipt_embedding_file;
+/* Reads a .safetensors embedding: "emb_params" (A1111), "clip_l" / "clip_g" (SDXL), or one tensor
+ * named by its word (diffusers).  Ownership: caller, ipt_embedding_close. Errors: as
+ * ipt_safetensors_open; IPT_ERR_FORMAT (no vectors, NaN), IPT_ERR_SHAPE. */
+IPT_CHECKED ipt_status ipt_embedding_open(ipt_ctx *ctx, const char *path, ipt_embedding_file *out);
+void ipt_embedding_close(ipt_embedding_file *e);
 #endif

@@ -3,7 +3,8 @@
  * u64 header length, that many bytes of JSON, then the tensors' bytes (offsets count from there).
  * All numbers are little endian, as the hosts this program runs on.
  * Source: the format description of huggingface/safetensors. */
-#define _DEFAULT_SOURCE /* madvise: posix_madvise does not release pages in glibc */
+/* The C library's own name; for madvise, as posix_madvise does not release pages in glibc. */
+#define _DEFAULT_SOURCE /* NOLINT(readability-identifier-naming) */
 #include "model_io/internal.h"
 
 #include <errno.h>
@@ -36,10 +37,12 @@ static const struct {
     const char *name;
     size_t bytes;
 } dtypes[IPT_ST_COUNT] = {
-    [IPT_ST_F64] = {"F64", 8},         [IPT_ST_F32] = {"F32", 4},         [IPT_ST_F16] = {"F16", 2},
-    [IPT_ST_BF16] = {"BF16", 2},       [IPT_ST_F8_E4M3] = {"F8_E4M3", 1}, [IPT_ST_F8_E5M2] = {"F8_E5M2", 1},
-    [IPT_ST_I64] = {"I64", 8},         [IPT_ST_I32] = {"I32", 4},         [IPT_ST_I16] = {"I16", 2},
-    [IPT_ST_I8] = {"I8", 1},           [IPT_ST_U8] = {"U8", 1},           [IPT_ST_BOOL] = {"BOOL", 1},
+    [IPT_ST_F64] = {"F64", 8},         [IPT_ST_F32] = {"F32", 4},
+    [IPT_ST_F16] = {"F16", 2},         [IPT_ST_BF16] = {"BF16", 2},
+    [IPT_ST_F8_E4M3] = {"F8_E4M3", 1}, [IPT_ST_F8_E5M2] = {"F8_E5M2", 1},
+    [IPT_ST_I64] = {"I64", 8},         [IPT_ST_I32] = {"I32", 4},
+    [IPT_ST_I16] = {"I16", 2},         [IPT_ST_I8] = {"I8", 1},
+    [IPT_ST_U8] = {"U8", 1},           [IPT_ST_BOOL] = {"BOOL", 1},
 };
 
 size_t ipt_st_dtype_bytes(ipt_st_dtype t) { return dtypes[t].bytes; }
@@ -85,7 +88,9 @@ const char *ipt_sniff(const uint8_t *p, size_t n)
         {"\xff\xd8\xff", "a JPEG picture", 3},
         {"RIFF", "a RIFF (WebP) file", 4},
         {"\x1f\x8b", "a gzip archive", 2},
-        {"\x7f" "ELF", "a program", 4},
+        {"\x7f"
+         "ELF",
+         "a program", 4},
         {"version https://git-lfs", "a Git LFS pointer: the real file was not downloaded", 23},
         {"<", "a web page or other markup text", 1},
     };
@@ -99,23 +104,27 @@ const char *ipt_sniff(const uint8_t *p, size_t n)
     return is_text(p, n) ? "text" : NULL;
 }
 
-/* --- header ------------------------------------------------------------------------------------ */
+/* --- header ------------------------------------------------------------------------------------
+ */
 static ipt_status parse_shape(ipt_safetensors *st, ipt_st_tensor *t, const json_t *shape)
 {
     size_t rank = json_array_size(shape), count = 1;
     if (!json_is_array(shape) || rank > IPT_ST_MAX_RANK)
-        return ipt_fail(st->ctx, IPT_ERR_FORMAT, "%s: key '%.200s': shape has %zu dimensions, expected a list of at most %d",
+        return ipt_fail(st->ctx, IPT_ERR_FORMAT,
+                        "%s: key '%.200s': shape has %zu dimensions, expected a list of at most %d",
                         st->path, t->name, rank, IPT_ST_MAX_RANK);
     t->rank = (uint8_t)rank;
     for (size_t i = 0; i < rank; i++) {
         const json_t *d = json_array_get(shape, i);
         json_int_t v = json_integer_value(d);
         if (!json_is_integer(d) || v < 0)
-            return ipt_fail(st->ctx, IPT_ERR_FORMAT, "%s: key '%.200s': dimension %zu of the shape is not a number >= 0",
+            return ipt_fail(st->ctx, IPT_ERR_FORMAT,
+                            "%s: key '%.200s': dimension %zu of the shape is not a number >= 0",
                             st->path, t->name, i);
         t->dim[i] = v;
         if (!ipt_mul_size(count, (size_t)v, &count))
-            return ipt_fail(st->ctx, IPT_ERR_FORMAT, "%s: key '%.200s': the shape's element count overflows", st->path,
+            return ipt_fail(st->ctx, IPT_ERR_FORMAT,
+                            "%s: key '%.200s': the shape's element count overflows", st->path,
                             t->name);
     }
     t->count = count;
@@ -128,30 +137,36 @@ static ipt_status parse_entry(ipt_safetensors *st, ipt_st_tensor *t, const json_
     const json_t *offs = json_object_get(o, "data_offsets");
     size_t k = 0, data_bytes = st->size - st->data_start;
     if (!json_is_object(o) || !dtype)
-        return ipt_fail(st->ctx, IPT_ERR_FORMAT, "%s: key '%.200s': expected an object with dtype, shape and data_offsets",
+        return ipt_fail(st->ctx, IPT_ERR_FORMAT,
+                        "%s: key '%.200s': expected an object with dtype, shape and data_offsets",
                         st->path, t->name);
     while (k < IPT_ST_COUNT && strcmp(dtypes[k].name, dtype) != 0)
         k++;
     if (k == IPT_ST_COUNT)
-        return ipt_fail(st->ctx, IPT_ERR_FORMAT, "%s: key '%.200s': unknown dtype '%.32s'", st->path, t->name, dtype);
+        return ipt_fail(st->ctx, IPT_ERR_FORMAT, "%s: key '%.200s': unknown dtype '%.32s'",
+                        st->path, t->name, dtype);
     t->dtype = (ipt_st_dtype)k;
     IPT_TRY(parse_shape(st, t, json_object_get(o, "shape")));
     if (!ipt_mul_size(t->count, dtypes[k].bytes, &t->bytes))
-        return ipt_fail(st->ctx, IPT_ERR_FORMAT, "%s: key '%.200s': the shape's size overflows", st->path, t->name);
+        return ipt_fail(st->ctx, IPT_ERR_FORMAT, "%s: key '%.200s': the shape's size overflows",
+                        st->path, t->name);
     const json_t *b = json_array_get(offs, 0), *e = json_array_get(offs, 1);
     if (json_array_size(offs) != 2 || !json_is_integer(b) || !json_is_integer(e))
-        return ipt_fail(st->ctx, IPT_ERR_FORMAT, "%s: key '%.200s': data_offsets are not two numbers", st->path, t->name);
+        return ipt_fail(st->ctx, IPT_ERR_FORMAT,
+                        "%s: key '%.200s': data_offsets are not two numbers", st->path, t->name);
     json_int_t begin = json_integer_value(b), end = json_integer_value(e);
     if (begin < 0 || end < begin || (uint64_t)end > data_bytes)
         return ipt_fail(st->ctx, IPT_ERR_FORMAT,
-                        "%s: key '%.200s': bytes %" PRId64 " to %" PRId64 " are outside the file's %zu data bytes%s", st->path,
-                        t->name, (int64_t)begin, (int64_t)end, data_bytes,
+                        "%s: key '%.200s': bytes %" PRId64 " to %" PRId64
+                        " are outside the file's %zu data bytes%s",
+                        st->path, t->name, (int64_t)begin, (int64_t)end, data_bytes,
                         begin >= 0 && end >= begin ? " (truncated file?)" : "");
     if ((uint64_t)(end - begin) != t->bytes) {
         char shape[128];
         ipt_st_shape_text(t, shape, sizeof shape);
-        return ipt_fail(st->ctx, IPT_ERR_FORMAT, "%s: key '%.200s': found %" PRId64 " bytes, expected %zu for %s %s", st->path,
-                        t->name, (int64_t)(end - begin), t->bytes, dtypes[k].name, shape);
+        return ipt_fail(st->ctx, IPT_ERR_FORMAT,
+                        "%s: key '%.200s': found %" PRId64 " bytes, expected %zu for %s %s",
+                        st->path, t->name, (int64_t)(end - begin), t->bytes, dtypes[k].name, shape);
     }
     t->data = st->bytes + st->data_start + (size_t)begin;
     return IPT_OK;
@@ -177,7 +192,8 @@ static ipt_status sort_and_index(ipt_safetensors *st)
         bool added = false;
         if (t->bytes != 0) {
             if (last && t->data < last->data + last->bytes)
-                return ipt_fail(st->ctx, IPT_ERR_FORMAT, "%s: keys '%.200s' and '%.200s' overlap in the file", st->path,
+                return ipt_fail(st->ctx, IPT_ERR_FORMAT,
+                                "%s: keys '%.200s' and '%.200s' overlap in the file", st->path,
                                 last->name, t->name);
             last = t;
         } else {
@@ -185,7 +201,8 @@ static ipt_status sort_and_index(ipt_safetensors *st)
         }
         IPT_TRY(ipt_index_put(&st->index, t->name, (uint32_t)i, &added));
         if (!added)
-            return ipt_fail(st->ctx, IPT_ERR_FORMAT, "%s: key '%.200s' occurs twice", st->path, t->name);
+            return ipt_fail(st->ctx, IPT_ERR_FORMAT, "%s: key '%.200s' occurs twice", st->path,
+                            t->name);
     }
     return IPT_OK;
 }
@@ -196,9 +213,11 @@ static ipt_status take_metadata(ipt_safetensors *st, json_t *meta)
     json_t *value;
     if (!json_is_object(meta))
         return ipt_fail(st->ctx, IPT_ERR_FORMAT, "%s: __metadata__ is not an object", st->path);
-    json_object_foreach(meta, key, value) {
+    json_object_foreach(meta, key, value)
+    {
         if (!json_is_string(value))
-            return ipt_fail(st->ctx, IPT_ERR_FORMAT, "%s: __metadata__ '%.200s' is not a string", st->path, key);
+            return ipt_fail(st->ctx, IPT_ERR_FORMAT, "%s: __metadata__ '%.200s' is not a string",
+                            st->path, key);
     }
     st->meta = json_incref(meta);
     return IPT_OK;
@@ -213,7 +232,8 @@ static ipt_status parse_header(ipt_safetensors *st, json_t *root)
     st->tensor = ipt_calloc(st->ctx, json_object_size(root), sizeof *st->tensor);
     if (!st->tensor)
         return IPT_ERR_NOMEM;
-    json_object_foreach(root, key, value) {
+    json_object_foreach(root, key, value)
+    {
         if (strcmp(key, "__metadata__") == 0) {
             IPT_TRY(take_metadata(st, value));
             continue;
@@ -233,19 +253,24 @@ static ipt_status read_header(ipt_safetensors *st)
     const uint8_t *p = st->bytes;
     uint64_t n = 0;
     if (st->size == 0)
-        return ipt_fail(st->ctx, IPT_ERR_FORMAT, "%s: the file is empty, expected a safetensors file", st->path);
+        return ipt_fail(st->ctx, IPT_ERR_FORMAT,
+                        "%s: the file is empty, expected a safetensors file", st->path);
     const char *what = ipt_sniff(p, st->size);
     if (what)
-        return ipt_fail(st->ctx, IPT_ERR_FORMAT, "%s: this is %s, expected a .safetensors file", st->path, what);
+        return ipt_fail(st->ctx, IPT_ERR_FORMAT, "%s: this is %s, expected a .safetensors file",
+                        st->path, what);
     if (st->size < 8)
-        return ipt_fail(st->ctx, IPT_ERR_FORMAT, "%s: file has %zu bytes, expected a safetensors file (8 bytes and more)",
+        return ipt_fail(st->ctx, IPT_ERR_FORMAT,
+                        "%s: file has %zu bytes, expected a safetensors file (8 bytes and more)",
                         st->path, st->size);
     for (int i = 7; i >= 0; i--)
         n = n << 8 | p[i];
     if (n > st->size - 8)
-        return ipt_fail(st->ctx, IPT_ERR_FORMAT, "%s: header says %" PRIu64 " bytes, file has %zu", st->path, n, st->size);
+        return ipt_fail(st->ctx, IPT_ERR_FORMAT, "%s: header says %" PRIu64 " bytes, file has %zu",
+                        st->path, n, st->size);
     if (n > MAX_HEADER)
-        return ipt_fail(st->ctx, IPT_ERR_FORMAT, "%s: header says %" PRIu64 " bytes, expected at most %d", st->path, n,
+        return ipt_fail(st->ctx, IPT_ERR_FORMAT,
+                        "%s: header says %" PRIu64 " bytes, expected at most %d", st->path, n,
                         (int)MAX_HEADER);
     st->data_start = 8 + (size_t)n;
     json_t *root = NULL;
@@ -255,7 +280,8 @@ static ipt_status read_header(ipt_safetensors *st)
     return status;
 }
 
-/* --- life --------------------------------------------------------------------------------------- */
+/* --- life ---------------------------------------------------------------------------------------
+ */
 static ipt_status create(ipt_ctx *ctx, const char *path, ipt_safetensors **out)
 {
     ipt_safetensors *st = ipt_alloc(ctx, sizeof *st);
@@ -272,8 +298,8 @@ static ipt_status create(ipt_ctx *ctx, const char *path, ipt_safetensors **out)
     return IPT_OK;
 }
 
-ipt_status ipt_safetensors_open_memory(ipt_ctx *ctx, const char *name, const void *data, size_t size,
-                                       ipt_safetensors **out)
+ipt_status ipt_safetensors_open_memory(ipt_ctx *ctx, const char *name, const void *data,
+                                       size_t size, ipt_safetensors **out)
 {
     ipt_safetensors *st = NULL;
     IPT_TRY(create(ctx, name, &st));
@@ -352,7 +378,10 @@ void ipt_safetensors_close(ipt_safetensors **pst)
 
 const char *ipt_safetensors_path(const ipt_safetensors *st) { return st->path; }
 size_t ipt_safetensors_count(const ipt_safetensors *st) { return st->n_tensor; }
-const ipt_st_tensor *ipt_safetensors_at(const ipt_safetensors *st, size_t i) { return &st->tensor[i]; }
+const ipt_st_tensor *ipt_safetensors_at(const ipt_safetensors *st, size_t i)
+{
+    return &st->tensor[i];
+}
 const json_t *ipt_safetensors_metadata(const ipt_safetensors *st) { return st->meta; }
 
 const ipt_st_tensor *ipt_safetensors_find(const ipt_safetensors *st, const char *name)
@@ -378,12 +407,14 @@ void ipt_safetensors_release(const ipt_safetensors *st, const ipt_st_tensor *t)
     long page = sysconf(_SC_PAGESIZE);
     if (!st->map || t->bytes == 0 || page <= 0)
         return;
-    size_t p = (size_t)page, first = (size_t)(t->data - st->bytes) / p * p, end = (size_t)(t->data - st->bytes) + t->bytes;
+    size_t p = (size_t)page, first = (size_t)(t->data - st->bytes) / p * p,
+           end = (size_t)(t->data - st->bytes) + t->bytes;
     /* Only a hint: the mapping is read-only and private, so that nothing can be lost. */
     (void)madvise((uint8_t *)st->map + first, end - first, MADV_DONTNEED);
 }
 
-/* --- values ------------------------------------------------------------------------------------- */
+/* --- values -------------------------------------------------------------------------------------
+ */
 static uint16_t load16(const uint8_t *p)
 {
     uint16_t v;
@@ -443,9 +474,9 @@ float ipt_st_get(const ipt_st_tensor *t, size_t i)
 
 void ipt_st_to_f32(const ipt_st_tensor *t, size_t first, size_t n, float *dst)
 {
-    const uint8_t *p = t->data + (n ? first * dtypes[t->dtype].bytes : 0);
     if (n == 0)
         return;
+    const uint8_t *p = t->data + first * dtypes[t->dtype].bytes;
     if (t->dtype == IPT_ST_F32) {
         memcpy(dst, p, n * sizeof *dst);
     } else if (t->dtype == IPT_ST_F16) {
@@ -457,7 +488,8 @@ void ipt_st_to_f32(const ipt_st_tensor *t, size_t first, size_t n, float *dst)
     } else if (t->dtype == IPT_ST_F8_E4M3 || t->dtype == IPT_ST_F8_E5M2) {
         float table[256];
         for (unsigned v = 0; v < 256; v++)
-            table[v] = t->dtype == IPT_ST_F8_E4M3 ? ipt_f8e4m3_to_f32((uint8_t)v) : ipt_f8e5m2_to_f32((uint8_t)v);
+            table[v] = t->dtype == IPT_ST_F8_E4M3 ? ipt_f8e4m3_to_f32((uint8_t)v)
+                                                  : ipt_f8e5m2_to_f32((uint8_t)v);
         for (size_t i = 0; i < n; i++)
             dst[i] = table[p[i]];
     } else {

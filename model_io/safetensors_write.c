@@ -25,11 +25,14 @@ static bool write_all(int fd, const void *data, size_t n)
     return true;
 }
 
-static ipt_status add_tensor(ipt_ctx *ctx, json_t *root, const char *path, const ipt_st_write *t, size_t *end)
+static ipt_status add_tensor(ipt_ctx *ctx, json_t *root, const char *path, const ipt_st_write *t,
+                             size_t *end)
 {
     size_t bytes = ipt_st_dtype_bytes(t->dtype), begin = *end;
-    if (t->rank > IPT_ST_MAX_RANK || json_object_get(root, t->name) || strcmp(t->name, "__metadata__") == 0)
-        return ipt_fail(ctx, IPT_ERR_ARG, "%s: key '%s' occurs twice, or has more than %d dimensions", path, t->name,
+    if (t->rank > IPT_ST_MAX_RANK || json_object_get(root, t->name) ||
+        strcmp(t->name, "__metadata__") == 0)
+        return ipt_fail(ctx, IPT_ERR_ARG,
+                        "%s: key '%s' occurs twice, or has more than %d dimensions", path, t->name,
                         IPT_ST_MAX_RANK);
     json_t *shape = json_array();
     for (int i = 0; i < t->rank; i++) {
@@ -43,15 +46,16 @@ static ipt_status add_tensor(ipt_ctx *ctx, json_t *root, const char *path, const
         json_decref(shape);
         return ipt_fail(ctx, IPT_ERR_ARG, "%s: key '%s': too large", path, t->name);
     }
-    json_t *entry = json_pack("{s:s, s:o, s:[I,I]}", "dtype", ipt_st_dtype_name(t->dtype), "shape", shape, "data_offsets",
-                              (json_int_t)begin, (json_int_t)*end);
+    json_t *entry = json_pack("{s:s, s:o, s:[I,I]}", "dtype", ipt_st_dtype_name(t->dtype), "shape",
+                              shape, "data_offsets", (json_int_t)begin, (json_int_t)*end);
     if (!entry || json_object_set_new(root, t->name, entry) != 0)
-        return ipt_fail(ctx, IPT_ERR_ARG, "%s: key '%s' is not UTF-8, or memory is out", path, t->name);
+        return ipt_fail(ctx, IPT_ERR_ARG, "%s: key '%s' is not UTF-8, or memory is out", path,
+                        t->name);
     return IPT_OK;
 }
 
-static ipt_status make_header(ipt_ctx *ctx, const char *path, const ipt_st_write *t, size_t n, const ipt_st_meta *meta,
-                              size_t n_meta, char **text, size_t *n_text)
+static ipt_status make_header(ipt_ctx *ctx, const char *path, const ipt_st_write *t, size_t n,
+                              const ipt_st_meta *meta, size_t n_meta, char **text, size_t *n_text)
 {
     ipt_status status = IPT_OK;
     size_t end = 0, at = 0;
@@ -88,7 +92,8 @@ out:
     return status;
 }
 
-static bool write_tensors(int fd, const char *header, size_t n_header, const ipt_st_write *t, size_t n)
+static bool write_tensors(int fd, const char *header, size_t n_header, const ipt_st_write *t,
+                          size_t n)
 {
     if (!write_all(fd, header, n_header))
         return false;
@@ -102,8 +107,8 @@ static bool write_tensors(int fd, const char *header, size_t n_header, const ipt
     return fsync(fd) == 0;
 }
 
-ipt_status ipt_safetensors_write(ipt_ctx *ctx, const char *path, const ipt_st_write *t, size_t n, const ipt_st_meta *meta,
-                                 size_t n_meta)
+ipt_status ipt_safetensors_write(ipt_ctx *ctx, const char *path, const ipt_st_write *t, size_t n,
+                                 const ipt_st_meta *meta, size_t n_meta)
 {
     char tmp[PATH_MAX], *header = NULL;
     size_t n_header = 0;

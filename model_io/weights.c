@@ -45,13 +45,15 @@ static const char *strip(const store *s, const char *name)
     return n && strncmp(name, s->prefix, n) == 0 ? name + n : name;
 }
 
-/* --- finding -------------------------------------------------------------------------------------- */
+/* --- finding ---------------------------------------------------------------------------------- */
 bool ipt_source_find(const ipt_source *s, const char *canonical, ipt_found *out)
 {
     char key[IPT_KEY_MAX];
     size_t n = strlen(s->prefix);
     memcpy(key, s->prefix, n);
-    for (int alt = 0; ipt_keymap_emit(s->layout, &s->frame, canonical, alt, key + n, sizeof key - n, &out->part); alt++) {
+    for (int alt = 0;
+         ipt_keymap_emit(s->layout, &s->frame, canonical, alt, key + n, sizeof key - n, &out->part);
+         alt++) {
         for (size_t f = 0; f < s->n_file; f++) {
             out->tensor = ipt_safetensors_find(s->file[f], key);
             out->file = s->file[f];
@@ -109,12 +111,14 @@ void ipt_file_shape_text(const ipt_shape *s, char *buf, size_t n)
     file_dims(s, d);
     buf[0] = '\0';
     for (int i = 0; i < s->rank && at < n; i++) {
-        int len = snprintf(buf + at, n - at, "%s%" PRId64 "%s", i ? "," : "[", d[i], i + 1 == s->rank ? "]" : "");
+        int len = snprintf(buf + at, n - at, "%s%" PRId64 "%s", i ? "," : "[", d[i],
+                           i + 1 == s->rank ? "]" : "");
         at += len > 0 ? (size_t)len : 0;
     }
 }
 
-static ipt_status find_tensor(const store *s, const char *name, const ipt_shape *shape, ipt_found *f)
+static ipt_status find_tensor(const store *s, const char *name, const ipt_shape *shape,
+                              ipt_found *f)
 {
     const char *file = s->src.n_file ? ipt_safetensors_path(s->src.file[0]) : "model";
     if (!ipt_source_find(&s->src, name, f))
@@ -123,18 +127,22 @@ static ipt_status find_tensor(const store *s, const char *name, const ipt_shape 
         char found[128], want[96];
         ipt_st_shape_text(f->tensor, found, sizeof found);
         ipt_file_shape_text(shape, want, sizeof want);
-        return ipt_fail(s->ctx, IPT_ERR_SHAPE, "%s: key '%s': found shape %s, expected %s%s", ipt_safetensors_path(f->file),
-                        f->tensor->name, found, want, f->part.third ? " for each third" : f->part.transposed ? " transposed" : "");
+        return ipt_fail(s->ctx, IPT_ERR_SHAPE, "%s: key '%s': found shape %s, expected %s%s",
+                        ipt_safetensors_path(f->file), f->tensor->name, found, want,
+                        f->part.third        ? " for each third"
+                        : f->part.transposed ? " transposed"
+                                             : "");
     }
     size_t bad = 0;
     if (!ipt_st_finite(f->tensor, &bad))
-        return ipt_fail(s->ctx, IPT_ERR_FORMAT, "%s: key '%s': element %zu is %s, expected finite numbers",
+        return ipt_fail(s->ctx, IPT_ERR_FORMAT,
+                        "%s: key '%s': element %zu is %s, expected finite numbers",
                         ipt_safetensors_path(f->file), f->tensor->name, bad,
                         isnan(ipt_st_get(f->tensor, bad)) ? "NaN" : "infinite");
     return IPT_OK;
 }
 
-/* --- values ----------------------------------------------------------------------------------------- */
+/* --- values ----------------------------------------------------------------------------------- */
 static void set_strides(elems *e, const ipt_shape *shape, bool transposed)
 {
     int64_t d[4];
@@ -154,13 +162,15 @@ static float random_value(uint64_t key, size_t i)
 {
     uint64_t state = key + (uint64_t)i * 0x9e3779b97f4a7c15u, r = ipt_rng_next(&state);
     /* The sum of four uniform numbers is close to normal; its deviation is 65536 / sqrt(3). */
-    int32_t sum = (int32_t)(r & 0xffff) + (int32_t)(r >> 16 & 0xffff) + (int32_t)(r >> 32 & 0xffff) + (int32_t)(r >> 48);
+    int32_t sum = (int32_t)(r & 0xffff) + (int32_t)(r >> 16 & 0xffff) +
+                  (int32_t)(r >> 32 & 0xffff) + (int32_t)(r >> 48);
     return (float)(sum - 131070) * (1.7320508f / 65536.0f);
 }
 
 static void random_fill(const store *s, const char *name, const ipt_shape *shape, float *dst)
 {
-    size_t n = ipt_shape_count(shape), len = strlen(name), fan = shape->dim[0] > 0 ? n / (size_t)shape->dim[0] : 1;
+    size_t n = ipt_shape_count(shape), len = strlen(name),
+           fan = shape->dim[0] > 0 ? n / (size_t)shape->dim[0] : 1;
     uint64_t key = ipt_hash_name(name) ^ (s->seed * 0xd1342543de82ef95u);
     float mean = 0, dev = 1.0f / sqrtf((float)(fan ? fan : 1));
     if (shape->rank == 1) {
@@ -176,7 +186,8 @@ static void random_fill(const store *s, const char *name, const ipt_shape *shape
 
 static ipt_status too_large(const store *s, const char *file, const char *key, float value)
 {
-    return ipt_fail(s->ctx, IPT_ERR_UNSUPPORTED, "%s: key '%s': value %g does not fit f16; use --precision f32", file, key,
+    return ipt_fail(s->ctx, IPT_ERR_UNSUPPORTED,
+                    "%s: key '%s': value %g does not fit f16; use --precision f32", file, key,
                     (double)value);
 }
 
@@ -190,7 +201,8 @@ static float top_of(const float *v, size_t n)
 static const float half_limit = 65520.0f; /* rounds to infinity */
 
 /* Rows and tables: converts through a small buffer, so that no second whole copy exists. */
-static ipt_status convert(const store *s, const ipt_found *f, size_t first, size_t n, ipt_dtype to, void *dst)
+static ipt_status convert(const store *s, const ipt_found *f, size_t first, size_t n, ipt_dtype to,
+                          void *dst)
 {
     float part[1024];
     for (size_t i = 0; i < n; i += IPT_COUNT(part)) {
@@ -210,19 +222,23 @@ static ipt_status convert(const store *s, const ipt_found *f, size_t first, size
 }
 
 /* Borrows the file's memory where packing can read it as it is, else converts to f32. */
-static ipt_status get_elems(const store *s, const char *name, const ipt_shape *shape, const ipt_found *f, elems *e)
+static ipt_status get_elems(const store *s, const char *name, const ipt_shape *shape,
+                            const ipt_found *f, elems *e)
 {
     size_t n = ipt_shape_count(shape);
     *e = (elems){.type = IPT_PANEL_F32};
     set_strides(e, shape, f->part.transposed);
     if (!s->is_random && n > 0) {
         const ipt_st_tensor *t = f->tensor;
-        size_t first = f->part.third ? (size_t)(f->part.third - 1) * n : 0, size = ipt_st_dtype_bytes(t->dtype);
+        size_t first = f->part.third ? (size_t)(f->part.third - 1) * n : 0,
+               size = ipt_st_dtype_bytes(t->dtype);
         const uint8_t *p = t->data + first * size;
         bool plain = t->dtype == IPT_ST_F32 || t->dtype == IPT_ST_F16 || t->dtype == IPT_ST_BF16;
         if (plain && (uintptr_t)p % size == 0) {
             e->p = p;
-            e->type = t->dtype == IPT_ST_F32 ? IPT_PANEL_F32 : t->dtype == IPT_ST_F16 ? IPT_PANEL_F16 : IPT_PANEL_BF16;
+            e->type = t->dtype == IPT_ST_F32   ? IPT_PANEL_F32
+                      : t->dtype == IPT_ST_F16 ? IPT_PANEL_F16
+                                               : IPT_PANEL_BF16;
             return IPT_OK;
         }
         e->owned = ipt_calloc(s->ctx, n, sizeof *e->owned);
@@ -253,10 +269,10 @@ static float elem(const elems *e, size_t i)
     return ((const float *)e->p)[i];
 }
 
-/* --- upload ------------------------------------------------------------------------------------------------ */
+/* --- upload ----------------------------------------------------------------------------------- */
 /* Whatever the layout, in logical order (channels last). */
-static ipt_status fill_logical(const store *s, const char *name, const ipt_shape *shape, const ipt_found *f, ipt_dtype to,
-                               void *dst)
+static ipt_status fill_logical(const store *s, const char *name, const ipt_shape *shape,
+                               const ipt_found *f, ipt_dtype to, void *dst)
 {
     elems e;
     int64_t d[4];
@@ -278,8 +294,8 @@ static ipt_status fill_logical(const store *s, const char *name, const ipt_shape
     return IPT_OK;
 }
 
-static ipt_status fill(const store *s, const char *name, const ipt_shape *shape, ipt_use use, const ipt_found *f, ipt_dtype to,
-                       void *dst)
+static ipt_status fill(const store *s, const char *name, const ipt_shape *shape, ipt_use use,
+                       const ipt_found *f, ipt_dtype to, void *dst)
 {
     size_t n = ipt_shape_count(shape), first = f->part.third ? (size_t)(f->part.third - 1) * n : 0;
     elems e;
@@ -299,13 +315,15 @@ static ipt_status fill(const store *s, const char *name, const ipt_shape *shape,
             return too_large(s, ipt_safetensors_path(f->file), f->tensor->name, top);
     }
     IPT_TRY(get_elems(s, name, shape, f, &e));
-    ipt_panel_src src = {.data = e.p, .so = e.so, .si = e.si, .sy = e.sy, .sx = e.sx, .type = e.type};
+    ipt_panel_src src = {
+        .data = e.p, .so = e.so, .si = e.si, .sy = e.sy, .sx = e.sx, .type = e.type};
     ipt_panel_pack(shape, &src, to, dst);
     ipt_free(e.owned);
     return IPT_OK;
 }
 
-static ipt_status upload(store *s, const char *name, const ipt_shape *shape, ipt_use use, entry *out)
+static ipt_status upload(store *s, const char *name, const ipt_shape *shape, ipt_use use,
+                         entry *out)
 {
     ipt_found f = {0};
     ipt_status status = IPT_OK;
@@ -313,7 +331,8 @@ static ipt_status upload(store *s, const char *name, const ipt_shape *shape, ipt
     ipt_dtype to = use == IPT_USE_ROWS ? IPT_F32 : s->precision;
     if (!s->is_random)
         IPT_TRY(find_tensor(s, name, shape, &f));
-    uint64_t bytes = use == IPT_USE_PANEL ? ipt_panel_bytes(shape, to) : ipt_shape_count(shape) * (to == IPT_F16 ? 2u : 4u);
+    uint64_t bytes = use == IPT_USE_PANEL ? ipt_panel_bytes(shape, to)
+                                          : ipt_shape_count(shape) * (to == IPT_F16 ? 2u : 4u);
     *out = (entry){0};
     IPT_TRY(ipt_buffer_create(s->gpu, bytes ? bytes : 4, &out->buf));
     void *dst = ipt_buffer_map(out->buf);
@@ -342,7 +361,8 @@ static ipt_status add_entry(store *s, const char *key, const entry *e)
 {
     if (s->n_entry == s->cap_entry) {
         size_t cap = s->cap_entry ? 2 * s->cap_entry : 256;
-        entry *grown = ipt_regrow(s->ctx, s->entries, s->n_entry * sizeof *grown, cap * sizeof *grown);
+        entry *grown =
+            ipt_regrow(s->ctx, s->entries, s->n_entry * sizeof *grown, cap * sizeof *grown);
         if (!grown)
             return IPT_ERR_NOMEM;
         s->entries = grown;
@@ -357,7 +377,8 @@ static ipt_status add_entry(store *s, const char *key, const entry *e)
     return IPT_OK;
 }
 
-static ipt_status store_find(ipt_weights *w, const char *name, const ipt_shape *shape, ipt_use use, ipt_weight_view *out)
+static ipt_status store_find(ipt_weights *w, const char *name, const ipt_shape *shape, ipt_use use,
+                             ipt_weight_view *out)
 {
     store *s = (store *)w;
     char key[IPT_KEY_MAX + 2];
@@ -366,7 +387,11 @@ static ipt_status store_find(ipt_weights *w, const char *name, const ipt_shape *
     if (!s->gpu)
         return ipt_fail(s->ctx, IPT_ERR_ARG, "weight '%s': this store has no device", name);
     name = strip(s, name);
-    int n = snprintf(key, sizeof key, "%c:%s", use == IPT_USE_PANEL ? 'P' : use == IPT_USE_ROWS ? 'R' : 'T', name);
+    int n = snprintf(key, sizeof key, "%c:%s",
+                     use == IPT_USE_PANEL  ? 'P'
+                     : use == IPT_USE_ROWS ? 'R'
+                                           : 'T',
+                     name);
     if (n < 0 || (size_t)n >= sizeof key)
         return ipt_fail(s->ctx, IPT_ERR_ARG, "weight '%.100s...': name too long", name);
     if (ipt_index_get(&s->index, key, &at)) {
@@ -402,11 +427,14 @@ static ipt_status store_read(ipt_weights *w, const char *name, const ipt_shape *
     return IPT_OK;
 }
 
-/* --- life ------------------------------------------------------------------------------------------------------ */
-static ipt_status create(ipt_ctx *ctx, ipt_gpu *gpu, ipt_dtype precision, const char *prefix, store **out)
+/* --- life ------------------------------------------------------------------------------------- */
+static ipt_status create(ipt_ctx *ctx, ipt_gpu *gpu, ipt_dtype precision, const char *prefix,
+                         store **out)
 {
-    if (precision != IPT_F16 && precision != IPT_F32)
-        return ipt_fail(ctx, IPT_ERR_ARG, "weight store: precision must be f16 or f32");
+    if (precision != IPT_F16 && precision != IPT_F32) {
+        ipt_fail(ctx, IPT_ERR_ARG, "weight store: precision must be f16 or f32");
+        return IPT_ERR_ARG;
+    }
     store *s = ipt_alloc(ctx, sizeof *s);
     if (!s)
         return IPT_ERR_NOMEM;
@@ -426,31 +454,33 @@ static ipt_status create(ipt_ctx *ctx, ipt_gpu *gpu, ipt_dtype precision, const 
     return IPT_OK;
 }
 
-ipt_status ipt_store_create(ipt_ctx *ctx, const ipt_source *src, ipt_gpu *gpu, ipt_dtype precision, const char *prefix,
-                            ipt_weights **out)
+ipt_status ipt_store_create(ipt_ctx *ctx, const ipt_source *src, ipt_gpu *gpu, ipt_dtype precision,
+                            const char *prefix, ipt_weights **out)
 {
     store *s = NULL;
     IPT_TRY(create(ctx, gpu, precision, prefix, &s));
     s->src = *src;
-    s->src.file = ipt_arena_alloc(&s->arena, src->n_file * sizeof *src->file);
+    s->src.file = ipt_arena_alloc(&s->arena, src->n_file * sizeof(void *));
     if (!s->src.file) {
         ipt_weights *w = &s->base;
         ipt_weights_destroy(&w);
         return IPT_ERR_NOMEM;
     }
-    memcpy(s->src.file, src->file, src->n_file * sizeof *src->file);
+    memcpy(s->src.file, src->file, src->n_file * sizeof(void *));
     *out = &s->base;
     return IPT_OK;
 }
 
-ipt_status ipt_weights_file(ipt_ctx *ctx, const ipt_safetensors *st, ipt_gpu *gpu, ipt_dtype precision, const char *prefix,
-                            ipt_weights **out)
+ipt_status ipt_weights_file(ipt_ctx *ctx, const ipt_safetensors *st, ipt_gpu *gpu,
+                            ipt_dtype precision, const char *prefix, ipt_weights **out)
 {
     const ipt_safetensors *one[1] = {st};
-    return ipt_store_create(ctx, &(ipt_source){.file = one, .n_file = 1}, gpu, precision, prefix, out);
+    return ipt_store_create(ctx, &(ipt_source){.file = one, .n_file = 1}, gpu, precision, prefix,
+                            out);
 }
 
-ipt_status ipt_weights_random(ipt_ctx *ctx, ipt_gpu *gpu, ipt_dtype precision, uint64_t seed, ipt_weights **out)
+ipt_status ipt_weights_random(ipt_ctx *ctx, ipt_gpu *gpu, ipt_dtype precision, uint64_t seed,
+                              ipt_weights **out)
 {
     store *s = NULL;
     IPT_TRY(create(ctx, gpu, precision, NULL, &s));

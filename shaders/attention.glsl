@@ -14,7 +14,8 @@
 #define QUADS_IN(b, name) layout(binding = b, std430) readonly buffer name##_block { ELT4 name[]; }
 #define LOAD4(name, i) vec4(name[i])
 #endif
-#define QUADS_OUT(b, name) layout(binding = b, std430) writeonly buffer name##_block { ELT4 name[]; }
+#define QUADS_OUT(b, name) \
+    layout(binding = b, std430) writeonly buffer name##_block { ELT4 name[]; }
 const float LOG2E = 1.44269504088896340736;
 const float LN2 = 0.69314718055994530942;
 const float MASKED = -1e30; // score of a key that must not be seen: exp2(MASKED - m) = 0

@@ -1,9 +1,11 @@
 // shaders/attention_bwd.comp - one of the two passes of the attention gradient for CPU devices.
 //   p = exp(scale q k^T - lse), dp = do v^T, ds = p (dp - delta), delta = rowsum(do o)
-//   MODE 0 (rows are queries): dq = scale ds k.    MODE 1 (rows are keys): dk = scale ds^T q, dv = p^T do.
+//   MODE 0 (rows are queries): dq = scale ds k
+//   MODE 1 (rows are keys): dk = scale ds^T q, dv = p^T do
 // Lanes are rows (TQ per lane); the other side goes round in blocks of KB rows as in
 // attention_simd.comp.  a1 a2: q do (mode 0) or k v (mode 1); b1 b2: the other pair.
-// Grid: x = row blocks, y = heads, z = batch.  Shared memory: none.  (Dao et al. 2022, algorithm 4.)
+// Grid: x = row blocks, y = heads, z = batch.  Shared memory: none.
+// Source: Dao et al. 2022, algorithm 4.
 //! variant f32 -DTEXEL=1
 //! variant f16 -DTEXEL=1 -DACT_F16=1
 //! variant f32_ssbo

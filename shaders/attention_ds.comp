@@ -1,6 +1,7 @@
 // shaders/attention_ds.comp - gradient of the scores, in place in scratch, elementwise.
 //   s := p = exp(s - lse), dp := scale p (dp - delta); causal: p = 0 where key > query
-// Element e = ((pair) rows + i) cols + j of both; query row0 + i, key col0 + j; lse and delta [n,h,t].
+// Element e = ((pair) rows + i) cols + j of both; query row0 + i, key col0 + j; lse and delta
+// [n,h,t].
 // Grid: linear, 64 per workgroup.
 #version 450
 #extension GL_GOOGLE_include_directive : require

@@ -1,5 +1,7 @@
-// shaders/attention_mm.comp - c = alpha a b per (batch element, head), all operands with free strides.
-//   a [m,k], b [k,n], c [m,n]; element (i,j) of x at x.off + batch x.sb + head x.sh + i x.s0 + j x.s1
+// shaders/attention_mm.comp - c = alpha a b per (batch element, head), all operands with free
+// strides.
+//   a [m,k], b [k,n], c [m,n]; element (i,j) of x at x.off + batch x.sb + head x.sh + i x.s0 + j
+//   x.s1
 // (modulo 2^32, so an offset may be "negative").  Used where probabilities are materialised.
 // Grid: x = tiles of 64 columns, y = tiles of 64 rows, z = pairs (batch, head) from pair0.
 // 128 invocations, 8 x 4 results each.  Shared memory: 2 x 16 x 65 floats = 8320 bytes.

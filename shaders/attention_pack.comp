@@ -1,5 +1,6 @@
 // shaders/attention_pack.comp - keys or values of one head as panels for attention_rows.comp.
-//   MODE 0: quad (panel, c, lane) = k[4 j .. 4 j + 3][c], j = panel SG + lane   (k transposed, K = d)
+//   MODE 0: quad (panel, c, lane) = k[4 j .. 4 j + 3][c], j = panel SG + lane   (k transposed, K =
+//   d)
 //   MODE 1: quad (panel, r, lane) = v[r][4 j .. 4 j + 3]                        (K = keys, K4 rows)
 // Zeros outside.  Grid: linear over quads, 64 per workgroup.
 #version 450

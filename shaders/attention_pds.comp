@@ -1,4 +1,5 @@
-// shaders/attention_pds.comp - gradient of a row softmax: ds = scale p (dp - rowsum(p dp)), f32 scratch.
+// shaders/attention_pds.comp - gradient of a row softmax: ds = scale p (dp - rowsum(p dp)), f32
+// scratch.
 // Grid: one workgroup of 64 per row (linear).  Shared memory: 64 floats.
 //! variant f32
 //! variant f16 -DACT_F16=1

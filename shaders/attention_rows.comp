@@ -1,8 +1,9 @@
-// shaders/attention_rows.comp - c = alpha a b for CPU devices, row-blocked: one subgroup makes TM rows x
-// 4 SG columns.  a [m,k] row-major (quads along k), b packed in panels [n / (4 SG)][k][SG] of vec4,
-// c row-major.  Lanes run along columns for b and c; a is fetched with lanes = rows, four k at a time,
-// and handed round by subgroupShuffle with a constant index.  k is a multiple of 4.  Each turn fetches
-// the b rows of the next one: 4 rows after the last panel exist in memory.
+// shaders/attention_rows.comp - c = alpha a b for CPU devices, row-blocked: one subgroup makes
+// TM rows x 4 SG columns.  a [m,k] row-major (quads along k), b packed in panels
+// [n / (4 SG)][k][SG] of vec4, c row-major.  Lanes run along columns for b and c; a is fetched
+// with lanes = rows, four k at a time, and handed round by subgroupShuffle with a constant index.
+// k is a multiple of 4.  Each turn fetches the b rows of the next one: 4 rows after the last panel
+// exist in memory.
 // Grid: x = row blocks, y = panels.  Shared memory: none.
 #version 450
 #extension GL_GOOGLE_include_directive : require

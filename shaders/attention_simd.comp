@@ -2,8 +2,8 @@
 //   o = softmax(scale q k^T) v, lse = ln(sum exp(scale q k^T))    q,o [n,t,h,d], k,v [n,s,h,d]
 // Lanes are queries (TQ per lane), each owns whole softmax rows: no shared memory, no barrier, no
 // reduction across lanes.  Blocks of KB keys are fetched with lanes = (key, quad of d) and handed
-// round by subgroupShuffle with a constant index.  Online softmax (Milakov and Gimelshein 2018, Dao et
-// al. 2022) in base 2, q pre-scaled.
+// round by subgroupShuffle with a constant index.  Online softmax (Milakov and Gimelshein 2018,
+// Dao et al. 2022) in base 2, q pre-scaled.
 // Grid: x = query blocks, y = heads, z = batch.  Shared memory: none.  The subgroup has SG lanes.
 //! variant f32 -DTEXEL=1
 //! variant f16 -DTEXEL=1 -DACT_F16=1

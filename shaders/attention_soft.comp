@@ -14,7 +14,7 @@ layout(constant_id = 0) const uint CAUSAL = 0;
 layout(push_constant) uniform Push {
     uint n_row, rows, row0, n, ld;
     uint ld_out, out_off;
-    uint lse_off, lse_ld; // lse of row r at lse_off + r / rows * lse_ld + row0 + r % rows; ld 0: none
+    uint lse_off, lse_ld; // row r: lse_off + r / rows * lse_ld + row0 + r % rows; ld 0: none
 } pc;
 layout(binding = 0, std430) readonly buffer SBlock { float s[]; };
 layout(binding = 1, std430) writeonly buffer PBlock { ELT p[]; };

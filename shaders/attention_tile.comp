@@ -1,8 +1,8 @@
 // shaders/attention_tile.comp - flash attention for GPUs: 64 queries x 32 keys per step.
 //   o = softmax(scale q k^T) v, lse = ln(sum exp(scale q k^T))    q,o [n,t,h,d], k,v [n,s,h,d]
-// 128 invocations: ty = 0..15 owns queries 4 ty .. 4 ty + 3, tx = 0..7 owns keys tx + 8 j (scores) and
-// columns tx + 8 j (output).  Any d: scores go over d in chunks of 16; a workgroup makes NV chunks of 16
-// output columns, so a wide d is split over several workgroups that repeat the scores.
+// 128 invocations: ty = 0..15 owns queries 4 ty .. 4 ty + 3, tx = 0..7 owns keys tx + 8 j (scores)
+// and columns tx + 8 j (output).  Any d: scores go over d in chunks of 16; a workgroup makes NV
+// chunks of 16 output columns, so a wide d is split over several workgroups that repeat the scores.
 // Grid: x = query blocks, y = heads x column slices, z = batch.
 // Shared memory: (64 + 32) x 17 + 64 x 33 floats = 14976 bytes; no assumption on the subgroup size.
 // Online softmax: Milakov and Gimelshein 2018, Dao et al. 2022.

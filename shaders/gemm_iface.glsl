@@ -1,10 +1,11 @@
 // shaders/gemm_iface.glsl - what both shapes of the matrix product share: push constants, operand
 // bindings, the walk over convolution taps, the epilogue.
 //
-//   y[m, col] = sum_tap sum_k a[pixel(m, tap), k] b[col, tap, k]  (+ bias[col] + t[image(m), col] + r[m, col])
+//   y[m, col] = sum_tap sum_k a[pixel(m, tap), k] b[col, tap, k]
+//               (+ bias[col] + t[image(m), col] + r[m, col])
 //
-// a: rows of `quads` quads (channels last), b: packed panels of 32 columns (graph/pack.c), y: rows of
-// `ldy` elements.  A plain product has one tap and pixel(m) = m.  Sums are f32.
+// a: rows of `quads` quads (channels last), b: packed panels of 32 columns (graph/pack.c), y: rows
+// of `ldy` elements.  A plain product has one tap and pixel(m) = m.  Sums are f32.
 // -DTEXEL reads a and b through storage texel buffers, -DACT_F16 stores a, t, r and y in 16 bits.
 #ifndef IPT_GEMM_IFACE_GLSL
 #define IPT_GEMM_IFACE_GLSL
@@ -25,12 +26,14 @@ layout(push_constant) uniform push_block {
     int stride, pad, spread;
     int a_first;   // quad of `a` that is number 0 of the binding
     int ldy, y0;   // elements per row of y, and its first column
+    int turned;    // gemm.comp: workgroups count row tiles first
 } pc;
 
-const int PLAIN = 0;  // one tap, pixel(m) = m
-const int TAPS = 1;   // convolution, with border
+const int PLAIN = 0;   // one tap, pixel(m) = m
+const int TAPS = 1;    // convolution, with border
 const int ENLARGE = 2; // the same over a nearest-neighbour enlarged input
-const int SPREAD = 3; // the same over an input with spread - 1 zeros between pixels (gradient of a stride)
+const int SPREAD = 3;  // the same over an input with spread - 1 zeros between pixels (of a stride's
+                       // gradient)
 
 const int HAS_BIAS = 1;
 const int HAS_T = 2;
@@ -65,7 +68,8 @@ ivec3 gemm_origin(int m)
     int image = m / pc.opix;
     int p = m - image * pc.opix;
     int oy = p / pc.ow;
-    return ivec3(image * pc.h * pc.w, oy * pc.stride - pc.pad, (p - oy * pc.ow) * pc.stride - pc.pad);
+    int ox = p - oy * pc.ow;
+    return ivec3(image * pc.h * pc.w, oy * pc.stride - pc.pad, ox * pc.stride - pc.pad);
 }
 
 // Quad index in the binding of the pixel under a tap; -1 outside the image.

@@ -1,10 +1,11 @@
-// shaders/gemm_tile.comp - matrix product and implicit-GEMM convolution over shared-memory tiles, for
-// GPUs.
+// shaders/gemm_tile.comp - matrix product and implicit-GEMM convolution over shared-memory tiles,
+// for GPUs.
 //
-// Shapes and layouts: gemm_iface.glsl.  128 invocations make 64 x 64 results, 8 x 4 each, 16 k's (4
-// quads) at a time: invocation i owns columns 4 (i % 16).. and rows 8 (i / 16)...  The next slice is
-// fetched into registers while the present one is multiplied.  `a` lies transposed, [k][row], so that
-// eight rows are two vector reads; both arrays are padded by one quad against bank conflicts.
+// Shapes and layouts: gemm_iface.glsl.  128 invocations make 64 x 64 results, 8 x 4 each, 16 k's
+// (4 quads) at a time: invocation i owns columns 4 (i % 16).. and rows 8 (i / 16)..; the next slice
+// is fetched into registers while the present one is multiplied.  `a` lies transposed, [k][row]: the
+// 16 invocations of one row block read the same words (broadcast), those of one column block read
+// neighbouring quads of `b`.  Both arrays are padded by one quad against bank conflicts.
 // Grid: x = row tiles, y = column tiles.  Shared memory: 2 x 16 x 68 floats = 8.5 KiB.
 #version 450
 //! variant f32
@@ -25,7 +26,8 @@ shared vec4 b_tile[QK * 4 * PITCH];
 vec4 a_next[2];
 uvec4 b_next[2];
 
-// Fetches slice `q` (first quad) of a tap: a as 2 x 32 rows x 4 quads, b as 16 k's (8 pairs) x 16 quads.
+// Fetches the slice that starts at quad `q` of a tap: 64 rows x 4 quads of a, and of b 16 k's (8
+// pairs) x 16 quads.
 void fetch(int id, int from[2], int panel_at, int tap, int q)
 {
     [[unroll]] for (int i = 0; i < 2; i++) {

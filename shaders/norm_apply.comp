@@ -1,4 +1,5 @@
-// shaders/norm_apply.comp - group norm, last stage: y = (x - mean) rstd gamma + beta, then silu if SILU.
+// shaders/norm_apply.comp - group norm, last stage: y = (x - mean) rstd gamma + beta, then silu
+// if SILU is set.
 // Grid: norm_span.glsl.
 //! variant f32_texel -DTEXEL=1
 //! variant f32

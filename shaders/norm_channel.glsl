@@ -1,5 +1,5 @@
-// shaders/norm_channel.glsl - the per-channel constants of an item: mean, rstd, gamma, beta; z(x) and
-// d silu.  Users declare FLOATS_IN gamma, beta, stat before.
+// shaders/norm_channel.glsl - the per-channel constants of an item: mean, rstd, gamma, beta; z(x)
+// and d silu.  Users declare FLOATS_IN gamma, beta, stat before.
 struct Channels {
     ITEM mean, rstd, gamma, beta;
 };

@@ -1,5 +1,5 @@
-// shaders/norm_csum.comp - last stage of parameter gradients: dbeta[c] = sum over rows of part[row][c].x,
-// dgamma[c] = the same of .y.  Grid: linear over channels, 64 per workgroup.
+// shaders/norm_csum.comp - last stage of parameter gradients: dbeta[c] = sum over rows of
+// part[row][c].x, dgamma[c] = the same of .y.  Grid: linear over channels, 64 per workgroup.
 #version 450
 #extension GL_GOOGLE_include_directive : require
 #include "common.glsl"

@@ -1,4 +1,5 @@
-// shaders/norm_gdx.comp - group norm gradient: dx = rstd (gamma dz - s1 - xhat s2) with the group means
+// shaders/norm_gdx.comp - group norm gradient: dx = rstd (gamma dz - s1 - xhat s2) with the group
+// means
 // (s1, s2) of norm_gsum.comp.  Grid: norm_span.glsl.
 //! variant f32_texel -DTEXEL=1
 //! variant f32

@@ -1,5 +1,5 @@
-// shaders/norm_gsum.comp - group norm gradient, second stage: per (n, g) the means over the group of
-// gamma dz and gamma dz xhat.  Grid: one workgroup of 64 per (n, g), linear.  Shared: 64 vec2.
+// shaders/norm_gsum.comp - group norm gradient, second stage: per (n, g) the means over the group
+// of gamma dz and gamma dz xhat.  Grid: one workgroup of 64 per (n, g), linear.  Shared: 64 vec2.
 #version 450
 #extension GL_GOOGLE_include_directive : require
 #include "common.glsl"

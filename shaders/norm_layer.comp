@@ -113,6 +113,7 @@ void main()
     }
 #else
     for (uint i = tid; i < pc.items; i += WG)
-        y_out[at + i] = STORED((LOAD(x_in, at + i) - mean) * rstd * PARAM(gamma, i) + PARAM(beta, i));
+        y_out[at + i] =
+            STORED((LOAD(x_in, at + i) - mean) * rstd * PARAM(gamma, i) + PARAM(beta, i));
 #endif
 }

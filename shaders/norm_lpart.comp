@@ -1,5 +1,5 @@
-// shaders/norm_lpart.comp - layer norm parameter gradients, first stage: per chunk of rows and channel
-// part[chunk][c] = (sum dy, sum dy xhat), xhat from stat[row] = (mean, rstd).
+// shaders/norm_lpart.comp - layer norm parameter gradients, first stage: per chunk of rows and
+// channel part[chunk][c] = (sum dy, sum dy xhat), xhat from stat[row] = (mean, rstd).
 // Grid: linear over (chunk, channel), 64 per workgroup, channel fastest.
 //! variant f32
 //! variant f16 -DACT_F16=1

@@ -1,6 +1,6 @@
-// shaders/norm_span.glsl - which items an invocation of a group norm kernel handles: one item column of
-// a chunk of pixels.  A dispatch covers chunks chunk0 .. chunk0 + n_chunk - 1 of batch elements
-// n0 .. n0 + n_n - 1; its bindings start `base` items into the tensor.
+// shaders/norm_span.glsl - which items an invocation of a group norm kernel handles: one item
+// column of a chunk of pixels.  A dispatch covers chunks chunk0 .. chunk0 + n_chunk - 1 of batch
+// elements n0 .. n0 + n_n - 1; its bindings start `base` items into the tensor.
 // Grid: linear, WG per workgroup, item fastest, then chunk, then batch element.
 layout(local_size_x_id = 0) in;
 layout(constant_id = 0) const uint WG = 64;
@@ -35,9 +35,7 @@ Span span()
 // Position in the partial sums [n][chunks][C].
 uint part_at(Span r) { return ((r.n * pc.chunks + r.chunk) * pc.items + r.item) * VEC; }
 #ifdef SCALAR
-#define PER_CHANNEL(e) (e)
 #define CHANNEL(v, i) (v)
 #else
-#define PER_CHANNEL(e) (e)
 #define CHANNEL(v, i) (v)[i]
 #endif

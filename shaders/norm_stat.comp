@@ -1,6 +1,6 @@
-// shaders/norm_stat.comp - group norm, first stage: mean and sum of squared deviations of every channel
-// over a chunk of pixels, part[n][chunk][c] = (mean, m2).  Sums are taken relative to the channel's
-// first value in the chunk, so a large mean costs no accuracy.  Grid: norm_span.glsl.
+// shaders/norm_stat.comp - group norm, first stage: mean and sum of squared deviations of every
+// channel over a chunk of pixels, part[n][chunk][c] = (mean, m2).  Sums are taken relative to the
+// channel's first value in the chunk, so a large mean costs no accuracy.  Grid: norm_span.glsl.
 //! variant f32_texel -DTEXEL=1
 //! variant f32
 //! variant f32_scalar -DSCALAR=1

@@ -1,5 +1,6 @@
-// shaders/norm_stat2.comp - group norm, second stage: stat[n,g] = (mean, 1 / sqrt(var + eps)) from the
-// partial (mean, m2) of every channel and chunk (Chan, Golub and LeVeque 1983, pairwise update).
+// shaders/norm_stat2.comp - group norm, second stage: stat[n,g] = (mean, 1 / sqrt(var + eps)) from
+// the partial (mean, m2) of every channel and chunk (Chan, Golub and LeVeque 1983, pairwise
+// update).
 // Grid: one workgroup of 64 per (n, g), linear.  Shared memory: 64 floats.
 #version 450
 #extension GL_GOOGLE_include_directive : require

@@ -1,8 +1,8 @@
 // shaders/pack.comp - copies an operand of a matrix product into the layout gemm reads.
 //
-// Result, one quad of four elements per invocation: panels of 32 columns (quad = 4 columns of one k,
-// f32, zeros behind the last panel) or rows (quad = 4 k's of one row, type of the source); what lies
-// outside n x k is zero.  Source element (n, tap, k):
+// Result, one quad of four elements per invocation: panels of 32 columns (quad = 4 columns of one
+// k, f32, zeros behind the last panel) or rows (quad = 4 k's of one row, type of the source); what
+// lies outside n x k is zero.  Source element (n, tap, k):
 //   STRIDED  src[base + n sn + tap st + k sk]
 //   GATHER   channel n of the pixel that output pixel k sees under tap (ky, kx)
 //   PANEL    packed panels of depth sk: column k, row (taps - 1 - tap) * sn + n

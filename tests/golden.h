@@ -29,14 +29,12 @@ double golden_max_rel(const float *ref, const float *got, size_t n);  /* max |d|
 /* Fails the test, naming both values, when value > limit or value is NaN. */
 void golden_at_most(double value, double limit, const char *what, ...) IPT_PRINTF(3, 4);
 
-/* --- sinusoids (own file: golden_embed.c) ----------------------------------------------------------- */
-void golden_time_embedding(double t, int32_t dim, bool flip, double shift, float *out);
-
 /* --- bench -------------------------------------------------------------------------------------- */
 typedef struct bench {
     ipt_ctx *ctx;
     ipt_gpu *gpu; /* NULL: host references in double */
     const char *name;
+    int n_line;             /* log lines so far; the first few are printed */
     bool no_device;         /* nothing to run on: tests skip themselves with bench_ready */
     ipt_dtype weights, act; /* element types to use now; F32 unless a test sets them */
 } bench;

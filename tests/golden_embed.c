@@ -1,7 +1,7 @@
-/* tests/golden_embed.c - sinusoids of time steps for the model tests. */
-#include "sampler/sampler.h"
-
+/* tests/golden_embed.c - see golden_embed.h. */
 #include "tests/golden_embed.h"
+
+#include "sampler/sampler.h"
 
 void golden_time_embedding(double t, int32_t dim, bool flip, double shift, float *out)
 {

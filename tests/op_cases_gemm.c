@@ -1,12 +1,13 @@
-/* tests/op_cases_gemm.c - linear layers, matrix products, convolutions.  Sizes sit around the tiles of
- * the kernels (8, 16, 32, 64), quads (4) and panels (32 columns), plus primes, 1 and 77 tokens.  The
- * gradient cases bring LINEAR_DX, MATMUL_NT, the transposed MATMUL, CONV2D_DX and CONV2D_DW. */
+/* tests/op_cases_gemm.c - linear layers, matrix products, convolutions.  Sizes sit around the tiles
+ * of the kernels (8, 16, 32, 64), quads (4) and panels (32 columns), plus primes, 1 and 77 tokens.
+ * The gradient cases bring LINEAR_DX, MATMUL_NT, the transposed MATMUL, CONV2D_DX and CONV2D_DW. */
 #include "tests/op_cases.h"
 
 static const ipt_val no_val = {0};
 
 /* x [n,t,k] -> [n,t,o] */
-static void linear(case_env *e, int32_t n, int32_t t, int32_t k, int32_t o, bool bias, bool residual)
+static void linear(case_env *e, int32_t n, int32_t t, int32_t k, int32_t o, bool bias,
+                   bool residual)
 {
     ipt_val x = case_in(e, "x", ipt_shape3(IPT_F32, n, t, k));
     ipt_val r = residual ? case_in(e, "r", ipt_shape3(IPT_F32, n, t, o)) : no_val;
@@ -32,7 +33,9 @@ static void linear_param(case_env *e)
 {
     ipt_val x = case_in(e, "x", ipt_shape3(IPT_F32, 2, 9, 18));
     ipt_val w = case_in_f32(e, "w", ipt_shape2(IPT_F32, 21, 18));
-    case_out(e, "y", ipt_emit(e->g, IPT_OP_LINEAR, "layer", (ipt_val[]){x, w, no_val, no_val}, 4, NULL, NULL));
+    case_out(
+        e, "y",
+        ipt_emit(e->g, IPT_OP_LINEAR, "layer", (ipt_val[]){x, w, no_val, no_val}, 4, NULL, NULL));
 }
 
 /* a [n,t,k] b [k,o] */
@@ -79,7 +82,10 @@ static void conv(case_env *e, conv_case k)
     }
     case_out(e, "y", ipt_conv2d_add(e->g, x, "conv", k.o, k.c, t, r));
 }
-#define CONV3 {.kernel = 3, .stride = 1, .pad_lo = 1, .pad_hi = 1}
+#define CONV3                                                                                      \
+    {                                                                                              \
+        .kernel = 3, .stride = 1, .pad_lo = 1, .pad_hi = 1                                         \
+    }
 static void conv_one(case_env *e)
 {
     conv(e, (conv_case){1, 1, 1, 1, 1, {.kernel = 1, .stride = 1}, true});
@@ -101,11 +107,13 @@ static void conv_valid(case_env *e)
 }
 static void conv_stride(case_env *e)
 {
-    conv(e, (conv_case){2, 8, 7, 12, 16, {.kernel = 3, .stride = 2, .pad_lo = 1, .pad_hi = 1}, false});
+    conv(e,
+         (conv_case){2, 8, 7, 12, 16, {.kernel = 3, .stride = 2, .pad_lo = 1, .pad_hi = 1}, false});
 }
 static void conv_stride_right(case_env *e) /* the VAE's downsampling pads right and bottom only */
 {
-    conv(e, (conv_case){1, 8, 9, 8, 12, {.kernel = 3, .stride = 2, .pad_lo = 0, .pad_hi = 1}, false});
+    conv(e,
+         (conv_case){1, 8, 9, 8, 12, {.kernel = 3, .stride = 2, .pad_lo = 0, .pad_hi = 1}, false});
 }
 static void conv_stride_1x1(case_env *e)
 {
@@ -117,13 +125,23 @@ static void conv_patch(case_env *e)
 }
 static void conv_up(case_env *e)
 {
-    conv(e, (conv_case){2, 4, 3, 8, 12,
-                        {.kernel = 3, .stride = 1, .pad_lo = 1, .pad_hi = 1, .up_h = 8, .up_w = 6}, false});
+    conv(e, (conv_case){2,
+                        4,
+                        3,
+                        8,
+                        12,
+                        {.kernel = 3, .stride = 1, .pad_lo = 1, .pad_hi = 1, .up_h = 8, .up_w = 6},
+                        false});
 }
 static void conv_up_odd(case_env *e)
 {
-    conv(e, (conv_case){1, 4, 5, 12, 8,
-                        {.kernel = 3, .stride = 1, .pad_lo = 1, .pad_hi = 1, .up_h = 7, .up_w = 9}, true});
+    conv(e, (conv_case){1,
+                        4,
+                        5,
+                        12,
+                        8,
+                        {.kernel = 3, .stride = 1, .pad_lo = 1, .pad_hi = 1, .up_h = 7, .up_w = 9},
+                        true});
 }
 /* Plain leaves: the trainable kernel, [k k i, o] and [o,k,k,i]. */
 static void conv_leaf(case_env *e)

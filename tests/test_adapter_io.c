@@ -1,5 +1,5 @@
-/* tests/test_adapter_io.c - adapter files: every family, scales, hostile files.  What the factors do to
- * pictures is tested elsewhere; here: which module, which rank, which numbers. */
+/* tests/test_adapter_io.c - adapter files: every family, scales, hostile files.  What the factors
+ * do to pictures is tested elsewhere; here: which module, which rank, which numbers. */
 #include "tests/support.h"
 
 #include "model_io/internal.h"
@@ -11,7 +11,7 @@
 #include <string.h>
 #include <unistd.h>
 
-/* --- the modules of a tiny model ------------------------------------------------------------------ */
+/* --- the modules of a tiny model -------------------------------------------------------------- */
 typedef struct model_modules {
     ipt_ctx *ctx;
     ipt_graph *g[3];
@@ -26,10 +26,16 @@ static void add_modules(model_modules *t, ipt_graph *g, int comp)
         ipt_shape s;
         const char *name = ipt_graph_weight(g, i, &s);
         size_t len = strlen(name);
-        if (len < 8 || strcmp(name + len - 7, ".weight") != 0 || s.rank < 2 || strstr(name, "embeddings"))
+        if (len < 8 || strcmp(name + len - 7, ".weight") != 0 || s.rank < 2 ||
+            strstr(name, "embeddings"))
             continue;
         snprintf(t->name[t->n], IPT_KEY_MAX, "%.*s", (int)(len - 7), name);
-        t->m[t->n] = (ipt_module){.comp = comp, .name = t->name[t->n], .out = s.dim[0], .in = s.dim[s.rank - 1], .kh = 1, .kw = 1};
+        t->m[t->n] = (ipt_module){.comp = comp,
+                                  .name = t->name[t->n],
+                                  .out = s.dim[0],
+                                  .in = s.dim[s.rank - 1],
+                                  .kh = 1,
+                                  .kw = 1};
         if (s.rank == 4) {
             t->m[t->n].kh = s.dim[1];
             t->m[t->n].kw = s.dim[2];
@@ -43,12 +49,14 @@ static void modules_of(ipt_ctx *ctx, const char *folder, model_modules *t)
     ipt_model *model = NULL;
     assert_ok(ctx, ipt_model_open(ctx, folder, NULL, &model));
     const ipt_model_config *c = ipt_model_get_config(model);
-    *t = (model_modules){.ctx = ctx, .m = calloc(2000, sizeof *t->m), .name = calloc(2000, sizeof *t->name)};
+    *t = (model_modules){
+        .ctx = ctx, .m = calloc(2000, sizeof *t->m), .name = calloc(2000, sizeof *t->name)};
     for (int k = 0; k < 3; k++) {
         assert_ok(ctx, ipt_graph_create(ctx, &t->g[k]));
         ipt_text_key key = {.batch = 1, .tokens = 77, .final_norm = true, .pooled = k == 2};
         if (k == 0)
-            ipt_unet_build(t->g[k], &c->unet, &(ipt_unet_key){.batch = 1, .h = 16, .w = 16, .tokens = 77});
+            ipt_unet_build(t->g[k], &c->unet,
+                           &(ipt_unet_key){.batch = 1, .h = 16, .w = 16, .tokens = 77});
         else if (c->has[k == 1 ? IPT_COMP_TEXT : IPT_COMP_TEXT2])
             ipt_text_build(t->g[k], k == 1 ? &c->text : &c->text2, &key);
         assert_ok(ctx, ipt_graph_status(t->g[k]));
@@ -65,7 +73,7 @@ static void modules_done(model_modules *t)
     free(t->name);
 }
 
-/* --- published families ------------------------------------------------------------------------------ */
+/* --- published families ----------------------------------------------------------------------- */
 static const struct {
     const char *file, *model;
     ipt_adapter_family family;
@@ -80,7 +88,8 @@ static const struct {
     {"golden_lora_attnprocs.safetensors", "sd1", IPT_ADAPTER_ATTN_PROCS, 68, 3, 3, 1, false, false},
     {"golden_lora_diffusers.safetensors", "sd1", IPT_ADAPTER_DIFFUSERS, 68, 2, 4, 1, false, false},
     {"golden_lora_peft.safetensors", "sd1", IPT_ADAPTER_PEFT, 80, 4, 4, 1, false, false},
-    {"golden_lora_peft_metadata.safetensors", "sd1", IPT_ADAPTER_PEFT, 80, 4, 4, 1.5f, false, false},
+    {"golden_lora_peft_metadata.safetensors", "sd1", IPT_ADAPTER_PEFT, 80, 4, 4, 1.5f, false,
+     false},
     {"golden_lora_peft_folder", "sd1", IPT_ADAPTER_PEFT, 36, 4, 4, 1.5f, true, false},
     {"golden_lora_sdxl_kohya.safetensors", "sdxl", IPT_ADAPTER_KOHYA, 273, 2, 2, 1, true, false},
 };
@@ -122,7 +131,8 @@ static void test_words_and_hashes(void **state)
     uint8_t digest[32];
     ipt_sha256 h;
     modules_of(ctx, IPT_TEST_DATA "/models/sd1", &t);
-    assert_ok(ctx, ipt_adapter_open(ctx, IPT_TEST_DATA "/golden_lora_kohya.safetensors", t.m, t.n, &f));
+    assert_ok(ctx,
+              ipt_adapter_open(ctx, IPT_TEST_DATA "/golden_lora_kohya.safetensors", t.m, t.n, &f));
     assert_string_equal(f->name, "golden_lora_kohya");
     assert_int_equal(f->n_word, 2);
     assert_string_equal(f->word[0], "sks");
@@ -143,7 +153,7 @@ static void test_words_and_hashes(void **state)
     ipt_ctx_destroy(&ctx);
 }
 
-/* --- files made here ------------------------------------------------------------------------------------ */
+/* --- files made here -------------------------------------------------------------------------- */
 static const ipt_module toy[] = {
     {IPT_COMP_UNET, "down_blocks.0.resnets.0.conv1", 3, 2, 3, 3},
     {IPT_COMP_UNET, "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q", 4, 4, 1, 1},
@@ -160,7 +170,8 @@ typedef struct toy_tensor {
     float fill; /* value of every element: NAN, or else fill + index */
 } toy_tensor;
 
-static uint8_t *toy_file(ipt_ctx *ctx, const toy_tensor *t, size_t n, const ipt_st_meta *meta, size_t n_meta, size_t *size)
+static uint8_t *toy_file(ipt_ctx *ctx, const toy_tensor *t, size_t n, const ipt_st_meta *meta,
+                         size_t n_meta, size_t *size)
 {
     char path[512], *bytes = NULL;
     ipt_st_write w[16];
@@ -195,23 +206,67 @@ static void test_refused(void **state)
         ipt_status want;
         const char *says;
     } rows[] = {
-        {{{Q ".lora_down.weight", {2, 5}, 2, 0}, {Q ".lora_up.weight", {4, 2}, 2, 0}}, 2, IPT_ERR_SHAPE, "found shape [2,5], expected [2,4]"},
-        {{{Q ".lora_down.weight", {2, 4}, 2, 0}, {Q ".lora_up.weight", {5, 2}, 2, 0}}, 2, IPT_ERR_SHAPE, "found shape [5,2], expected [4,2]"},
-        {{{Q ".lora_down.weight", {2, 4}, 2, 0}, {Q ".lora_up.weight", {4, 3}, 2, 0}}, 2, IPT_ERR_SHAPE, "found shape [4,3], expected [4,2]"},
-        {{{Q ".lora_down.weight", {0, 4}, 2, 0}, {Q ".lora_up.weight", {4, 0}, 2, 0}}, 2, IPT_ERR_SHAPE, "rank"},
-        {{{Q ".lora_down.weight", {2, 4}, 2, NAN}, {Q ".lora_up.weight", {4, 2}, 2, 0}}, 2, IPT_ERR_FORMAT, "element 0 is NaN"},
-        {{{Q ".lora_down.weight", {2, 4}, 2, 0}, {Q ".lora_up.weight", {4, 2}, 2, INFINITY}}, 2, IPT_ERR_FORMAT, "is infinite"},
-        {{{Q ".lora_down.weight", {2, 4}, 2, 0}}, 1, IPT_ERR_FORMAT, "but not '" Q ".lora_up.weight'"},
-        {{{Q ".lora_down.weight", {2, 4}, 2, 0}, {Q ".lora_up.weight", {4, 2}, 2, 0}, {Q ".alpha", {2}, 1, 1}}, 3, IPT_ERR_SHAPE, "found 2 elements"},
-        {{{Q ".lora_down.weight", {2, 4}, 2, 0}, {Q ".lora_up.weight", {4, 2}, 2, 0}, {Q ".alpha", {0}, 0, NAN}}, 3, IPT_ERR_FORMAT, "NaN"},
-        {{{C ".lora_down.weight", {2, 2, 1, 1}, 4, 0}, {C ".lora_up.weight", {3, 2, 1, 1}, 4, 0}}, 2, IPT_ERR_SHAPE, "expected [2,2,3,3]"},
-        {{{C ".lora_down.weight", {2, 2, 1, 1}, 4, 0}, {C ".lora_up.weight", {3, 2, 1, 1}, 4, 0}, {C ".lora_mid.weight", {2, 1, 3, 3}, 4, 0}}, 3,
-         IPT_ERR_SHAPE, "lora_mid"},
-        {{{Q ".lokr_w1", {2, 2}, 2, 0}, {Q ".lokr_w2", {2, 2}, 2, 0}}, 2, IPT_ERR_UNSUPPORTED, "LoKr adapter ('" Q ".lokr_w1'): not supported yet"},
+        {{{Q ".lora_down.weight", {2, 5}, 2, 0}, {Q ".lora_up.weight", {4, 2}, 2, 0}},
+         2,
+         IPT_ERR_SHAPE,
+         "found shape [2,5], expected [2,4]"},
+        {{{Q ".lora_down.weight", {2, 4}, 2, 0}, {Q ".lora_up.weight", {5, 2}, 2, 0}},
+         2,
+         IPT_ERR_SHAPE,
+         "found shape [5,2], expected [4,2]"},
+        {{{Q ".lora_down.weight", {2, 4}, 2, 0}, {Q ".lora_up.weight", {4, 3}, 2, 0}},
+         2,
+         IPT_ERR_SHAPE,
+         "found shape [4,3], expected [4,2]"},
+        {{{Q ".lora_down.weight", {0, 4}, 2, 0}, {Q ".lora_up.weight", {4, 0}, 2, 0}},
+         2,
+         IPT_ERR_SHAPE,
+         "rank"},
+        {{{Q ".lora_down.weight", {2, 4}, 2, NAN}, {Q ".lora_up.weight", {4, 2}, 2, 0}},
+         2,
+         IPT_ERR_FORMAT,
+         "element 0 is NaN"},
+        {{{Q ".lora_down.weight", {2, 4}, 2, 0}, {Q ".lora_up.weight", {4, 2}, 2, INFINITY}},
+         2,
+         IPT_ERR_FORMAT,
+         "is infinite"},
+        {{{Q ".lora_down.weight", {2, 4}, 2, 0}},
+         1,
+         IPT_ERR_FORMAT,
+         "but not '" Q ".lora_up.weight'"},
+        {{{Q ".lora_down.weight", {2, 4}, 2, 0},
+          {Q ".lora_up.weight", {4, 2}, 2, 0},
+          {Q ".alpha", {2}, 1, 1}},
+         3,
+         IPT_ERR_SHAPE,
+         "found 2 elements"},
+        {{{Q ".lora_down.weight", {2, 4}, 2, 0},
+          {Q ".lora_up.weight", {4, 2}, 2, 0},
+          {Q ".alpha", {0}, 0, NAN}},
+         3,
+         IPT_ERR_FORMAT,
+         "NaN"},
+        {{{C ".lora_down.weight", {2, 2, 1, 1}, 4, 0}, {C ".lora_up.weight", {3, 2, 1, 1}, 4, 0}},
+         2,
+         IPT_ERR_SHAPE,
+         "expected [2,2,3,3]"},
+        {{{C ".lora_down.weight", {2, 2, 1, 1}, 4, 0},
+          {C ".lora_up.weight", {3, 2, 1, 1}, 4, 0},
+          {C ".lora_mid.weight", {2, 1, 3, 3}, 4, 0}},
+         3,
+         IPT_ERR_SHAPE,
+         "lora_mid"},
+        {{{Q ".lokr_w1", {2, 2}, 2, 0}, {Q ".lokr_w2", {2, 2}, 2, 0}},
+         2,
+         IPT_ERR_UNSUPPORTED,
+         "LoKr adapter ('" Q ".lokr_w1'): not supported yet"},
         {{{Q ".hada_w1_a", {2, 2}, 2, 0}}, 1, IPT_ERR_UNSUPPORTED, "LoHa"},
         {{{Q ".dora_scale", {4, 1}, 2, 0}}, 1, IPT_ERR_UNSUPPORTED, "DoRA"},
         {{{Q ".diff", {4, 4}, 2, 0}}, 1, IPT_ERR_UNSUPPORTED, "whole weight differences"},
-        {{{"model.diffusion_model.out.2.weight", {4, 4}, 2, 0}}, 1, IPT_ERR_FORMAT, "this is a checkpoint"},
+        {{{"model.diffusion_model.out.2.weight", {4, 4}, 2, 0}},
+         1,
+         IPT_ERR_FORMAT,
+         "this is a checkpoint"},
         {{{"something", {4}, 1, 0}}, 1, IPT_ERR_MISSING, "none of its 1 keys ('something' ...)"},
         {{{"", {0}, 0, 0}}, 0, IPT_ERR_FORMAT, "no tensors"},
     };
@@ -220,9 +275,11 @@ static void test_refused(void **state)
         size_t n = 0;
         uint8_t *p = toy_file(ctx, rows[i].t, rows[i].n, NULL, 0, &n);
         ipt_adapter_file *f = NULL;
-        ipt_status s = ipt_adapter_open_memory(ctx, "bad.safetensors", p, n, toy, IPT_COUNT(toy), &f);
+        ipt_status s =
+            ipt_adapter_open_memory(ctx, "bad.safetensors", p, n, toy, IPT_COUNT(toy), &f);
         const char *text = ipt_last_error(ctx);
-        if (s != rows[i].want || !strstr(text, rows[i].says) || strncmp(text, "bad.safetensors: ", 17) != 0)
+        if (s != rows[i].want || !strstr(text, rows[i].says) ||
+            strncmp(text, "bad.safetensors: ", 17) != 0)
             fail_msg("row %zu: %s: %s", i, ipt_status_name(s), text);
         assert_null(f);
         ipt_free(p);
@@ -264,7 +321,8 @@ static void test_pack(void **state)
         for (int kx = 0; kx < 3; kx++)
             for (int i = 0; i < 2; i++)
                 for (int r = 0; r < R; r++) {
-                    float want = r >= 2 && r < 4 ? (float)(((r - 2) * 2 + i) * 9 + ky * 3 + kx) : -1;
+                    float want =
+                        r >= 2 && r < 4 ? (float)(((r - 2) * 2 + i) * 9 + ky * 3 + kx) : -1;
                     assert_true(a[((ky * 3 + kx) * 2 + i) * R + r] == want);
                 }
     for (int r = 0; r < R; r++)
@@ -309,11 +367,20 @@ static void test_ordinals(void **state)
     (void)state;
     ipt_ctx *ctx = test_ctx();
     static const toy_tensor t[] = {
-        {"unet:0:down", {1, 4}, 2, 1},         {"unet:0:up", {4, 1}, 2, 1},         {"unet:1:down", {1, 4}, 2, 1}, {"unet:1:up", {4, 1}, 2, 1},
-        {"unet:2:down", {1, 4}, 2, 1},         {"unet:2:up", {4, 1}, 2, 1},         {"unet:3:down", {1, 4}, 2, 1}, {"unet:3:up", {4, 1}, 2, 1},
-        {"text_encoder:0:down", {1, 4}, 2, 1}, {"text_encoder:0:up", {4, 1}, 2, 1}, {"<s1>", {4}, 1, 1},
+        {"unet:0:down", {1, 4}, 2, 1},
+        {"unet:0:up", {4, 1}, 2, 1},
+        {"unet:1:down", {1, 4}, 2, 1},
+        {"unet:1:up", {4, 1}, 2, 1},
+        {"unet:2:down", {1, 4}, 2, 1},
+        {"unet:2:up", {4, 1}, 2, 1},
+        {"unet:3:down", {1, 4}, 2, 1},
+        {"unet:3:up", {4, 1}, 2, 1},
+        {"text_encoder:0:down", {1, 4}, 2, 1},
+        {"text_encoder:0:up", {4, 1}, 2, 1},
+        {"<s1>", {4}, 1, 1},
     };
-    const ipt_st_meta meta[] = {{"<s1>", "<embed>"}, {"unet", "[\"CrossAttention\", \"Attention\", \"GEGLU\"]"}};
+    const ipt_st_meta meta[] = {{"<s1>", "<embed>"},
+                                {"unet", "[\"CrossAttention\", \"Attention\", \"GEGLU\"]"}};
     size_t n = 0;
     uint8_t *p = toy_file(ctx, t, IPT_COUNT(t), meta, 2, &n);
     ipt_adapter_file *f = NULL;
@@ -339,7 +406,8 @@ static void test_not_adapters(void **state)
         ipt_status want;
         const char *says;
     } rows[] = {
-        {IPT_TEST_DATA "/models/sd1", IPT_ERR_MISSING, "a folder without adapter_model.safetensors"},
+        {IPT_TEST_DATA "/models/sd1", IPT_ERR_MISSING,
+         "a folder without adapter_model.safetensors"},
         {IPT_TEST_DATA "/models/sd1/model_index.json", IPT_ERR_FORMAT, "this is text"},
         {IPT_TEST_DATA "/model_sd1_single_f16.safetensors", IPT_ERR_FORMAT, "this is a checkpoint"},
         {IPT_TEST_DATA "/nonexistent", IPT_ERR_IO, "No such file"},
@@ -361,7 +429,8 @@ static void test_oom(void **state)
     assert_int_equal(ipt_ctx_create(NULL, NULL, &ctx), IPT_OK);
     model_modules t;
     modules_of(ctx, IPT_TEST_DATA "/models/sd1", &t);
-    static const char *const files[] = {IPT_TEST_DATA "/golden_lora_locon_cp.safetensors", IPT_TEST_DATA "/golden_lora_peft_folder"};
+    static const char *const files[] = {IPT_TEST_DATA "/golden_lora_locon_cp.safetensors",
+                                        IPT_TEST_DATA "/golden_lora_peft_folder"};
     for (size_t k = 0; k < IPT_COUNT(files); k++) {
         ipt_adapter_file *f = NULL;
         uint64_t before = ipt_alloc_count(ctx);
@@ -383,8 +452,9 @@ static void test_oom(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_families), cmocka_unit_test(test_words_and_hashes), cmocka_unit_test(test_refused),
-        cmocka_unit_test(test_pack),     cmocka_unit_test(test_tucker),           cmocka_unit_test(test_ordinals),
+        cmocka_unit_test(test_families),     cmocka_unit_test(test_words_and_hashes),
+        cmocka_unit_test(test_refused),      cmocka_unit_test(test_pack),
+        cmocka_unit_test(test_tucker),       cmocka_unit_test(test_ordinals),
         cmocka_unit_test(test_not_adapters), cmocka_unit_test(test_oom),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -15,7 +15,8 @@
 
 #define MODELS IPT_TEST_DATA "/models/"
 
-/* --- the container ----------------------------------------------------------------------------- */
+/* --- the container -----------------------------------------------------------------------------
+ */
 /* A file in memory: header text (its length written in front) and n_data zero bytes. */
 static uint8_t *make_file(const char *header, size_t n_data, size_t *size)
 {
@@ -24,7 +25,7 @@ static uint8_t *make_file(const char *header, size_t n_data, size_t *size)
     assert_non_null(p);
     for (int i = 0; i < 8; i++)
         p[i] = (uint8_t)((uint64_t)n >> (8 * i));
-    memcpy(p + 8, header, n);
+    memcpy(p + 8, header, n + 1); /* the terminator falls on data, which is zero, or behind it */
     *size = 8 + n + n_data;
     return p;
 }
@@ -94,10 +95,18 @@ static void test_dtypes(void **state)
         const void *p;
         double want; /* NAN: not finite */
     } rows[] = {
-        {IPT_ST_F64, &f64, -1.5},           {IPT_ST_F32, &f32, 0.1f},          {IPT_ST_F16, &f16, 0.333251953125},
-        {IPT_ST_BF16, &bf16, 0.333984375},  {IPT_ST_F16, &inf16, (double)NAN}, {IPT_ST_F8_E4M3, &e4m3, 1},
-        {IPT_ST_F8_E4M3, &e4m3_nan, (double)NAN}, {IPT_ST_F8_E5M2, &e5m2, 1},  {IPT_ST_F8_E5M2, &e5m2_inf, (double)NAN},
-        {IPT_ST_I64, &i64, 1 << 20},        {IPT_ST_I8, &i8, -3},              {IPT_ST_I16, &i16, -300},
+        {IPT_ST_F64, &f64, -1.5},
+        {IPT_ST_F32, &f32, 0.1f},
+        {IPT_ST_F16, &f16, 0.333251953125},
+        {IPT_ST_BF16, &bf16, 0.333984375},
+        {IPT_ST_F16, &inf16, (double)NAN},
+        {IPT_ST_F8_E4M3, &e4m3, 1},
+        {IPT_ST_F8_E4M3, &e4m3_nan, (double)NAN},
+        {IPT_ST_F8_E5M2, &e5m2, 1},
+        {IPT_ST_F8_E5M2, &e5m2_inf, (double)NAN},
+        {IPT_ST_I64, &i64, 1 << 20},
+        {IPT_ST_I8, &i8, -3},
+        {IPT_ST_I16, &i16, -300},
         {IPT_ST_U8, &e4m3, 0x38},
     };
     for (size_t i = 0; i < IPT_COUNT(rows); i++) {
@@ -121,18 +130,27 @@ static const struct {
     size_t n_data;
     const char *says;
 } bad_headers[] = {
-    {"{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]}}", 4, "outside the file's 4 data bytes (truncated file?)"},
-    {"{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,4]}}", 8, "key 'a': found 4 bytes, expected 8 for F32 [2]"},
-    {"{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]},\"b\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[4,8]}}", 8,
-     "keys 'a' and 'b' overlap"},
-    {"{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]},\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[4,8]}}", 8,
-     "duplicate"},
-    {"{\"a\":{\"dtype\":\"Q4\",\"shape\":[1],\"data_offsets\":[0,4]}}", 4, "key 'a': unknown dtype 'Q4'"},
+    {"{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]}}", 4,
+     "outside the file's 4 data bytes (truncated file?)"},
+    {"{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,4]}}", 8,
+     "key 'a': found 4 bytes, expected 8 for F32 [2]"},
+    {"{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]},\"b\":{\"dtype\":\"F32\","
+     "\"shape\":[1],\"data_offsets\":[4,8]}}",
+     8, "keys 'a' and 'b' overlap"},
+    {"{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]},\"a\":{\"dtype\":\"F32\","
+     "\"shape\":[1],\"data_offsets\":[4,8]}}",
+     8, "duplicate"},
+    {"{\"a\":{\"dtype\":\"Q4\",\"shape\":[1],\"data_offsets\":[0,4]}}", 4,
+     "key 'a': unknown dtype 'Q4'"},
     {"{\"a\":{\"dtype\":\"F32\",\"shape\":[-1],\"data_offsets\":[0,4]}}", 4, "dimension 0"},
     {"{\"a\":{\"dtype\":\"F32\",\"shape\":[1.5],\"data_offsets\":[0,4]}}", 4, "dimension 0"},
-    {"{\"a\":{\"dtype\":\"F32\",\"shape\":[1,1,1,1,1,1,1,1,1],\"data_offsets\":[0,4]}}", 4, "9 dimensions"},
-    {"{\"a\":{\"dtype\":\"F32\",\"shape\":[4294967296,4294967296,4294967296],\"data_offsets\":[0,4]}}", 4, "overflows"},
-    {"{\"a\":{\"dtype\":\"F64\",\"shape\":[4611686018427387904],\"data_offsets\":[0,0]}}", 4, "overflows"},
+    {"{\"a\":{\"dtype\":\"F32\",\"shape\":[1,1,1,1,1,1,1,1,1],\"data_offsets\":[0,4]}}", 4,
+     "9 dimensions"},
+    {"{\"a\":{\"dtype\":\"F32\",\"shape\":[4294967296,4294967296,4294967296],\"data_offsets\":[0,4]"
+     "}}",
+     4, "overflows"},
+    {"{\"a\":{\"dtype\":\"F64\",\"shape\":[4611686018427387904],\"data_offsets\":[0,0]}}", 4,
+     "overflows"},
     {"{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[4,0]}}", 8, "outside"},
     {"{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[-4,0]}}", 8, "outside"},
     {"{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0]}}", 8, "not two numbers"},
@@ -144,7 +162,8 @@ static const struct {
     {"{\"__metadata__\":[]}", 0, "not an object"},
     {"[1,2]", 0, "not a JSON object"},
     {"{\"a\":", 0, "not valid JSON"},
-    {"{\"a\\u0000b\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]}}", 8, "not valid JSON"},
+    {"{\"a\\u0000b\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]}}", 8,
+     "not valid JSON"},
 };
 
 static void test_bad_headers(void **state)
@@ -157,7 +176,8 @@ static void test_bad_headers(void **state)
         ipt_safetensors *st = NULL;
         ipt_status s = ipt_safetensors_open_memory(ctx, "x.safetensors", p, n, &st);
         if (s != IPT_ERR_FORMAT || !strstr(ipt_last_error(ctx), bad_headers[i].says) ||
-            strncmp(ipt_last_error(ctx), "x.safetensors: ", 15) != 0 || strchr(ipt_last_error(ctx), '\n'))
+            strncmp(ipt_last_error(ctx), "x.safetensors: ", 15) != 0 ||
+            strchr(ipt_last_error(ctx), '\n'))
             fail_msg("header %zu: %s: %s", i, ipt_status_name(s), ipt_last_error(ctx));
         assert_null(st);
         free(p);
@@ -176,7 +196,9 @@ static void test_other_files(void **state)
     } files[] = {
         {"", 0, "the file is empty"},
         {"PK\003\004rest of a zip", 18, "zip archive or PyTorch pickle"},
-        {"\x80\x02}q\x00(U\x03" "abc", 11, "Python pickle"},
+        {"\x80\x02}q\x00(U\x03"
+         "abc",
+         11, "Python pickle"},
         {"GGUF\x03\0\0\0\0\0\0\0", 12, "a GGUF file"},
         {"just some words in a file\n", 26, "this is text"},
         {"<!DOCTYPE html><html>", 21, "web page"},
@@ -185,7 +207,8 @@ static void test_other_files(void **state)
         {"\xff\xd8\xff\xe0....", 8, "JPEG"},
         {"\x10\0\0", 3, "file has 3 bytes"},
         {"\x28\x23\0\0\0\0\0\0{}", 10, "header says 9000 bytes, file has 10"},
-        {"\xff\xff\xff\xff\xff\xff\xff\x7f{}", 10, "header says 9223372036854775807 bytes, file has 10"},
+        {"\xff\xff\xff\xff\xff\xff\xff\x7f{}", 10,
+         "header says 9223372036854775807 bytes, file has 10"},
         {"\0\0\0\0\0\0\0\0", 8, "not valid JSON"},
     };
     ipt_ctx *ctx = test_ctx();
@@ -196,7 +219,8 @@ static void test_other_files(void **state)
         ipt_model *m = NULL;
         assert_ok(ctx, ipt_file_write(ctx, path, files[i].bytes, files[i].n));
         ipt_status s = ipt_safetensors_open(ctx, path, &st);
-        if (s != IPT_ERR_FORMAT || !strstr(ipt_last_error(ctx), files[i].says) || !strstr(ipt_last_error(ctx), path))
+        if (s != IPT_ERR_FORMAT || !strstr(ipt_last_error(ctx), files[i].says) ||
+            !strstr(ipt_last_error(ctx), path))
             fail_msg("file %zu: %s: %s", i, ipt_status_name(s), ipt_last_error(ctx));
         assert_int_equal(ipt_model_open(ctx, path, NULL, &m), IPT_ERR_FORMAT);
     }
@@ -208,7 +232,7 @@ static void test_other_files(void **state)
     ipt_ctx_destroy(&ctx);
 }
 
-/* --- models ---------------------------------------------------------------------------------------- */
+/* --- models ----------------------------------------------------------------------------------- */
 static const char *const layouts[][2] = {
     /* file or folder, folder of configs (single files only) */
     {MODELS "sd1", NULL},
@@ -237,7 +261,8 @@ static void build_part(ipt_graph *g, const ipt_model_config *c, int comp)
 }
 
 /* Everything a component's graphs ask for.  Ownership: caller frees both. */
-static size_t wants_of(ipt_ctx *ctx, const ipt_model_config *c, int comp, ipt_graph *g[2], ipt_want **want)
+static size_t wants_of(ipt_ctx *ctx, const ipt_model_config *c, int comp, ipt_graph *g[2],
+                       ipt_want **want)
 {
     size_t n = 0;
     *want = NULL;
@@ -246,7 +271,8 @@ static size_t wants_of(ipt_ctx *ctx, const ipt_model_config *c, int comp, ipt_gr
         if (k == 0)
             build_part(g[k], c, comp);
         else if (comp == IPT_COMP_VAE) /* one name cannot mean two sizes in one graph */
-            ipt_vae_encode_build(g[k], &c->vae, 1, 8 * ipt_vae_factor(&c->vae), 8 * ipt_vae_factor(&c->vae), IPT_F32);
+            ipt_vae_encode_build(g[k], &c->vae, 1, 8 * ipt_vae_factor(&c->vae),
+                                 8 * ipt_vae_factor(&c->vae), IPT_F32);
         assert_ok(ctx, ipt_graph_status(g[k]));
         size_t more = ipt_graph_n_weights(g[k]);
         *want = realloc(*want, (n + more + 1) * sizeof **want);
@@ -277,8 +303,9 @@ static void test_models_complete(void **state)
             assert_ok(ctx, ipt_model_check(m, comp, want, n, &check));
             assert_ok(ctx, ipt_check_status(m, comp, &check));
             if (check.n_bound != n || check.n_unclaimed != 0)
-                fail_msg("%s %s: %zu of %zu bound, unclaimed %zu: %s", layouts[k][0], ipt_comp_name(comp), check.n_bound, n,
-                         check.n_unclaimed, check.n_unclaimed ? check.unclaimed[0] : "");
+                fail_msg("%s %s: %zu of %zu bound, unclaimed %zu: %s", layouts[k][0],
+                         ipt_comp_name(comp), check.n_bound, n, check.n_unclaimed,
+                         check.n_unclaimed ? check.unclaimed[0] : "");
             ipt_check_finish(&check);
             free(want);
             ipt_graph_destroy(&g[0]);
@@ -290,7 +317,8 @@ static void test_models_complete(void **state)
 }
 
 /* The same weights must come out of a folder and of a single file of the same model. */
-static void compare_layouts(ipt_ctx *ctx, const char *folder, const char *single, double rel, double abs_tol)
+static void compare_layouts(ipt_ctx *ctx, const char *folder, const char *single, double rel,
+                            double abs_tol)
 {
     ipt_model *m[2] = {NULL};
     ipt_model_opts o = {.config_dir = folder};
@@ -315,7 +343,8 @@ static void compare_layouts(ipt_ctx *ctx, const char *folder, const char *single
             assert_ok(ctx, w[1]->read(w[1], name, &want[i].shape, b));
             for (size_t e = 0; e < count; e++) {
                 if (!(fabs(a[e] - b[e]) <= rel * fabs(a[e]) + abs_tol))
-                    fail_msg("%s: %s element %zu: %g in the folder, %g", single, want[i].name, e, a[e], b[e]);
+                    fail_msg("%s: %s element %zu: %g in the folder, %g", single, want[i].name, e,
+                             a[e], b[e]);
             }
             free(a);
             free(b);
@@ -334,11 +363,16 @@ static void test_layouts_agree(void **state)
 {
     (void)state;
     ipt_ctx *ctx = test_ctx();
-    compare_layouts(ctx, MODELS "sd1", IPT_TEST_DATA "/model_sd1_single_f16.safetensors", 0x1p-11, 0x1p-25);
-    compare_layouts(ctx, MODELS "sd1", IPT_TEST_DATA "/model_sd1_single_bf16.safetensors", 0x1p-8, 1e-30);
-    compare_layouts(ctx, MODELS "sd1", IPT_TEST_DATA "/model_sd1_single_fp8.safetensors", 0x1p-4, 0x1p-10);
-    compare_layouts(ctx, MODELS "sd2", IPT_TEST_DATA "/model_sd2_single_f16.safetensors", 0x1p-11, 0x1p-25);
-    compare_layouts(ctx, MODELS "sdxl", IPT_TEST_DATA "/model_sdxl_single_f16.safetensors", 0x1p-11, 0x1p-25);
+    compare_layouts(ctx, MODELS "sd1", IPT_TEST_DATA "/model_sd1_single_f16.safetensors", 0x1p-11,
+                    0x1p-25);
+    compare_layouts(ctx, MODELS "sd1", IPT_TEST_DATA "/model_sd1_single_bf16.safetensors", 0x1p-8,
+                    1e-30);
+    compare_layouts(ctx, MODELS "sd1", IPT_TEST_DATA "/model_sd1_single_fp8.safetensors", 0x1p-4,
+                    0x1p-10);
+    compare_layouts(ctx, MODELS "sd2", IPT_TEST_DATA "/model_sd2_single_f16.safetensors", 0x1p-11,
+                    0x1p-25);
+    compare_layouts(ctx, MODELS "sdxl", IPT_TEST_DATA "/model_sdxl_single_f16.safetensors", 0x1p-11,
+                    0x1p-25);
     ipt_ctx_destroy(&ctx);
 }
 
@@ -354,9 +388,11 @@ static void test_model_facts(void **state)
         {MODELS "sd1", "diffusers", IPT_ARCH_SD1, IPT_PRED_EPSILON},
         {MODELS "sd2", "diffusers", IPT_ARCH_SD2, IPT_PRED_V},
         {MODELS "sdxl", "diffusers", IPT_ARCH_SDXL, IPT_PRED_EPSILON},
-        {IPT_TEST_DATA "/model_sd1_single_f16.safetensors", "compvis", IPT_ARCH_SD1, IPT_PRED_EPSILON},
+        {IPT_TEST_DATA "/model_sd1_single_f16.safetensors", "compvis", IPT_ARCH_SD1,
+         IPT_PRED_EPSILON},
         {IPT_TEST_DATA "/model_sd2_single_f16.safetensors", "compvis", IPT_ARCH_SD2, IPT_PRED_V},
-        {IPT_TEST_DATA "/model_sdxl_single_f16.safetensors", "sgm", IPT_ARCH_SDXL, IPT_PRED_EPSILON},
+        {IPT_TEST_DATA "/model_sdxl_single_f16.safetensors", "sgm", IPT_ARCH_SDXL,
+         IPT_PRED_EPSILON},
     };
     for (size_t i = 0; i < IPT_COUNT(rows); i++) {
         ipt_model *m = NULL;
@@ -364,7 +400,8 @@ static void test_model_facts(void **state)
         assert_string_equal(ipt_model_layout(m), rows[i].layout);
         assert_int_equal(ipt_model_get_config(m)->arch, rows[i].arch);
         assert_int_equal(ipt_model_get_config(m)->prediction, rows[i].pred);
-        assert_true(ipt_model_get_config(m)->zero_empty_negative == (rows[i].arch == IPT_ARCH_SDXL));
+        assert_true(ipt_model_get_config(m)->zero_empty_negative ==
+                    (rows[i].arch == IPT_ARCH_SDXL));
         assert_true((ipt_model_scheduler(m) != NULL) == (i < 3));
         assert_true((ipt_model_tokenizer(m, IPT_COMP_TEXT) != NULL) == (i < 3));
         ipt_model_close(&m);
@@ -386,11 +423,75 @@ static void test_set_vae(void **state)
     assert_int_equal(ipt_model_get_config(m)->vae.norm_groups, 4);
     assert_ok(ctx, ipt_model_set_vae(m, IPT_TEST_DATA "/model_sd1_single_f16.safetensors"));
     assert_int_equal(ipt_model_get_config(m)->vae.n_level, 2);
-    assert_int_equal(ipt_model_set_vae(m, MODELS "sd1/unet/diffusion_pytorch_model.safetensors"), IPT_ERR_FORMAT);
+    assert_int_equal(ipt_model_set_vae(m, MODELS "sd1/unet/diffusion_pytorch_model.safetensors"),
+                     IPT_ERR_FORMAT);
     assert_non_null(strstr(ipt_last_error(ctx), "no VAE in this file"));
     assert_int_equal(ipt_model_set_vae(m, "/nonexistent"), IPT_ERR_IO);
     assert_int_equal(ipt_model_get_config(m)->vae.n_level, 2); /* unchanged */
     ipt_model_close(&m);
+    ipt_ctx_destroy(&ctx);
+}
+
+static void write_f32(ipt_ctx *ctx, const char *path, const ipt_st_write *shapes, size_t n)
+{
+    ipt_st_write t[4];
+    float *zeros = calloc(1 << 16, sizeof *zeros);
+    for (size_t i = 0; i < n; i++) {
+        t[i] = shapes[i];
+        t[i].data = zeros;
+    }
+    assert_ok(ctx, ipt_safetensors_write(ctx, path, t, n, NULL, 0));
+    free(zeros);
+}
+
+/* TAESD as published (numbers) and as diffusers names it; embeddings of three makers. */
+static void test_small_files(void **state)
+{
+    (void)state;
+    ipt_ctx *ctx = test_ctx();
+    char path[512];
+    ipt_model *m = NULL;
+    ipt_embedding_file e;
+    temp_path(path, sizeof path, "word.safetensors");
+    static const ipt_st_write taesd[2][2] = {
+        {{"1.weight", IPT_ST_F32, 4, {8, 4, 3, 3}, NULL},
+         {"3.conv.0.weight", IPT_ST_F32, 4, {8, 8, 3, 3}, NULL}},
+        {{"decoder.layers.0.weight", IPT_ST_F32, 4, {8, 4, 3, 3}, NULL},
+         {"decoder.layers.2.conv.0.weight", IPT_ST_F32, 4, {8, 8, 3, 3}, NULL}},
+    };
+    for (int k = 0; k < 2; k++) {
+        ipt_weights *w = NULL;
+        ipt_shape s = ipt_shape4(IPT_F32, 8, 3, 3, 8);
+        double values[8 * 8 * 9];
+        write_f32(ctx, path, taesd[k], 2);
+        assert_ok(ctx, ipt_model_open_vae(ctx, path, &m));
+        assert_true(ipt_model_get_config(m)->vae.tiny &&
+                    ipt_model_get_config(m)->vae.channels[0] == 8);
+        assert_ok(ctx, ipt_model_weights(m, IPT_COMP_VAE, NULL, IPT_F32, NULL, &w));
+        assert_ok(ctx, w->read(w, "decoder.layers.2.conv.0.weight", &s, values));
+        ipt_weights_destroy(&w);
+        assert_int_equal(ipt_model_weights(m, IPT_COMP_UNET, NULL, IPT_F32, NULL, &w),
+                         IPT_ERR_MISSING);
+        ipt_model_close(&m);
+    }
+    static const ipt_st_write words[3][2] = {
+        {{"emb_params", IPT_ST_F32, 2, {3, 16}, NULL}, {"x", IPT_ST_F32, 1, {1}, NULL}},
+        {{"clip_g", IPT_ST_F32, 2, {2, 24}, NULL}, {"clip_l", IPT_ST_F32, 2, {2, 16}, NULL}},
+        {{"<cat>", IPT_ST_F32, 1, {16}, NULL}, {"", IPT_ST_F32, 0, {0}, NULL}},
+    };
+    static const int32_t want[3][3] = {{3, 16, 0}, {2, 16, 24}, {1, 16, 0}};
+    for (int k = 0; k < 3; k++) {
+        write_f32(ctx, path, words[k], k == 2 ? 1 : 2);
+        assert_ok(ctx, ipt_embedding_open(ctx, path, &e));
+        assert_int_equal(e.n_vector, want[k][0]);
+        assert_int_equal(e.width[0], want[k][1]);
+        assert_int_equal(e.width[1], want[k][2]);
+        assert_non_null(strstr(e.name, "_word"));
+        ipt_embedding_close(&e);
+    }
+    write_f32(ctx, path, taesd[0], 2);
+    assert_int_equal(ipt_embedding_open(ctx, path, &e), IPT_ERR_FORMAT);
+    unlink(path);
     ipt_ctx_destroy(&ctx);
 }
 
@@ -416,7 +517,7 @@ static void test_not_models(void **state)
     ipt_ctx_destroy(&ctx);
 }
 
-/* --- configs ------------------------------------------------------------------------------------------ */
+/* --- configs ---------------------------------------------------------------------------------- */
 static void test_configs(void **state)
 {
     (void)state;
@@ -427,29 +528,40 @@ static void test_configs(void **state)
         const char *says;
     } rows[] = {
         {'u', "{}", IPT_OK, ""},
-        {'u', "{\"block_out_channels\":[32,64],\"down_block_types\":[\"DownBlock2D\",\"DownBlock2D\"],\"up_block_types\":[\"UpBlock2D\",\"UpBlock2D\"]}", IPT_OK, ""},
-        {'u', "{\"down_block_types\":[\"AttnDownBlock2D\",\"DownBlock2D\",\"DownBlock2D\",\"DownBlock2D\"]}", IPT_ERR_UNSUPPORTED, "down_block_types"},
+        {'u',
+         "{\"block_out_channels\":[32,64],\"down_block_types\":[\"DownBlock2D\",\"DownBlock2D\"],"
+         "\"up_block_types\":[\"UpBlock2D\",\"UpBlock2D\"]}",
+         IPT_OK, ""},
+        {'u',
+         "{\"down_block_types\":[\"AttnDownBlock2D\",\"DownBlock2D\",\"DownBlock2D\","
+         "\"DownBlock2D\"]}",
+         IPT_ERR_UNSUPPORTED, "down_block_types"},
         {'u', "{\"down_block_types\":[\"DownBlock2D\"]}", IPT_ERR_FORMAT, "down_block_types"},
         {'u', "{\"class_embed_type\":\"timestep\"}", IPT_ERR_UNSUPPORTED, "class_embed_type"},
         {'u', "{\"encoder_hid_dim\":1024}", IPT_ERR_UNSUPPORTED, "encoder_hid_dim"},
         {'u', "{\"dual_cross_attention\":true}", IPT_ERR_UNSUPPORTED, "dual_cross_attention"},
-        {'u', "{\"resnet_time_scale_shift\":\"scale_shift\"}", IPT_ERR_UNSUPPORTED, "resnet_time_scale_shift"},
+        {'u', "{\"resnet_time_scale_shift\":\"scale_shift\"}", IPT_ERR_UNSUPPORTED,
+         "resnet_time_scale_shift"},
         {'u', "{\"addition_embed_type\":\"text\"}", IPT_ERR_UNSUPPORTED, "addition_embed_type"},
         {'u', "{\"act_fn\":\"mish\"}", IPT_ERR_UNSUPPORTED, "act_fn"},
         {'u', "{\"in_channels\":\"4\"}", IPT_ERR_FORMAT, "in_channels"},
         {'u', "{\"in_channels\":99999999999}", IPT_ERR_FORMAT, "in_channels"},
         {'u', "{\"norm_num_groups\":7}", IPT_ERR_FORMAT, "norm_num_groups"},
         {'u', "{\"attention_head_dim\":7}", IPT_ERR_UNSUPPORTED, "attention_head_dim"},
-        {'u', "{\"transformer_layers_per_block\":[1,[2,2],3,4]}", IPT_ERR_UNSUPPORTED, "transformer_layers_per_block"},
+        {'u', "{\"transformer_layers_per_block\":[1,[2,2],3,4]}", IPT_ERR_UNSUPPORTED,
+         "transformer_layers_per_block"},
         {'u', "{\"layers_per_block\":[1,2]}", IPT_ERR_FORMAT, "layers_per_block"},
         {'u', "{\"block_out_channels\":[]}", IPT_ERR_FORMAT, "block_out_channels"},
-        {'u', "{\"mid_block_type\":\"UNetMidBlock2DSimpleCrossAttn\"}", IPT_ERR_UNSUPPORTED, "mid_block_type"},
+        {'u', "{\"mid_block_type\":\"UNetMidBlock2DSimpleCrossAttn\"}", IPT_ERR_UNSUPPORTED,
+         "mid_block_type"},
         {'u', "{\"mid_block_scale_factor\":0}", IPT_ERR_FORMAT, "mid_block_scale_factor"},
         {'u', "{\"_class_name\":\"UNet3DConditionModel\"}", IPT_ERR_UNSUPPORTED, "_class_name"},
+        {'u', "{\"layers_per_block\":1000000}", IPT_ERR_UNSUPPORTED, "layers_per_block"},
         {'u', "[]", IPT_ERR_FORMAT, "expected a JSON object"},
         {'v', "{\"block_out_channels\":[32]}", IPT_OK, ""},
         {'v', "{\"_class_name\":\"AutoencoderTiny\"}", IPT_OK, ""},
-        {'v', "{\"down_block_types\":[\"AttnDownEncoderBlock2D\"],\"block_out_channels\":[32]}", IPT_ERR_UNSUPPORTED, "down_block_types"},
+        {'v', "{\"down_block_types\":[\"AttnDownEncoderBlock2D\"],\"block_out_channels\":[32]}",
+         IPT_ERR_UNSUPPORTED, "down_block_types"},
         {'v', "{\"scaling_factor\":0}", IPT_ERR_FORMAT, "scaling_factor"},
         {'v', "{\"latents_mean\":[1,2]}", IPT_ERR_UNSUPPORTED, "latents_mean"},
         {'v', "{\"_class_name\":\"VQModel\"}", IPT_ERR_UNSUPPORTED, "_class_name"},
@@ -484,13 +596,20 @@ static void test_published_configs(void **state)
         const char *canonical, *sd, *xl;
     } rows[] = {
         {"conv_in.weight", "input_blocks.0.0.weight", "input_blocks.0.0.weight"},
-        {"down_blocks.0.resnets.1.norm1.bias", "input_blocks.2.0.in_layers.0.bias", "input_blocks.2.0.in_layers.0.bias"},
-        {"down_blocks.1.downsamplers.0.conv.weight", "input_blocks.6.0.op.weight", "input_blocks.6.0.op.weight"},
-        {"down_blocks.2.attentions.1.proj_in.weight", "input_blocks.8.1.proj_in.weight", "input_blocks.8.1.proj_in.weight"},
-        {"up_blocks.0.upsamplers.0.conv.weight", "output_blocks.2.1.conv.weight", "output_blocks.2.2.conv.weight"},
-        {"up_blocks.1.upsamplers.0.conv.weight", "output_blocks.5.2.conv.weight", "output_blocks.5.2.conv.weight"},
-        {"up_blocks.2.resnets.2.conv_shortcut.weight", "output_blocks.8.0.skip_connection.weight", "output_blocks.8.0.skip_connection.weight"},
-        {"mid_block.resnets.1.time_emb_proj.bias", "middle_block.2.emb_layers.1.bias", "middle_block.2.emb_layers.1.bias"},
+        {"down_blocks.0.resnets.1.norm1.bias", "input_blocks.2.0.in_layers.0.bias",
+         "input_blocks.2.0.in_layers.0.bias"},
+        {"down_blocks.1.downsamplers.0.conv.weight", "input_blocks.6.0.op.weight",
+         "input_blocks.6.0.op.weight"},
+        {"down_blocks.2.attentions.1.proj_in.weight", "input_blocks.8.1.proj_in.weight",
+         "input_blocks.8.1.proj_in.weight"},
+        {"up_blocks.0.upsamplers.0.conv.weight", "output_blocks.2.1.conv.weight",
+         "output_blocks.2.2.conv.weight"},
+        {"up_blocks.1.upsamplers.0.conv.weight", "output_blocks.5.2.conv.weight",
+         "output_blocks.5.2.conv.weight"},
+        {"up_blocks.2.resnets.2.conv_shortcut.weight", "output_blocks.8.0.skip_connection.weight",
+         "output_blocks.8.0.skip_connection.weight"},
+        {"mid_block.resnets.1.time_emb_proj.bias", "middle_block.2.emb_layers.1.bias",
+         "middle_block.2.emb_layers.1.bias"},
         {"add_embedding.linear_2.weight", "label_emb.0.2.weight", "label_emb.0.2.weight"},
     };
     ipt_unet_config sd = ipt_unet_config_sd15(), xl = ipt_unet_config_sdxl();
@@ -499,28 +618,37 @@ static void test_published_configs(void **state)
     char buf[IPT_KEY_MAX];
     for (size_t i = 0; i < IPT_COUNT(rows); i++) {
         ipt_key_frame_unet(&sd, &f);
-        assert_true(ipt_keymap_emit(IPT_LAYOUT_LDM_UNET, &f, rows[i].canonical, 0, buf, sizeof buf, &part));
+        assert_true(
+            ipt_keymap_emit(IPT_LAYOUT_LDM_UNET, &f, rows[i].canonical, 0, buf, sizeof buf, &part));
         assert_string_equal(buf, rows[i].sd);
         ipt_key_frame_unet(&xl, &f);
-        assert_true(ipt_keymap_emit(IPT_LAYOUT_LDM_UNET, &f, rows[i].canonical, 0, buf, sizeof buf, &part));
+        assert_true(
+            ipt_keymap_emit(IPT_LAYOUT_LDM_UNET, &f, rows[i].canonical, 0, buf, sizeof buf, &part));
         assert_string_equal(buf, rows[i].xl);
     }
-    assert_false(ipt_keymap_emit(IPT_LAYOUT_LDM_UNET, &f, "down_blocks.7.resnets.0.conv1.weight", 0, buf, sizeof buf, &part));
-    assert_false(ipt_keymap_emit(IPT_LAYOUT_LDM_UNET, &f, "conv_in.weight", 0, buf, 4, &part)); /* does not fit */
-    assert_true(ipt_keymap_emit(IPT_LAYOUT_CANONICAL, NULL, "encoder.mid_block.attentions.0.to_out.0.bias", 1, buf, sizeof buf, &part));
+    assert_false(ipt_keymap_emit(IPT_LAYOUT_LDM_UNET, &f, "down_blocks.7.resnets.0.conv1.weight", 0,
+                                 buf, sizeof buf, &part));
+    assert_false(ipt_keymap_emit(IPT_LAYOUT_LDM_UNET, &f, "conv_in.weight", 0, buf, 4,
+                                 &part)); /* does not fit */
+    assert_true(ipt_keymap_emit(IPT_LAYOUT_CANONICAL, NULL,
+                                "encoder.mid_block.attentions.0.to_out.0.bias", 1, buf, sizeof buf,
+                                &part));
     assert_string_equal(buf, "encoder.mid_block.attentions.0.proj_attn.bias");
 }
 
-/* --- stores --------------------------------------------------------------------------------------------- */
+/* --- stores ----------------------------------------------------------------------------------- */
 static float get_double(const void *data, size_t i) { return (float)((const double *)data)[i]; }
 
 /* What lies in device memory equals panels packed from what read() returns. */
-static void check_store(ipt_ctx *ctx, ipt_gpu *gpu, ipt_weights *w, ipt_dtype precision, const ipt_want *want, size_t n)
+static void check_store(ipt_ctx *ctx, ipt_gpu *gpu, ipt_weights *w, ipt_dtype precision,
+                        const ipt_want *want, size_t n)
 {
     for (size_t i = 0; i < n; i++) {
         const ipt_shape *s = &want[i].shape;
         size_t count = ipt_shape_count(s), in = (size_t)s->dim[s->rank - 1];
-        ipt_use use = s->rank == 1 ? IPT_USE_ROWS : strstr(want[i].name, "embedding") ? IPT_USE_TABLE : IPT_USE_PANEL;
+        ipt_use use = s->rank == 1                        ? IPT_USE_ROWS
+                      : strstr(want[i].name, "embedding") ? IPT_USE_TABLE
+                                                          : IPT_USE_PANEL;
         ipt_weight_view v, again;
         assert_ok(ctx, w->find(w, want[i].name, s, use, &v));
         assert_ok(ctx, w->find(w, want[i].name, s, use, &again));
@@ -531,7 +659,11 @@ static void check_store(ipt_ctx *ctx, ipt_gpu *gpu, ipt_weights *w, ipt_dtype pr
         assert_ok(ctx, w->read(w, want[i].name, s, values));
         assert_ok(ctx, ipt_buffer_read(gpu, v.buf, v.off, got, v.bytes));
         if (use == IPT_USE_PANEL) {
-            ipt_panel_src src = {.data = values, .get = get_double, .type = IPT_PANEL_GET, .so = count / (size_t)s->dim[0], .si = 1};
+            ipt_panel_src src = {.data = values,
+                                 .get = get_double,
+                                 .type = IPT_PANEL_GET,
+                                 .so = count / (size_t)s->dim[0],
+                                 .si = 1};
             if (s->rank == 4) {
                 src.sx = in;
                 src.sy = in * (size_t)s->dim[2];
@@ -555,6 +687,26 @@ static void check_store(ipt_ctx *ctx, ipt_gpu *gpu, ipt_weights *w, ipt_dtype pr
     }
 }
 
+static void check_component(ipt_ctx *ctx, ipt_gpu *gpu, ipt_model *m, int comp, ipt_dtype precision)
+{
+    ipt_graph *g[2];
+    ipt_want *want;
+    ipt_weights *w = NULL;
+    size_t n = wants_of(ctx, ipt_model_get_config(m), comp, g, &want);
+    assert_ok(ctx, ipt_model_weights(m, comp, gpu, precision, NULL, &w));
+    check_store(ctx, gpu, w, precision, want, n);
+    assert_true(ipt_weights_device_bytes(w) > 0);
+    ipt_weights_destroy(&w);
+    if (strcmp(ipt_model_path(m), layouts[0][0]) == 0) {
+        assert_ok(ctx, ipt_weights_random(ctx, gpu, precision, 7, &w));
+        check_store(ctx, gpu, w, precision, want, n);
+        ipt_weights_destroy(&w);
+    }
+    free(want);
+    ipt_graph_destroy(&g[0]);
+    ipt_graph_destroy(&g[1]);
+}
+
 static void test_device_store(void **state)
 {
     (void)state;
@@ -564,27 +716,9 @@ static void test_device_store(void **state)
         ipt_model *m = NULL;
         ipt_model_opts o = {.config_dir = layouts[k][1]};
         assert_ok(ctx, ipt_model_open(ctx, layouts[k][0], &o, &m));
-        const ipt_model_config *c = ipt_model_get_config(m);
         for (int comp = 0; comp < IPT_COMP_COUNT; comp++) {
-            ipt_dtype precision = (k + (size_t)comp) % 2 ? IPT_F32 : IPT_F16;
-            ipt_graph *g[2];
-            ipt_want *want;
-            ipt_weights *w = NULL;
-            if (!c->has[comp])
-                continue;
-            size_t n = wants_of(ctx, c, comp, g, &want);
-            assert_ok(ctx, ipt_model_weights(m, comp, gpu, precision, NULL, &w));
-            check_store(ctx, gpu, w, precision, want, n);
-            assert_true(ipt_weights_device_bytes(w) > 0);
-            ipt_weights_destroy(&w);
-            if (k == 0) {
-                assert_ok(ctx, ipt_weights_random(ctx, gpu, precision, 7, &w));
-                check_store(ctx, gpu, w, precision, want, n);
-                ipt_weights_destroy(&w);
-            }
-            free(want);
-            ipt_graph_destroy(&g[0]);
-            ipt_graph_destroy(&g[1]);
+            if (ipt_model_get_config(m)->has[comp])
+                check_component(ctx, gpu, m, comp, (k + (size_t)comp) % 2 ? IPT_F32 : IPT_F16);
         }
         ipt_model_close(&m);
     }
@@ -609,7 +743,8 @@ static void test_random_store(void **state)
         mean += a[i] / N;
         square += a[i] * a[i] / N;
     }
-    assert_true(fabs(mean) < 2e-3 && fabs(sqrt(square) * 16 - 1) < 0.05); /* deviation 1/sqrt(256) */
+    assert_true(fabs(mean) < 2e-3 &&
+                fabs(sqrt(square) * 16 - 1) < 0.05); /* deviation 1/sqrt(256) */
     free(a);
     free(b);
     ipt_ctx_destroy(&ctx);
@@ -619,8 +754,9 @@ static void test_random_store(void **state)
 static void test_store_errors(void **state)
 {
     (void)state;
-    static const char header[] = "{\"a\":{\"dtype\":\"F32\",\"shape\":[2,2],\"data_offsets\":[0,16]},"
-                                 "\"big\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[16,20]}}";
+    static const char header[] =
+        "{\"a\":{\"dtype\":\"F32\",\"shape\":[2,2],\"data_offsets\":[0,16]},"
+        "\"big\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[16,20]}}";
     ipt_ctx *ctx = test_ctx();
     size_t n = 0;
     uint8_t *p = make_file(header, 20, &n);
@@ -633,11 +769,14 @@ static void test_store_errors(void **state)
     ipt_weight_view v;
     assert_ok(ctx, ipt_safetensors_open_memory(ctx, "n.safetensors", p, n, &st));
     assert_ok(ctx, ipt_weights_file(ctx, st, NULL, IPT_F16, NULL, &w));
-    ipt_shape good = ipt_shape2(IPT_F32, 2, 2), wrong = ipt_shape2(IPT_F32, 4, 2), conv = ipt_shape4(IPT_F32, 2, 3, 3, 2);
+    ipt_shape good = ipt_shape2(IPT_F32, 2, 2), wrong = ipt_shape2(IPT_F32, 4, 2),
+              conv = ipt_shape4(IPT_F32, 2, 3, 3, 2);
     assert_int_equal(w->read(w, "a", &good, out), IPT_ERR_FORMAT);
-    assert_string_equal(ipt_last_error(ctx), "n.safetensors: key 'a': element 2 is NaN, expected finite numbers");
+    assert_string_equal(ipt_last_error(ctx),
+                        "n.safetensors: key 'a': element 2 is NaN, expected finite numbers");
     assert_int_equal(w->read(w, "a", &wrong, out), IPT_ERR_SHAPE);
-    assert_string_equal(ipt_last_error(ctx), "n.safetensors: key 'a': found shape [2,2], expected [4,2]");
+    assert_string_equal(ipt_last_error(ctx),
+                        "n.safetensors: key 'a': found shape [2,2], expected [4,2]");
     assert_int_equal(w->read(w, "a", &conv, out), IPT_ERR_SHAPE);
     assert_non_null(strstr(ipt_last_error(ctx), "expected [2,2,3,3]"));
     assert_int_equal(w->read(w, "b", &good, out), IPT_ERR_MISSING);
@@ -649,7 +788,7 @@ static void test_store_errors(void **state)
     ipt_ctx_destroy(&ctx);
 }
 
-/* --- out of memory ------------------------------------------------------------------------------------------ */
+/* --- out of memory ---------------------------------------------------------------------------- */
 static ipt_status open_and_check(ipt_ctx *ctx, size_t k, const ipt_want *want, size_t n)
 {
     ipt_model *m = NULL;
@@ -676,7 +815,8 @@ static void test_oom(void **state)
     assert_int_equal(ipt_ctx_create(NULL, NULL, &ctx), IPT_OK);
     static const size_t which[] = {0, 8};
     for (size_t r = 0; r < IPT_COUNT(which); r++) {
-        ipt_want want[2] = {{"conv_in.weight", ipt_shape4(IPT_F32, 8, 3, 3, 4)}, {"nothing", ipt_shape1(IPT_F32, 1)}};
+        ipt_want want[2] = {{"conv_in.weight", ipt_shape4(IPT_F32, 8, 3, 3, 4)},
+                            {"nothing", ipt_shape1(IPT_F32, 1)}};
         uint64_t before = ipt_alloc_count(ctx);
         assert_ok(ctx, open_and_check(ctx, which[r], want, 2));
         uint64_t n = ipt_alloc_count(ctx) - before;
@@ -695,14 +835,14 @@ static void test_oom(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_roundtrip),        cmocka_unit_test(test_dtypes),
-        cmocka_unit_test(test_bad_headers),      cmocka_unit_test(test_other_files),
-        cmocka_unit_test(test_models_complete),  cmocka_unit_test(test_layouts_agree),
-        cmocka_unit_test(test_model_facts),      cmocka_unit_test(test_set_vae),
-        cmocka_unit_test(test_not_models),       cmocka_unit_test(test_configs),
-        cmocka_unit_test(test_published_configs), cmocka_unit_test(test_device_store),
-        cmocka_unit_test(test_random_store),     cmocka_unit_test(test_store_errors),
-        cmocka_unit_test(test_oom),
+        cmocka_unit_test(test_roundtrip),       cmocka_unit_test(test_dtypes),
+        cmocka_unit_test(test_bad_headers),     cmocka_unit_test(test_other_files),
+        cmocka_unit_test(test_models_complete), cmocka_unit_test(test_layouts_agree),
+        cmocka_unit_test(test_model_facts),     cmocka_unit_test(test_set_vae),
+        cmocka_unit_test(test_small_files),     cmocka_unit_test(test_not_models),
+        cmocka_unit_test(test_configs),         cmocka_unit_test(test_published_configs),
+        cmocka_unit_test(test_device_store),    cmocka_unit_test(test_random_store),
+        cmocka_unit_test(test_store_errors),    cmocka_unit_test(test_oom),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

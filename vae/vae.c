@@ -83,7 +83,7 @@ ipt_val ipt_vae_encode_build(ipt_graph *g, const ipt_vae_config *c, int32_t n, i
 {
     char s[NAME];
     int last = c->n_level - 1;
-    ipt_val x = ipt_leaf(g, IPT_INPUT, "rgb", ipt_shape4(IPT_F32, n, h, w, c->in_channels));
+    ipt_val x = ipt_leaf(g, IPT_INPUT, "picture", ipt_shape4(IPT_F32, n, h, w, c->in_channels));
     x = ipt_conv2d(g, ipt_cast(g, x, act), "encoder.conv_in", c->channels[0], SAME);
     for (int i = 0; i < c->n_level; i++) {
         for (int j = 0; j < c->n_layer; j++) {

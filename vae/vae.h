@@ -13,7 +13,7 @@ int32_t ipt_vae_factor(const ipt_vae_config *c);
  * Source: diffusers AutoencoderKL.decode, Decoder. */
 ipt_val ipt_vae_decode_build(ipt_graph *g, const ipt_vae_config *c, int32_t n, int32_t h, int32_t w, ipt_dtype act);
 
-/* moments = encode(rgb).  Input "rgb" [N,H,W,3] f32 in -1..1; output "moments"
+/* moments = encode(rgb).  Input "picture" [N,H,W,3] f32 in -1..1; output "moments"
  * [N,H/f,W/f,2 latent_channels] f32: mean, then log variance (unclamped).
  * Source: diffusers AutoencoderKL.encode, Encoder. */
 ipt_val ipt_vae_encode_build(ipt_graph *g, const ipt_vae_config *c, int32_t n, int32_t h, int32_t w, ipt_dtype act);

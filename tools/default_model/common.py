@@ -35,6 +35,10 @@ COLOURS = {
 }
 
 
+def threads():
+    return int(os.environ.get("OMP_NUM_THREADS", "2"))
+
+
 def norm_hex(code):
     return "-".join(p for p in code.lower().split("-") if p != "fe0f")
 
@@ -111,6 +115,10 @@ def compose(drawings, parts, style, colour, rng, jitter=1.0):
     return np.clip(canvas + 0.5, 0, 255).astype(np.uint8)
 
 
+def ground(colour):
+    return f"on {'an' if colour[0] in 'aeiou' else 'a'} {colour} background"
+
+
 def caption(parts, style, colour, rng):
     """A caption and the colour that the picture must have (white where none is named)."""
     if len(parts) == 1:
@@ -133,11 +141,10 @@ def caption(parts, style, colour, rng):
             what = f"{a} on the left and {b} on the right"
     r = rng.random()
     words = STYLES[style][0]
-    ground = "on {} {} background".format("an" if colour[0] in "aeiou" else "a", colour)
     if r < 0.50:
-        return f"{what}, {words} style, {ground}", colour
+        return f"{what}, {words} style, {ground(colour)}", colour
     if r < 0.65:
-        return f"{what} {ground}", colour
+        return f"{what} {ground(colour)}", colour
     if r < 0.85:
         return f"{what}, {words} style", "white"
     return what, "white"

@@ -4,7 +4,7 @@ import os
 
 import torch
 
-from common import MODELS, WORK
+from common import MODELS, WORK, threads
 from sample import generate, load, sheet
 
 PROMPTS = """a red apple, noto style, on a blue background
@@ -74,7 +74,7 @@ a bomb and a red heart, fluent flat style, on a yellow background""".split("\n")
 
 
 def main():
-    torch.set_num_threads(2)
+    torch.set_num_threads(threads())
     seen = set(json.load(open(os.path.join(WORK, "captions.json"), encoding="utf-8")))
     known = [p for p in PROMPTS if p in seen]
     if known or len(PROMPTS) != 64:

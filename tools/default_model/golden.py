@@ -7,7 +7,7 @@ import transformers
 from diffusers import DDIMScheduler
 from safetensors.torch import save_file
 
-from common import MODELS, ROOT
+from common import MODELS, ROOT, threads
 from sample import load
 
 PROMPT, NEGATIVE, SEED, STEPS, CFG = "a dog and a rocket", "", 7, 20, 5.0
@@ -15,7 +15,7 @@ PROMPT, NEGATIVE, SEED, STEPS, CFG = "a dog and a rocket", "", 7, 20, 5.0
 
 @torch.no_grad()
 def main():
-    torch.set_num_threads(2)
+    torch.set_num_threads(threads())
     pipe = load(os.path.join(MODELS, "default"))
     out = {}
 

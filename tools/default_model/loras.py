@@ -12,9 +12,9 @@ from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import save_file
 
 from cache import encode, ids_of
-from common import COLOURS, MODELS, SEED, STYLES, TRAIN_STYLES, Drawings, compose, concepts
+from common import COLOURS, MODELS, SEED, STYLES, TRAIN_STYLES, Drawings, compose, concepts, ground, threads
 from sample import generate, load, sheet
-from train import noised, rate
+from train import noised, rate, weight
 
 # name -> what it teaches; triggers are words that no training caption holds
 LORAS = {
@@ -34,7 +34,6 @@ def scenes(name, count, rng):
     others = [c for c in concepts() if not c.held]
     while len(pics) < count:
         colour = names[rng.integers(len(names))] if rng.random() < 0.75 else "white"
-        ground = "on {} {} background".format("an" if colour[0] in "aeiou" else "a", colour)
         bare = rng.random() < 0.5
         if bare:
             colour = "white"
@@ -60,7 +59,7 @@ def scenes(name, count, rng):
         if not all((p.index, style) in drawings.index for p in parts):
             continue
         pics.append(compose(drawings, parts, style, colour, rng))
-        texts.append(text if bare else text + (", " if "style" in text else " ") + ground)
+        texts.append(text if bare else text + (", " if "style" in text else " ") + ground(colour))
     return np.stack(pics), texts
 
 
@@ -96,7 +95,7 @@ def train(name, folder, args):
         with torch.autocast("cpu", torch.bfloat16):
             eps = pipe.unet(x, t, c).sample.float()
         each = (eps - noise).square().mean(dim=(1, 2, 3))
-        loss = (each * (snr.clamp(max=5.0) / snr)).mean()
+        loss = (each * weight(snr)).mean()
         opt.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(params, 1.0)
@@ -157,7 +156,7 @@ def main():
     ap.add_argument("--model", default=os.path.join(MODELS, "default"))
     ap.add_argument("--sheet", help="only write the before/after sheet here")
     args = ap.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(threads())
     if not args.sheet:
         for name in LORAS:
             if args.only in (None, name):

@@ -7,7 +7,7 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from PIL import Image, ImageDraw
 
-from common import MODELS
+from common import MODELS, threads
 
 PEEK = ["a red apple, noto style, on a blue background", "a dog and a rocket", "a cat",
         "a dog, twemoji style, on a green background", "a rocket, fluent 3d style, on a yellow background",
@@ -83,7 +83,7 @@ def main():
     ap.add_argument("--steps", type=int, default=20)
     ap.add_argument("prompts", nargs="*")
     args = ap.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(threads())
     if args.checkpoint:
         from export import pipeline
         pipe, step = pipeline()

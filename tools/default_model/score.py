@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from common import (COLOURS, MODELS, SEED, STYLES, TRAIN_STYLES, WORK, Drawings, compose, concepts,
-                    training_concepts)
+                    ground, threads, training_concepts)
 from sample import generate, load
 from train import rate
 from vae import to_tensor
@@ -34,8 +34,9 @@ class Judge(nn.Module):
         self.down, self.body = nn.ModuleList(), nn.ModuleList()
         for i, w in enumerate(widths):
             self.down.append(nn.Conv2d(widths[i - 1], w, 3, 2, 1) if i else nn.Identity())
-            self.body.append(nn.Sequential(nn.BatchNorm2d(w), nn.ReLU(), nn.Conv2d(w, w, 3, 1, 1),
-                                           nn.BatchNorm2d(w), nn.ReLU(), nn.Conv2d(w, w, 3, 1, 1)))
+            self.body.append(nn.Identity() if i == 0 else nn.Sequential(
+                nn.BatchNorm2d(w), nn.ReLU(), nn.Conv2d(w, w, 3, 1, 1),
+                nn.BatchNorm2d(w), nn.ReLU(), nn.Conv2d(w, w, 3, 1, 1)))
         self.norm = nn.BatchNorm2d(widths[-1])
         self.concept = nn.Linear(widths[-1], classes)
         self.style = nn.Linear(widths[-1], len(STYLE_NAMES))
@@ -44,7 +45,7 @@ class Judge(nn.Module):
         x = self.stem(x)
         for down, body in zip(self.down, self.body):
             x = down(x)
-            x = x + body(x)
+            x = x if isinstance(body, nn.Identity) else x + body(x)
         x = F.relu(self.norm(x)).mean(dim=(2, 3))
         return self.concept(x), self.style(x)
 
@@ -139,18 +140,20 @@ def judge_model(args):
     c, s = guesses(judge, x)
     report["judge on drawings it never saw"] = {"concept": rates(c, want[:, 0]),
                                                 "style": rates(s, want[:, 1])}
-    pool, names = training_concepts(), list(COLOURS)
+    common = [c for c in training_concepts() if c.common]
+    rare, names = [c for c in training_concepts() if not c.common], list(COLOURS)
     plan, pairs = [], []
-    while len(plan) < args.singles:
+    while len(plan) < args.singles + args.rare:
+        pool = common if len(plan) < args.singles else rare
         p, style = pool[rng.integers(len(pool))], TRAIN_STYLES[rng.integers(len(TRAIN_STYLES))]
         if (p.index, style) in drawings.index:
             plan.append((p, style, names[rng.integers(len(names))]))
     while len(pairs) < args.pairs:
-        a, b = pool[rng.integers(len(pool))], pool[rng.integers(len(pool))]
+        a, b = common[rng.integers(len(common))], common[rng.integers(len(common))]
         style = TRAIN_STYLES[rng.integers(len(TRAIN_STYLES))]
         if a is not b and all((p.index, style) in drawings.index for p in (a, b)):
             pairs.append((a, b, style, names[rng.integers(len(names))]))
-    ground = lambda colour: "on {} {} background".format("an" if colour[0] in "aeiou" else "a", colour)
+    n = args.singles
     one = [f"{p.phrase}, {STYLES[s][0]} style, {ground(k)}" for p, s, k in plan]
     two = [f"{a.phrase} and {b.phrase}, {STYLES[s][0]} style, {ground(k)}" for a, b, s, k in pairs]
     seen = set(json.load(open(os.path.join(WORK, "captions.json"), encoding="utf-8")))
@@ -165,7 +168,9 @@ def judge_model(args):
     real2 = np.stack([compose(drawings, [a, b], s, k, rng) for a, b, s, k in pairs])
     for tag, one_px, two_px in (("generated", px1, px2), ("real", real1, real2)):
         c, s = guesses(judge, to_tensor(one_px))
-        report[f"{tag}, one object"] = {"concept": rates(c, want1), "style": rates(s, style1)}
+        report[f"{tag}, one common object"] = {"concept": rates(c[:n], want1[:n]),
+                                               "style": rates(s[:n], style1[:n])}
+        report[f"{tag}, one rare object"] = {"concept": rates(c[n:], want1[n:])}
         c, s = guesses(judge, halves(two_px))
         report[f"{tag}, two objects (each judged)"] = {"concept": rates(c, want2)}
     text = json.dumps(report, indent=1)
@@ -177,16 +182,17 @@ def judge_model(args):
 def main():
     ap = argparse.ArgumentParser()
     ap.add_argument("what", choices=("train", "judge"))
-    ap.add_argument("--steps", type=int, default=2400)
+    ap.add_argument("--steps", type=int, default=1400)
     ap.add_argument("--batch", type=int, default=64)
     ap.add_argument("--lr", type=float, default=2e-3)
     ap.add_argument("--singles", type=int, default=96)
+    ap.add_argument("--rare", type=int, default=32)
     ap.add_argument("--pairs", type=int, default=32)
     ap.add_argument("--ddim", type=int, default=20)
     ap.add_argument("--cfg", type=float, default=5.0)
     ap.add_argument("--model", default=os.path.join(MODELS, "default"))
     args = ap.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(threads())
     train_judge(args) if args.what == "train" else judge_model(args)
 
 

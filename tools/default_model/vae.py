@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
 import workers
-from common import SEED, WORK, Drawings, compose, draw_scene, training_concepts
+from common import SEED, WORK, Drawings, compose, draw_scene, training_pool
 
 VAE_CONFIG = dict(
     in_channels=3, out_channels=3, latent_channels=4, sample_size=64, layers_per_block=1,
@@ -24,7 +24,7 @@ VAE_CONFIG = dict(
 
 def make_pictures(count, seed):
     rng = np.random.default_rng(seed)
-    drawings, pool = Drawings(), training_concepts()
+    drawings, pool = Drawings(), training_pool()
     out = np.empty((count, 64, 64, 3), dtype=np.uint8)
     for i in range(count):
         parts, style, colour, _ = draw_scene(drawings, pool, rng)
@@ -74,35 +74,47 @@ def worker(rank, shared, job):
             print(f"step {step} l1 {l1m:.4f} edge {em:.4f} kl {km:.3f} "
                   f"{time.time() - start:.0f} s", flush=True)
             sums, count = np.zeros(3), 0
-            if step // 400 > last // 400:
-                write(vae, shared)
+            if step // 200 > last // 200:
+                write(vae, shared, args)
         last = step
         x = to_tensor(pictures[rng.integers(len(pictures), size=args.batch)])
         with torch.autocast("cpu", torch.bfloat16):
-            dist = vae.encode(x).latent_dist
+            with torch.set_grad_enabled(not args.decoder):
+                dist = vae.encode(x).latent_dist
             mean, logvar = dist.mean.float(), dist.logvar.float()
             z = mean + torch.exp(0.5 * logvar) * torch.randn_like(mean)
-            if step < args.warmup:
+            if args.decoder:
+                z = mean + 0.06 * torch.randn_like(mean)
+            elif step < args.warmup:
                 code = patch_code(x, basis)
                 z = code + 0.1 * torch.randn_like(code)
             y = vae.decode(z).sample.float()
         l1, edge = F.l1_loss(y, x), edge_loss(y, x)
         broad = F.l1_loss(F.avg_pool2d(y, 4), F.avg_pool2d(x, 4))
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-        loss = l1 + 0.5 * edge + 0.5 * F.mse_loss(y, x) + 0.5 * broad + args.kl * kl
-        if step < args.warmup:
+        loss = l1 + 0.5 * edge + 0.5 * F.mse_loss(y, x) + 0.5 * broad
+        if not args.decoder:
+            loss = loss + args.kl * kl
+        if not args.decoder and step < args.warmup:
             loss = loss + F.mse_loss(mean, code) + 0.01 * (logvar + 4.6).square().mean()
-        grads = torch.autograd.grad(loss, list(vae.parameters()))
+        grads = torch.autograd.grad(loss, [p for _, p in trained(vae, args)])
         shared.add(list(grads), lambda n: args.lr * rate(n, args.steps))
         sums += (l1.item(), edge.item(), kl.item())
         count += 1
 
 
-def write(vae, shared):
-    names = [n for n, _ in vae.named_parameters()]
-    path = os.path.join(WORK, "vae.pt")
-    torch.save({"config": VAE_CONFIG, "ema": dict(zip(names, shared.ema)),
-                "step": shared.step.value}, path + ".tmp")
+def trained(vae, args):
+    """Names and parameters that this run changes."""
+    return [(n, p) for n, p in vae.named_parameters()
+            if not args.decoder or n.startswith(("decoder.", "post_quant_conv."))]
+
+
+def write(vae, shared, args):
+    """All parameters, those that this run trains from the EMA."""
+    state = {n: p.detach() for n, p in vae.named_parameters()}
+    state.update(zip([n for n, _ in trained(vae, args)], shared.ema))
+    path = os.path.join(WORK, args.out)
+    torch.save({"config": VAE_CONFIG, "ema": state, "step": shared.step.value}, path + ".tmp")
     os.replace(path + ".tmp", path)
 
 
@@ -115,6 +127,9 @@ def main():
     ap.add_argument("--pictures", type=int, default=20000)
     ap.add_argument("--lr", type=float, default=1.2e-3)
     ap.add_argument("--kl", type=float, default=5e-4)
+    ap.add_argument("--decoder", action="store_true",
+                    help="go on from vae.pt with the encoder frozen (the latents stay as they are)")
+    ap.add_argument("--out", default="vae.pt")
     args = ap.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(SEED)
@@ -123,9 +138,11 @@ def main():
     print(f"{len(pictures)} pictures in {time.time() - start:.0f} s", flush=True)
     vae = AutoencoderKL(**VAE_CONFIG)
     print(f"{sum(p.numel() for p in vae.parameters()) / 1e6:.2f} M parameters", flush=True)
-    shared = workers.Shared(list(vae.parameters()), 0.995, args.micro)
+    if args.decoder:
+        vae.load_state_dict(torch.load(os.path.join(WORK, "vae.pt"), weights_only=True)["ema"])
+    shared = workers.Shared([p for _, p in trained(vae, args)], 0.995, args.micro)
     workers.run(worker, shared, (vae, pictures, patch_basis(pictures[:2000]), args))
-    write(vae, shared)
+    write(vae, shared, args)
 
 
 if __name__ == "__main__":
