@@ -153,6 +153,86 @@ static void test_words_and_hashes(void **state)
     ipt_ctx_destroy(&ctx);
 }
 
+/* w += weight * (b a)^T in logical order for one module of one file; nothing when it has none. */
+static void merge(const ipt_adapter_file *f, const model_modules *t, const char *name,
+                  double weight, double *w)
+{
+    for (size_t i = 0; i < f->n_module; i++) {
+        const ipt_adapter_module *m = &f->module[i];
+        if (t->m[m->module].comp != IPT_COMP_UNET || strcmp(t->m[m->module].name, name) != 0)
+            continue;
+        size_t r = (size_t)m->rank, k = (size_t)m->kh * (size_t)m->kw * (size_t)m->in,
+               o = (size_t)m->out;
+        float *a = calloc(k * r, sizeof *a), *b = calloc(r * o, sizeof *b);
+        ipt_adapter_pack(m, a, b, r, 0);
+        for (size_t y = 0; y < o; y++)
+            for (size_t x = 0; x < k; x++)
+                for (size_t j = 0; j < r; j++)
+                    w[y * k + x] += weight * (double)a[x * r + j] * (double)b[j * o + y];
+        free(a);
+        free(b);
+    }
+}
+
+/* Weights merged by the reference from two files at once. */
+static void test_merged_weights(void **state)
+{
+    (void)state;
+    static const char *const names[] = {
+        "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k",
+        "conv_out",
+        "up_blocks.1.resnets.0.conv1",
+        "up_blocks.1.attentions.1.proj_out",
+    };
+    static const double weight[] = {0.7, -0.4};
+    ipt_ctx *ctx = test_ctx();
+    model_modules t;
+    ipt_adapter_file *f[2] = {NULL};
+    ipt_safetensors *st = NULL;
+    ipt_model *model = NULL;
+    ipt_weights *base = NULL, *golden = NULL;
+    modules_of(ctx, IPT_TEST_DATA "/models/sd1", &t);
+    assert_ok(ctx, ipt_adapter_open(ctx, IPT_TEST_DATA "/golden_lora_kohya.safetensors", t.m, t.n,
+                                    &f[0]));
+    assert_ok(ctx, ipt_adapter_open(ctx, IPT_TEST_DATA "/golden_lora_locon.safetensors", t.m, t.n,
+                                    &f[1]));
+    assert_ok(ctx, ipt_safetensors_open(ctx, IPT_TEST_DATA "/golden_lora_sd1.safetensors", &st));
+    assert_ok(ctx, ipt_model_open(ctx, IPT_TEST_DATA "/models/sd1", NULL, &model));
+    assert_ok(ctx, ipt_model_weights(model, IPT_COMP_UNET, NULL, IPT_F32, NULL, &base));
+    assert_ok(ctx, ipt_weights_file(ctx, st, NULL, IPT_F32, NULL, &golden));
+    for (size_t k = 0; k < IPT_COUNT(names); k++) {
+        char name[200], merged_name[240];
+        size_t at = 0;
+        while (at + 1 < t.n && strcmp(t.m[at].name, names[k]) != 0)
+            at++;
+        const ipt_module *m = &t.m[at];
+        assert_string_equal(m->name, names[k]);
+        ipt_shape s = ipt_shape4(IPT_F32, m->out, m->kh, m->kw, m->in);
+        size_t n = ipt_shape_count(&s);
+        double *got = calloc(n, sizeof *got), *want = calloc(n, sizeof *want);
+        snprintf(name, sizeof name, "%s.weight", names[k]);
+        snprintf(merged_name, sizeof merged_name, "merged_two.%s", name);
+        assert_ok(ctx, base->read(base, name, &s, got));
+        assert_ok(ctx, golden->read(golden, merged_name, &s, want));
+        for (int i = 0; i < 2; i++)
+            merge(f[i], &t, names[k], weight[i], got);
+        for (size_t i = 0; i < n; i++) {
+            if (fabs(got[i] - want[i]) > 1e-5)
+                fail_msg("%s element %zu: %g, expected %g", names[k], i, got[i], want[i]);
+        }
+        free(got);
+        free(want);
+    }
+    ipt_weights_destroy(&base);
+    ipt_weights_destroy(&golden);
+    ipt_model_close(&model);
+    ipt_safetensors_close(&st);
+    ipt_adapter_close(&f[0]);
+    ipt_adapter_close(&f[1]);
+    modules_done(&t);
+    ipt_ctx_destroy(&ctx);
+}
+
 /* --- files made here -------------------------------------------------------------------------- */
 static const ipt_module toy[] = {
     {IPT_COMP_UNET, "down_blocks.0.resnets.0.conv1", 3, 2, 3, 3},
@@ -452,10 +532,15 @@ static void test_oom(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_families),     cmocka_unit_test(test_words_and_hashes),
-        cmocka_unit_test(test_refused),      cmocka_unit_test(test_pack),
-        cmocka_unit_test(test_tucker),       cmocka_unit_test(test_ordinals),
-        cmocka_unit_test(test_not_adapters), cmocka_unit_test(test_oom),
+        cmocka_unit_test(test_families),
+        cmocka_unit_test(test_words_and_hashes),
+        cmocka_unit_test(test_merged_weights),
+        cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_pack),
+        cmocka_unit_test(test_tucker),
+        cmocka_unit_test(test_ordinals),
+        cmocka_unit_test(test_not_adapters),
+        cmocka_unit_test(test_oom),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -96,7 +96,7 @@ static void test_dtypes(void **state)
         double want; /* NAN: not finite */
     } rows[] = {
         {IPT_ST_F64, &f64, -1.5},
-        {IPT_ST_F32, &f32, 0.1f},
+        {IPT_ST_F32, &f32, (double)0.1f},
         {IPT_ST_F16, &f16, 0.333251953125},
         {IPT_ST_BF16, &bf16, 0.333984375},
         {IPT_ST_F16, &inf16, (double)NAN},

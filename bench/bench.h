@@ -1,0 +1,71 @@
+/* bench/bench.h - measurements with random weights: kernels, single operators, whole parts of models.
+ * Everything is timed warm, as the median of repeated runs, unless a figure's name says otherwise.
+ *
+ * Must not know: files of weights (bench generate takes the engine's word), the command line. */
+#ifndef IPT_BENCH_BENCH_H
+#define IPT_BENCH_BENCH_H
+#include "core/core.h"
+
+#include <jansson.h>
+
+#include "graph/graph.h"
+#include "vk/vk.h"
+
+typedef struct ipt_bench_opts {
+    const char *what;       /* "gemm", "conv", "ops", "unet", "vae", "generate" */
+    const char *device;     /* as ipt_gpu_opts */
+    const char *kernels;    /* "simd", "tile" or NULL */
+    const char *config;     /* "sd15", "sd21", "sdxl" */
+    const char *model;      /* of generate; NULL: default model */
+    int32_t width, height;  /* pixels; 0: 512 (generate: the model's size) */
+    int32_t batch, repeat;  /* rows, measured runs */
+    int32_t lora_rank, lora_count; /* 0: none */
+    bool f32;               /* weights and activations f32; else f16 weights */
+    bool composite;         /* with LoRAs: one batch of lora_count rows against as many single rows */
+    bool profile;           /* table of operators */
+    int32_t steps;          /* of generate */
+    void (*row)(void *user, const json_t *row); /* each row as it is measured; may be NULL */
+    void *user;
+} ipt_bench_opts;
+/* One object: what, device, rows[], ...  Ownership: caller, json_decref.
+ * Errors: IPT_ERR_ARG (unknown `what` or config), those of devices and plans, IPT_ERR_CANCELLED. */
+IPT_CHECKED ipt_status ipt_bench_run(ipt_ctx *ctx, const ipt_bench_opts *o, json_t **out);
+
+/* --- between the files of bench/ --------------------------------------------------------------- */
+typedef struct bench {
+    ipt_ctx *ctx;
+    const ipt_bench_opts *o;
+    ipt_gpu *gpu;
+    ipt_weights *weights;
+    ipt_dtype act; /* of activations */
+    json_t *result, *rows;
+    struct bench_blas *blas; /* NULL: OpenBLAS is not installed */
+} bench;
+
+typedef struct bench_time {
+    double first_ms;           /* the first run: pipelines are compiled */
+    double wall_ms, device_ms; /* medians; device: sum over operators */
+    double macs;
+} bench_time;
+/* Runs a plan made with profile 1 + repeat times. */
+IPT_CHECKED ipt_status bench_measure(bench *b, ipt_plan *p, bench_time *t);
+double bench_median(double *v, size_t n); /* sorts v */
+/* Fills the named leaf with nearly normal values. */
+IPT_CHECKED ipt_status bench_fill(bench *b, ipt_plan *p, const char *leaf, size_t n, double scale);
+/* Appends a row and shows it; takes row. */
+void bench_row(bench *b, json_t *row);
+/* Rows {op, n, ms, gflops} of the last run, slowest first. */
+IPT_CHECKED ipt_status bench_profile_json(ipt_plan *p, json_t **out);
+
+IPT_CHECKED ipt_status bench_unet(bench *b);
+IPT_CHECKED ipt_status bench_vae(bench *b);
+IPT_CHECKED ipt_status bench_generate(ipt_ctx *ctx, const ipt_bench_opts *o, json_t *result);
+
+/* OpenBLAS found at run time (libopenblas.so.0), so that the program does not depend on it. */
+struct bench_blas *bench_blas_open(ipt_ctx *ctx);
+void bench_blas_close(struct bench_blas **blas);
+/* Median ms of C[m,n] = A[m,k] B[k,n] in f32 on all cores.  Errors: IPT_ERR_NOMEM. */
+IPT_CHECKED ipt_status bench_blas_sgemm(ipt_ctx *ctx, struct bench_blas *blas, int32_t m, int32_t n, int32_t k,
+                                        int32_t repeat, double *ms);
+int bench_blas_threads(const struct bench_blas *blas);
+#endif

@@ -1,0 +1,240 @@
+/* bench/bench_unet.c - one UNet evaluation at a published configuration, plain and with LoRAs as gates;
+ * one VAE decoding. */
+#include "bench/bench.h"
+
+#include <string.h>
+
+#include "engine/modules.h"
+#include "unet/unet.h"
+#include "vae/vae.h"
+
+/* The LoRAs of one plan: every adapted module stacks them in one pair of factors. */
+typedef struct lora_set {
+    ipt_module_list modules;
+    ipt_adapter_site *site;
+    size_t n;
+    int32_t rank, count, n_rank; /* n_rank: stacked, a multiple of 4 */
+} lora_set;
+
+static ipt_status pick_config(bench *b, ipt_unet_config *c)
+{
+    const char *name = b->o->config;
+    if (strcmp(name, "sd15") == 0)
+        *c = ipt_unet_config_sd15();
+    else if (strcmp(name, "sd21") == 0)
+        *c = ipt_unet_config_sd21();
+    else if (strcmp(name, "sdxl") == 0)
+        *c = ipt_unet_config_sdxl();
+    else
+        return ipt_fail(b->ctx, IPT_ERR_ARG, "config '%s' is unknown; one of: sd15 sd21 sdxl", name);
+    return IPT_OK;
+}
+
+/* The modules that LoRA trainers adapt: everything inside the transformers. */
+static ipt_status make_loras(bench *b, const ipt_unet_config *c, lora_set *l)
+{
+    ipt_model_config *mc = ipt_calloc(b->ctx, 1, sizeof *mc);
+    if (!mc)
+        return IPT_ERR_NOMEM;
+    mc->unet = *c;
+    mc->has[IPT_COMP_UNET] = true;
+    ipt_status status = ipt_modules_create(b->ctx, mc, &l->modules);
+    ipt_free(mc);
+    IPT_TRY(status);
+    l->rank = b->o->lora_rank;
+    l->count = b->o->lora_count;
+    l->n_rank = (l->rank * l->count + 3) / 4 * 4;
+    l->site = ipt_calloc(b->ctx, l->modules.n, sizeof *l->site);
+    if (!l->site)
+        return IPT_ERR_NOMEM;
+    for (size_t i = 0; i < l->modules.n; i++)
+        if (strstr(l->modules.module[i].name, "attentions."))
+            l->site[l->n++] = (ipt_adapter_site){l->modules.module[i].name, (uint16_t)l->n_rank, 0};
+    return IPT_OK;
+}
+
+static ipt_status write_loras(bench *b, const lora_set *l, ipt_graph *g, ipt_plan *p)
+{
+    int32_t slot[1024];
+    for (int32_t r = 0; r < l->n_rank; r++)
+        slot[r] = r < l->rank * l->count ? r / l->rank : -1;
+    for (size_t i = 0; i < l->n; i++) {
+        char name[256];
+        for (int k = 0; k < 2; k++) {
+            ipt_name(name, sizeof name, "%s.lora_%c", l->site[i].site, "ab"[k]);
+            ipt_shape s = ipt_shape_of(g, ipt_find(g, name));
+            IPT_TRY(bench_fill(b, p, name, ipt_shape_count(&s), 0.02));
+        }
+        ipt_name(name, sizeof name, "%s.lora_slot", l->site[i].site);
+        IPT_TRY(ipt_plan_write(p, name, slot, (size_t)l->n_rank * sizeof *slot));
+    }
+    return IPT_OK;
+}
+
+/* One-hot gates: batch element i sees LoRA (first + i) mod count. */
+static ipt_status write_gates(const bench *b, const lora_set *l, ipt_plan *p, int32_t batch, int32_t first)
+{
+    size_t n = (size_t)batch * (size_t)l->count;
+    float *gate = ipt_calloc(b->ctx, n, sizeof *gate);
+    if (!gate)
+        return IPT_ERR_NOMEM;
+    for (int32_t i = 0; i < batch; i++)
+        gate[i * l->count + (first + i) % l->count] = 1;
+    ipt_status s = ipt_plan_write(p, "gates", gate, n * sizeof *gate);
+    ipt_free(gate);
+    return s;
+}
+
+static ipt_status fill_inputs(bench *b, ipt_graph *g, ipt_plan *p)
+{
+    static const char *const inputs[] = {"x", "t_emb", "text", "add", "w_emb"};
+    for (size_t i = 0; i < IPT_COUNT(inputs); i++) {
+        ipt_val v = ipt_find(g, inputs[i]);
+        if (v.id == 0)
+            continue;
+        ipt_shape s = ipt_shape_of(g, v);
+        IPT_TRY(bench_fill(b, p, inputs[i], ipt_shape_count(&s), 1));
+    }
+    return IPT_OK;
+}
+
+/* lora NULL: the plain UNet. */
+static ipt_status make_plan(bench *b, const ipt_unet_config *c, const lora_set *lora, int32_t batch, ipt_plan **out)
+{
+    int32_t w = (b->o->width ? b->o->width : 512) / 8, h = (b->o->height ? b->o->height : 512) / 8;
+    ipt_unet_key key = {.batch = batch, .h = h, .w = w, .tokens = 77, .act = b->act};
+    ipt_plan_opts po = {.gpu = b->gpu, .weights = b->weights, .profile = true};
+    ipt_graph *g = NULL;
+    ipt_plan *p = NULL;
+    ipt_status status;
+    IPT_TRY(ipt_graph_create(b->ctx, &g));
+    if (lora)
+        ipt_graph_adapters(g, lora->site, lora->n, 1, batch, lora->count);
+    ipt_unet_build(g, c, &key);
+    IPT_TRY_GOTO(ipt_plan_create(g, &po, &p), fail);
+    IPT_TRY_GOTO(fill_inputs(b, g, p), fail);
+    if (lora) {
+        IPT_TRY_GOTO(write_loras(b, lora, g, p), fail);
+        IPT_TRY_GOTO(write_gates(b, lora, p, batch, 0), fail);
+    }
+    ipt_graph_destroy(&g);
+    *out = p;
+    return IPT_OK;
+fail:
+    ipt_plan_destroy(&p);
+    ipt_graph_destroy(&g);
+    return status;
+}
+
+static void add_row(bench *b, const char *name, int32_t batch, const bench_time *t, const ipt_plan *p, double plain_ms)
+{
+    json_t *row = json_pack("{s:s, s:i, s:f, s:f, s:f, s:f, s:f}", "name", name, "batch", (int)batch, "first_ms",
+                            t->first_ms, "ms", t->wall_ms, "device_ms", t->device_ms, "gmac", t->macs * 1e-9, "gflops",
+                            2e-6 * t->macs / t->wall_ms);
+    json_object_set_new(row, "arena_mib", json_real((double)ipt_plan_arena_bytes(p) / 1048576.0));
+    json_object_set_new(row, "dispatches", json_integer((json_int_t)ipt_plan_n_dispatch(p)));
+    if (plain_ms > 0)
+        json_object_set_new(row, "ratio", json_real(t->wall_ms / plain_ms));
+    bench_row(b, row);
+}
+
+/* Gates written before every run, as a policy that switches each step does. */
+static ipt_status measure_switching(bench *b, const lora_set *l, ipt_plan *p, double *median)
+{
+    int32_t n = b->o->repeat;
+    double *ms = ipt_calloc(b->ctx, (size_t)n, sizeof *ms);
+    ipt_status status = ms ? IPT_OK : IPT_ERR_NOMEM;
+    for (int32_t i = 0; status == IPT_OK && i < n; i++) {
+        double start = ipt_now_ms();
+        status = write_gates(b, l, p, b->o->batch, i);
+        if (status == IPT_OK)
+            status = ipt_plan_run(p, 0);
+        ms[i] = ipt_now_ms() - start;
+    }
+    if (status == IPT_OK)
+        *median = bench_median(ms, (size_t)n);
+    ipt_free(ms);
+    return status;
+}
+
+static ipt_status bench_loras(bench *b, const ipt_unet_config *c, double plain_ms)
+{
+    lora_set l = {0};
+    ipt_plan *p = NULL;
+    bench_time t, all;
+    double switching = 0;
+    ipt_status status = make_loras(b, c, &l);
+    if (status != IPT_OK)
+        goto end;
+    IPT_TRY_GOTO(make_plan(b, c, &l, b->o->batch, &p), end);
+    IPT_TRY_GOTO(bench_measure(b, p, &t), end);
+    add_row(b, "lora, one-hot gates", b->o->batch, &t, p, plain_ms);
+    IPT_TRY_GOTO(measure_switching(b, &l, p, &switching), end);
+    bench_row(b, json_pack("{s:s, s:i, s:f, s:f}", "name", "lora, switched every run", "batch", (int)b->o->batch, "ms",
+                           switching, "ratio", switching / t.wall_ms));
+    if (b->o->composite && b->o->batch == 1) {
+        ipt_plan_destroy(&p);
+        IPT_TRY_GOTO(make_plan(b, c, &l, l.count, &p), end);
+        IPT_TRY_GOTO(bench_measure(b, p, &all), end);
+        add_row(b, "lora, composite in one batch", l.count, &all, p, t.wall_ms * l.count);
+    }
+end:
+    ipt_plan_destroy(&p);
+    ipt_free(l.site);
+    ipt_modules_finish(&l.modules);
+    return status;
+}
+
+ipt_status bench_unet(bench *b)
+{
+    ipt_unet_config c;
+    ipt_plan *p = NULL;
+    bench_time t;
+    json_t *ops = NULL;
+    ipt_status status;
+    IPT_TRY(pick_config(b, &c));
+    json_object_set_new(b->result, "config", json_string(b->o->config));
+    json_object_set_new(b->result, "width", json_integer(b->o->width ? b->o->width : 512));
+    json_object_set_new(b->result, "height", json_integer(b->o->height ? b->o->height : 512));
+    IPT_TRY(make_plan(b, &c, NULL, b->o->batch, &p));
+    IPT_TRY_GOTO(bench_measure(b, p, &t), end);
+    add_row(b, "plain", b->o->batch, &t, p, 0);
+    if (b->o->profile) {
+        IPT_TRY_GOTO(bench_profile_json(p, &ops), end);
+        json_object_set_new(b->result, "profile", ops);
+    }
+    ipt_plan_destroy(&p);
+    if (b->o->lora_rank > 0 && b->o->lora_count > 0)
+        status = bench_loras(b, &c, t.wall_ms);
+end:
+    ipt_plan_destroy(&p);
+    return status;
+}
+
+ipt_status bench_vae(bench *b)
+{
+    ipt_vae_config c = strcmp(b->o->config, "sdxl") == 0 ? ipt_vae_config_sdxl() : ipt_vae_config_sd();
+    int32_t w = (b->o->width ? b->o->width : 512) / 8, h = (b->o->height ? b->o->height : 512) / 8;
+    ipt_plan_opts po = {.gpu = b->gpu, .weights = b->weights, .profile = true};
+    ipt_graph *g = NULL;
+    ipt_plan *p = NULL;
+    json_t *ops = NULL;
+    bench_time t;
+    ipt_status status;
+    IPT_TRY(ipt_graph_create(b->ctx, &g));
+    ipt_vae_decode_build(g, &c, b->o->batch, h, w, c.force_upcast ? IPT_F32 : b->act);
+    IPT_TRY_GOTO(ipt_plan_create(g, &po, &p), end);
+    IPT_TRY_GOTO(bench_fill(b, p, "z", (size_t)b->o->batch * (size_t)h * (size_t)w * 4, 1), end);
+    IPT_TRY_GOTO(bench_measure(b, p, &t), end);
+    json_object_set_new(b->result, "width", json_integer(8 * w));
+    json_object_set_new(b->result, "height", json_integer(8 * h));
+    add_row(b, "decode", b->o->batch, &t, p, 0);
+    if (b->o->profile) {
+        IPT_TRY_GOTO(bench_profile_json(p, &ops), end);
+        json_object_set_new(b->result, "profile", ops);
+    }
+end:
+    ipt_plan_destroy(&p);
+    ipt_graph_destroy(&g);
+    return status;
+}
