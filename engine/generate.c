@@ -116,6 +116,9 @@ static ipt_status choose_sampler(run *u)
         ipt_sampler_config_single_file(u->kind, &u->config);
         u->config.rescale_betas_zero_snr = u->e->config.zero_snr;
     }
+    /* asked for by name, PNDM means PLMS as in every SD tool, without the Runge-Kutta start */
+    if (u->kind == IPT_SAMPLER_PNDM && r->sampler && !json_object_get(json, "skip_prk_steps"))
+        u->config.skip_prk_steps = true;
     if (u->e->config.arch != IPT_ARCH_SDXL) { /* diffusers' SD pipeline corrects old configurations so */
         u->config.steps_offset = 1;
         u->config.clip_sample = false;

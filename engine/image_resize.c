@@ -1,5 +1,5 @@
 /* engine/image_resize.c - Lanczos-3 in two passes over 8-bit values: columns first, then rows, with 22
- * fractional bits, which makes the result equal to Pillow's Image.resize(LANCZOS), the one that the
+ * fractional bits: bit by bit Pillow's Image.resize(LANCZOS) where that takes the columns first too, the one that the
  * reference pipelines use on their inputs. */
 #include "engine/impasto.h"
 

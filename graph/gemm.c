@@ -138,7 +138,7 @@ static void simd_tile(gemm_job *j, int64_t rows)
     j->tm = j->texel && t16 * 13 < t32 * 12 ? 16 : 32;
     if (rows <= (int64_t)j->sg || j->tm < j->sg)
         j->tm = j->sg;
-    j->uk = !j->texel ? 1 : j->tm > 16 ? 2 : 4;
+    j->uk = !j->texel || j->quads <= 16 ? 1 : j->tm > 16 ? 2 : 4; /* short sums: short code */
     while (j->quads % (int32_t)j->uk)
         j->uk /= 2;
 }

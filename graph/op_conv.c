@@ -400,7 +400,9 @@ ipt_val ipt_conv2d_add(ipt_graph *g, ipt_val x, const char *site, int out, ipt_c
     }
     ipt_val w =
         ipt_weight_leaf(g, site, "weight", ipt_shape4(IPT_F32, out, c.kernel, c.kernel, s.dim[3]));
-    ipt_val b = ipt_weight_leaf(g, site, "bias", ipt_shape1(IPT_F32, out));
+    ipt_val b = {0};
+    if (!c.no_bias)
+        b = ipt_weight_leaf(g, site, "bias", ipt_shape1(IPT_F32, out));
     const ipt_attr attr = {.conv = c};
     ipt_val y = ipt_emit(g, IPT_OP_CONV2D, site, (ipt_val[]){x, w, b, t, residual}, 5, &attr, NULL);
     return ipt_adapter_path(g, x, y, site, &c);

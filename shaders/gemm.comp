@@ -70,6 +70,9 @@ void main()
     // Quad of columns among the bound panels.
     int quad = int(pc.turned != 0 ? gl_WorkGroupID.y : gl_WorkGroupID.x) * SG + lane;
     int panel = min(quad >> 3, pc.panels - 1);
+    bool is_bound = panel == quad >> 3;
+    int col = pc.col0 + quad * 4;
+    gemm_begin(first, col);
     int depth = pc.taps * pc.quads;
     b_at = panel * depth * (B16 != 0 ? 16 : 32) + (quad & 7);
 
@@ -117,11 +120,9 @@ void main()
         }
     }
 
-    int col = pc.col0 + quad * 4;
-    if (col >= pc.cols || quad >= pc.panels * 8)
+    if (col >= out_cols || !is_bound)
         return;
     vec4 bias = (HAS & HAS_BIAS) != 0 ? gemm_bias(col) : vec4(0);
     [[unroll]] for (int i = 0; i < TM; i++)
-        if (first + i < pc.rows)
-            gemm_store(HAS, first + i, col, acc[i] + bias);
+        gemm_store(HAS, i, col, acc[i] + bias);
 }

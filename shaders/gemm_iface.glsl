@@ -92,23 +92,40 @@ int gemm_pixel(int mode, ivec3 origin, int ky, int kx)
     return inside ? (origin.x + vy * pc.w + vx) * pc.quads - pc.a_first : -1;
 }
 
+// What the epilogue needs of the push block, read once by gemm_begin: inside control flow llvmpipe
+// would gather it anew for every row.
+int out_at, out_pitch, out_rows, out_cols, out_row0, out_image;
+
+// `first`: first row of this tile in the dispatch; `col`: this invocation's first column.
+void gemm_begin(int first, int col)
+{
+    out_at = first * pc.ldy + pc.y0 + col;
+    out_pitch = pc.ldy;
+    out_rows = pc.rows - first;
+    out_cols = pc.cols;
+    out_row0 = pc.row0 + first;
+    out_image = pc.opix;
+}
+
 // Bias of the four columns from `col`.
 vec4 gemm_bias(int col)
 {
     vec4 v = vec4(0);
     [[unroll]] for (int c = 0; c < 4; c++)
-        v[c] = bias_data[min(col + c, pc.cols - 1)];
+        v[c] = bias_data[min(col + c, out_cols - 1)];
     return v;
 }
 
-// Adds what the epilogue adds to `local` row (of the dispatch) and stores four columns.
-void gemm_store(int has, int local, int col, vec4 v)
+// Adds what the epilogue adds to row i of the tile and stores four columns.
+void gemm_store(int has, int i, int col, vec4 v)
 {
-    int at = local * pc.ldy + pc.y0 + col;
+    if (i >= out_rows)
+        return;
+    int at = out_at + i * out_pitch;
     if ((has & HAS_T) != 0) {
-        int from = (pc.row0 + local) / pc.opix * pc.cols + col;
+        int from = (out_row0 + i) / out_image * out_cols;
         [[unroll]] for (int c = 0; c < 4; c++)
-            v[c] += float(t_data[min(from + c, from - col + pc.cols - 1)]);
+            v[c] += float(t_data[from + min(col + c, out_cols - 1)]);
     }
     if ((has & HAS_QUADS) != 0) {
         if ((has & HAS_R) != 0)
@@ -116,7 +133,7 @@ void gemm_store(int has, int local, int col, vec4 v)
         y_data4[at >> 2] = ELT4(v);
     } else {
         [[unroll]] for (int c = 0; c < 4; c++)
-            if (col + c < pc.cols) {
+            if (col + c < out_cols) {
                 if ((has & HAS_R) != 0)
                     v[c] += float(r_data[at + c]);
                 y_data[at + c] = ELT(v[c]);

@@ -2,10 +2,11 @@
 // for GPUs.
 //
 // Shapes and layouts: gemm_iface.glsl.  128 invocations make 64 x 64 results, 8 x 4 each, 16 k's
-// (4 quads) at a time: invocation i owns columns 4 (i % 16).. and rows 8 (i / 16)..; the next slice
-// is fetched into registers while the present one is multiplied.  `a` lies transposed, [k][row]: the
-// 16 invocations of one row block read the same words (broadcast), those of one column block read
-// neighbouring quads of `b`.  Both arrays are padded by one quad against bank conflicts.
+// (4 quads) at a time: invocation i owns columns 4 (i % 16).. and rows 8 (i / 16)..; the next
+// slice is fetched into registers while the present one is multiplied.  `a` lies transposed,
+// [k][row]: the 16 invocations of one row block read the same words (broadcast), those of one
+// column block neighbouring quads of `b`.  Both arrays are padded by one quad against bank
+// conflicts.
 // Grid: x = row tiles, y = column tiles.  Shared memory: 2 x 16 x 68 floats = 8.5 KiB.
 #version 450
 //! variant f32
@@ -110,8 +111,8 @@ void main()
     int col = pc.col0 + quad * 4;
     if (col >= pc.cols || quad >= pc.panels * 8)
         return;
+    gemm_begin(first + row, col);
     vec4 bias = (HAS & HAS_BIAS) != 0 ? gemm_bias(col) : vec4(0);
     [[unroll]] for (int i = 0; i < 8; i++)
-        if (first + row + i < pc.rows)
-            gemm_store(HAS, first + row + i, col, acc[i] + bias);
+        gemm_store(HAS, i, col, acc[i] + bias);
 }

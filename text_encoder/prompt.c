@@ -474,7 +474,7 @@ static ipt_status make_names(ipt_ctx *ctx, const ipt_tokenizer *tok, ipt_prompt 
     if (!names->v)
         return IPT_ERR_NOMEM;
     for (size_t i = 0; i < n; i++) {
-        name made;
+        name made = {0};
         size_t at = names->n;
         IPT_TRY(make_name(ctx, tok, &p->arena, &attr->embeddings[i], (int32_t)i, &made));
         if (made.n_ids == 0) /* a name of blanks matches nothing */
@@ -796,6 +796,8 @@ static size_t search(const int64_t *keys, const ipt_prompt_pos *pos, size_t n, c
                      size_t m, ipt_prompt_pos *out)
 {
     size_t found = 0;
+    if (m == 0)
+        return 0;
     for (size_t i = 0; i + m <= n;) {
         if (memcmp(keys + i, want, m * sizeof *want) != 0) {
             i++;

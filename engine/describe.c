@@ -1,0 +1,398 @@
+/* engine/describe.c - what a model, an adapter file or a text is, as JSON, without a device. */
+#include "engine/impasto.h"
+
+#include <jansson.h>
+#include <math.h>
+#include <string.h>
+
+#include "engine/modules.h"
+#include "text_encoder/tokenizer.h"
+
+enum { MAX_PATH = 4096 };
+
+static json_t *text_or_null(const char *s)
+{
+    json_t *o = s ? json_string(s) : NULL;
+    return o ? o : json_null();
+}
+
+/* Prints the object and takes it. */
+static ipt_status print_json(ipt_ctx *ctx, json_t *o, char **json)
+{
+    char *text = o ? json_dumps(o, JSON_REAL_PRECISION(9)) : NULL;
+    json_decref(o);
+    *json = text ? ipt_strdup(ctx, text) : NULL;
+    if (text) {
+        json_free_t release;
+        json_get_alloc_funcs(NULL, &release);
+        release(text);
+    }
+    return *json ? IPT_OK : ipt_fail(ctx, IPT_ERR_NOMEM, "no memory for a description");
+}
+
+static const char *arch_name(ipt_arch a)
+{
+    static const char *const names[] = {"unknown", "sd1", "sd2", "sdxl"};
+    return (size_t)a < IPT_COUNT(names) ? names[a] : "unknown";
+}
+
+static const char *prediction_name(ipt_prediction p)
+{
+    static const char *const names[] = {"epsilon", "v_prediction", "sample"};
+    return (size_t)p < IPT_COUNT(names) ? names[p] : "unknown";
+}
+
+static ipt_status open_model(ipt_ctx *ctx, const char *path, const char *config_dir, ipt_model **out)
+{
+    char buf[MAX_PATH];
+    ipt_model_opts o = {.config_dir = config_dir};
+    if (!path) {
+        IPT_TRY(ipt_default_model(ctx, buf, sizeof buf));
+        path = buf;
+    }
+    return ipt_model_open(ctx, path, &o, out);
+}
+
+/* --- models ------------------------------------------------------------------------------------------ */
+static json_t *int_list(const int32_t *v, int32_t n)
+{
+    json_t *a = json_array();
+    for (int32_t i = 0; i < n; i++)
+        json_array_append_new(a, json_integer(v[i]));
+    return a;
+}
+
+static json_t *unet_json(const ipt_unet_config *c)
+{
+    return json_pack("{s:i, s:i, s:o, s:o, s:o, s:o, s:o, s:i, s:b, s:i, s:i, s:i}", "in_channels",
+                     (int)c->in_channels, "out_channels", (int)c->out_channels, "block_out_channels",
+                     int_list(c->channels, c->n_level), "layers_per_block", int_list(c->n_layer, c->n_level),
+                     "heads", int_list(c->heads, c->n_level), "transformer_layers", int_list(c->depth, c->n_level),
+                     "cross_attention_dim", int_list(c->cross_dim, c->n_level), "norm_groups", (int)c->norm_groups,
+                     "linear_projection", c->linear_projection, "sample_size", (int)c->sample_size,
+                     "time_cond_dim", (int)c->time_cond_dim, "add_in_dim", (int)c->add_in_dim);
+}
+
+static json_t *vae_json(const ipt_vae_config *c)
+{
+    return json_pack("{s:b, s:i, s:o, s:i, s:i, s:f, s:b}", "tiny", c->tiny, "latent_channels",
+                     (int)c->latent_channels, "block_out_channels", int_list(c->channels, c->n_level),
+                     "layers_per_block", (int)c->n_layer, "norm_groups", (int)c->norm_groups, "scaling_factor",
+                     (double)c->scaling_factor, "force_upcast", c->force_upcast);
+}
+
+static json_t *text_json(const ipt_text_config *c)
+{
+    static const char *const acts[] = {"silu", "gelu", "quick_gelu", "relu"};
+    return json_pack("{s:i, s:i, s:i, s:i, s:i, s:s, s:i}", "vocab", (int)c->vocab, "width", (int)c->width, "layers",
+                     (int)c->n_layer, "heads", (int)c->heads, "max_tokens", (int)c->max_tokens, "act",
+                     acts[c->act & 3], "projection_dim", c->has_projection ? (int)c->projection_dim : 0);
+}
+
+static json_t *component_config(const ipt_model_config *c, int comp)
+{
+    return comp == IPT_COMP_UNET   ? unet_json(&c->unet)
+           : comp == IPT_COMP_VAE  ? vae_json(&c->vae)
+           : comp == IPT_COMP_TEXT ? text_json(&c->text)
+                                   : text_json(&c->text2);
+}
+
+static json_t *names_json(const char *const *names, size_t n)
+{
+    json_t *a = json_array();
+    for (size_t i = 0; i < n; i++)
+        json_array_append_new(a, text_or_null(names[i]));
+    return a;
+}
+
+static json_t *misshaped_json(const ipt_check *k)
+{
+    json_t *a = json_array();
+    for (size_t i = 0; i < k->n_misshaped; i++) {
+        const ipt_misshaped *m = &k->misshaped[i];
+        json_t *o = json_object();
+        json_object_set_new(o, "name", text_or_null(m->name));
+        json_object_set_new(o, "key", text_or_null(m->key));
+        json_object_set_new(o, "file", text_or_null(m->file));
+        json_object_set_new(o, "found", text_or_null(m->found));
+        json_object_set_new(o, "expected", text_or_null(m->expected));
+        json_array_append_new(a, o);
+    }
+    return a;
+}
+
+static ipt_status component_json(ipt_ctx *ctx, const ipt_model *m, int comp, json_t **out)
+{
+    const ipt_model_config *c = ipt_model_get_config(m);
+    ipt_want_list wants = {0};
+    ipt_check check = {0};
+    uint64_t values = 0;
+    IPT_TRY(ipt_wants_create(ctx, c, comp, &wants));
+    for (size_t i = 0; i < wants.n; i++)
+        values += ipt_shape_count(&wants.want[i].shape);
+    ipt_status s = ipt_model_check(m, comp, wants.want, wants.n, &check);
+    ipt_wants_finish(&wants);
+    IPT_TRY(s);
+    json_t *o = json_object(), *files = json_array();
+    for (size_t i = 0; i < ipt_model_n_files(m, comp); i++)
+        json_array_append_new(files, text_or_null(ipt_model_file(m, comp, i)));
+    json_object_set_new(o, "files", files);
+    json_object_set_new(o, "dtype", text_or_null(ipt_model_dtype(m, comp)));
+    json_object_set_new(o, "parameters", json_integer((json_int_t)values));
+    json_object_set_new(o, "bound", json_integer((json_int_t)check.n_bound));
+    json_object_set_new(o, "missing", names_json(check.missing, check.n_missing));
+    json_object_set_new(o, "unclaimed", names_json(check.unclaimed, check.n_unclaimed));
+    json_object_set_new(o, "misshaped", misshaped_json(&check));
+    json_object_set_new(o, "config", component_config(c, comp));
+    ipt_check_finish(&check);
+    *out = o;
+    return IPT_OK;
+}
+
+ipt_status ipt_model_describe(ipt_ctx *ctx, const char *model, const char *config_dir, char **json)
+{
+    ipt_model *m = NULL;
+    ipt_status status = IPT_OK;
+    IPT_TRY(open_model(ctx, model, config_dir, &m));
+    const ipt_model_config *c = ipt_model_get_config(m);
+    int32_t factor = 1 << ((c->has[IPT_COMP_VAE] && c->vae.n_level > 0 ? c->vae.n_level : 4) - 1);
+    json_t *o = json_object(), *parts = json_object();
+    json_object_set_new(o, "path", text_or_null(ipt_model_path(m)));
+    json_object_set_new(o, "layout", text_or_null(ipt_model_layout(m)));
+    json_object_set_new(o, "architecture", json_string(arch_name(c->arch)));
+    json_object_set_new(o, "prediction", json_string(prediction_name(c->prediction)));
+    json_object_set_new(o, "prediction_assumed", json_boolean(c->prediction_assumed));
+    json_object_set_new(o, "inpainting", json_boolean(c->unet.in_channels == 9));
+    json_object_set_new(o, "zero_snr", json_boolean(c->zero_snr));
+    json_object_set_new(o, "width", json_integer(c->unet.sample_size * factor));
+    json_object_set_new(o, "height", json_integer(c->unet.sample_size * factor));
+    for (int comp = 0; comp < IPT_COMP_COUNT; comp++) {
+        json_t *part = NULL;
+        if (!c->has[comp])
+            continue;
+        IPT_TRY_GOTO(component_json(ctx, m, comp, &part), fail);
+        json_object_set_new(parts, ipt_comp_name(comp), part);
+    }
+    json_object_set(o, "components", parts);
+    if (ipt_model_scheduler(m))
+        json_object_set_new(o, "scheduler", json_deep_copy(ipt_model_scheduler(m)));
+    json_decref(parts);
+    ipt_model_close(&m);
+    return print_json(ctx, o, json);
+fail:
+    json_decref(parts);
+    json_decref(o);
+    ipt_model_close(&m);
+    return status;
+}
+
+/* --- adapters ----------------------------------------------------------------------------------------- */
+/* A model that a LoRA may have been made for. */
+typedef struct candidate {
+    const char *name;
+    ipt_model_config *config;
+} candidate;
+
+/* An adapter as found among the modules of one model. */
+typedef struct fit {
+    ipt_module_list modules;
+    ipt_adapter_file *file;
+    const char *name;
+} fit;
+
+static void fit_finish(fit *f)
+{
+    ipt_adapter_close(&f->file);
+    ipt_modules_finish(&f->modules);
+}
+
+static ipt_status try_fit(ipt_ctx *ctx, const char *lora, const char *name, const ipt_model_config *c, fit *out)
+{
+    fit f = {.name = name};
+    IPT_TRY(ipt_modules_create(ctx, c, &f.modules));
+    ipt_status s = ipt_adapter_open(ctx, lora, f.modules.module, f.modules.n, &f.file);
+    if (s == IPT_OK)
+        *out = f;
+    else
+        fit_finish(&f);
+    return s;
+}
+
+/* Configurations as published: enough to know every module. */
+static void published(int which, ipt_model_config *c)
+{
+    memset(c, 0, sizeof *c);
+    c->has[IPT_COMP_UNET] = c->has[IPT_COMP_TEXT] = true;
+    c->arch = which == 0 ? IPT_ARCH_SD1 : which == 1 ? IPT_ARCH_SDXL : IPT_ARCH_SD2;
+    c->unet = which == 0 ? ipt_unet_config_sd15() : which == 1 ? ipt_unet_config_sdxl() : ipt_unet_config_sd21();
+    c->text = which == 2 ? ipt_text_config_clip_h() : ipt_text_config_clip_l();
+    if (which == 1) {
+        c->has[IPT_COMP_TEXT2] = true;
+        c->text2 = ipt_text_config_clip_g();
+    }
+}
+
+/* Without a model to compare with: the published one, or the default model, that takes most of it. */
+static ipt_status best_fit(ipt_ctx *ctx, const char *lora, fit *best)
+{
+    static const char *const names[] = {"sd1", "sdxl", "sd2", "default model"};
+    ipt_model_config *c = ipt_calloc(ctx, 1, sizeof *c);
+    ipt_status status = c ? IPT_ERR_MISSING : IPT_ERR_NOMEM, last = IPT_OK;
+    char why[1024] = "";
+    for (int i = 0; c && i < 4; i++) {
+        ipt_model *m = NULL;
+        fit f = {0};
+        published(i, c);
+        last = i == 3 ? open_model(ctx, NULL, NULL, &m) : IPT_OK;
+        if (last == IPT_OK)
+            last = try_fit(ctx, lora, names[i], i == 3 ? ipt_model_get_config(m) : c, &f);
+        ipt_model_close(&m);
+        if (last == IPT_OK && (!best->file || f.file->n_unmatched < best->file->n_unmatched)) {
+            fit_finish(best);
+            *best = f;
+        } else if (last == IPT_OK) {
+            fit_finish(&f);
+        } else if (!best->file && (i == 0 || last == IPT_ERR_SHAPE)) {
+            ipt_name(why, sizeof why, "%s", ipt_last_error(ctx)); /* of the likeliest model */
+            status = last;
+        }
+        if (last != IPT_OK && last != IPT_ERR_SHAPE && last != IPT_ERR_MISSING)
+            break; /* the file itself is bad: every model would say so */
+        if (best->file && best->file->n_unmatched == 0)
+            break;
+    }
+    ipt_free(c);
+    if (best->file)
+        return IPT_OK;
+    return status == IPT_ERR_NOMEM ? status : ipt_fail(ctx, status, "%s", why[0] ? why : ipt_last_error(ctx));
+}
+
+static json_t *modules_json(const fit *f, double *alpha_min, double *alpha_max, size_t *by_comp)
+{
+    json_t *a = json_array();
+    for (size_t i = 0; i < f->file->n_module; i++) {
+        const ipt_adapter_module *m = &f->file->module[i];
+        const ipt_module *t = &f->modules.module[m->module];
+        double alpha = (double)m->alpha;
+        if (i == 0 || alpha < *alpha_min)
+            *alpha_min = alpha;
+        if (i == 0 || alpha > *alpha_max)
+            *alpha_max = alpha;
+        by_comp[t->comp]++;
+        json_array_append_new(a, json_pack("{s:s, s:s, s:s, s:i, s:f, s:f, s:i, s:i}", "component",
+                                           ipt_comp_name(t->comp), "name", t->name, "kind",
+                                           m->kh > 1 || m->kw > 1 ? "conv" : "linear", "rank", (int)m->rank, "alpha",
+                                           alpha, "scale", (double)m->scale, "out", (int)m->out, "in", (int)m->in));
+    }
+    return a;
+}
+
+static json_t *lora_json(const fit *f)
+{
+    const ipt_adapter_file *a = f->file;
+    double lo = 0, hi = 0;
+    size_t by_comp[IPT_COMP_COUNT] = {0};
+    json_t *o = json_object(), *parts = json_object(), *words = names_json(a->word, a->n_word), *emb = json_array();
+    json_t *modules = modules_json(f, &lo, &hi, by_comp);
+    for (size_t i = 0; i < a->n_embedding; i++)
+        json_array_append_new(emb, text_or_null(a->embedding[i].word));
+    for (int comp = 0; comp < IPT_COMP_COUNT; comp++)
+        if (by_comp[comp])
+            json_object_set_new(parts, ipt_comp_name(comp), json_integer((json_int_t)by_comp[comp]));
+    json_object_set_new(o, "path", text_or_null(a->path));
+    json_object_set_new(o, "name", text_or_null(a->name));
+    json_object_set_new(o, "family", text_or_null(ipt_adapter_family_name(a->family)));
+    json_object_set_new(o, "algorithm", json_string(a->has_conv ? "locon" : "lora"));
+    json_object_set_new(o, "tucker", json_boolean(a->has_tucker));
+    json_object_set_new(o, "model", text_or_null(f->name));
+    json_object_set_new(o, "rank_min", json_integer(a->rank_min));
+    json_object_set_new(o, "rank_max", json_integer(a->rank_max));
+    json_object_set_new(o, "alpha_min", json_real(lo));
+    json_object_set_new(o, "alpha_max", json_real(hi));
+    json_object_set_new(o, "model_modules", json_integer((json_int_t)f->modules.n));
+    json_object_set_new(o, "matched", json_integer((json_int_t)a->n_module));
+    json_object_set_new(o, "unmatched", names_json(a->unmatched, a->n_unmatched));
+    json_object_set_new(o, "nan", json_array()); /* a file with one is refused, naming its key */
+    json_object_set_new(o, "components", parts);
+    json_object_set_new(o, "modules", modules);
+    json_object_set_new(o, "embeddings", emb);
+    json_object_set_new(o, "trigger_words", words);
+    json_object_set_new(o, "sha256", text_or_null(a->sha256));
+    json_object_set_new(o, "autov2", text_or_null(a->autov2));
+    json_object_set_new(o, "autov3", text_or_null(a->autov3));
+    json_object_set_new(o, "metadata", a->metadata ? json_deep_copy(a->metadata) : json_object());
+    return o;
+}
+
+ipt_status ipt_lora_describe(ipt_ctx *ctx, const char *lora, const char *model, const char *config_dir, char **json)
+{
+    fit f = {0};
+    ipt_model *m = NULL;
+    ipt_status s = IPT_OK;
+    if (model) {
+        s = open_model(ctx, model, config_dir, &m);
+        if (s == IPT_OK)
+            s = try_fit(ctx, lora, model, ipt_model_get_config(m), &f);
+    } else {
+        s = best_fit(ctx, lora, &f);
+    }
+    if (s == IPT_OK)
+        s = print_json(ctx, lora_json(&f), json);
+    fit_finish(&f);
+    ipt_model_close(&m);
+    return s;
+}
+
+/* --- texts ------------------------------------------------------------------------------------------------ */
+/* The model's own tokenizer, or CLIP's for a single file, which carries none. */
+static ipt_status open_tokenizer(ipt_ctx *ctx, const ipt_model *m, ipt_tokenizer **out)
+{
+    char path[MAX_PATH], model[MAX_PATH - 64];
+    const char *folder = ipt_model_tokenizer(m, IPT_COMP_TEXT);
+    if (folder)
+        return ipt_tokenizer_load_folder(ctx, folder, out);
+    IPT_TRY(ipt_default_model(ctx, model, sizeof model));
+    ipt_name(path, sizeof path, "%s/../clip/merges.txt", model);
+    if (!ipt_is_file(path))
+        ipt_name(path, sizeof path, "%s/models/clip/merges.txt", IPT_SOURCE_ROOT);
+    return ipt_tokenizer_load_merges(ctx, path, ipt_model_get_config(m)->arch == IPT_ARCH_SD2 ? "!" : NULL, out);
+}
+
+static ipt_status line_json(ipt_ctx *ctx, const ipt_tokenizer *t, const char *text, json_t **out)
+{
+    ipt_token *token = NULL;
+    size_t n = 0;
+    IPT_TRY(ipt_tokenize(ctx, t, text, strlen(text), &token, &n));
+    json_t *ids = json_array(), *pieces = json_array();
+    for (size_t i = 0; i < n + 2; i++) {
+        int32_t id = i == 0 ? ipt_tokenizer_bos(t) : i == n + 1 ? ipt_tokenizer_eos(t) : token[i - 1].id;
+        json_t *piece = json_string(ipt_tokenizer_piece(t, id));
+        json_array_append_new(ids, json_integer(id));
+        json_array_append_new(pieces, piece ? piece : json_string(""));
+    }
+    ipt_free(token);
+    *out = json_pack("{s:o, s:o, s:I}", "ids", ids, "pieces", pieces, "count", (json_int_t)(n + 2));
+    return IPT_OK;
+}
+
+ipt_status ipt_tokenize_describe(ipt_ctx *ctx, const char *model, const char *const *text, size_t n, char **json)
+{
+    ipt_model *m = NULL;
+    ipt_tokenizer *t = NULL;
+    json_t *lines = json_array();
+    ipt_status status = open_model(ctx, model, NULL, &m);
+    if (status == IPT_OK)
+        status = open_tokenizer(ctx, m, &t);
+    for (size_t i = 0; status == IPT_OK && i < n; i++) {
+        json_t *line = NULL;
+        status = line_json(ctx, t, text[i], &line);
+        if (line)
+            json_array_append_new(lines, line);
+    }
+    if (status == IPT_OK)
+        status = print_json(ctx, json_pack("{s:O}", "lines", lines), json);
+    json_decref(lines);
+    ipt_tokenizer_destroy(&t);
+    ipt_model_close(&m);
+    return status;
+}
