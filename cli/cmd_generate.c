@@ -326,7 +326,9 @@ static json_t *report_json(const gen_run *r, const ipt_report *p)
         json_array_append_new(opts, text_or_null(r->a->compose_opt.item[i]));
     json_object_set_new(o, "model", text_or_null(p->model));
     json_object_set_new(o, "architecture", text_or_null(p->model_arch));
-    json_object_set_new(o, "seed", json_integer((json_int_t)p->seed));
+    char big[24]; /* JSON's readers have signed 64-bit numbers at best */
+    json_object_set_new(o, "seed", p->seed <= INT64_MAX ? json_integer((json_int_t)p->seed)
+                                                        : json_string(ipt_name(big, sizeof big, "%" PRIu64, p->seed)));
     json_object_set_new(o, "files", files);
     json_object_set_new(o, "sheet", text_or_null(r->a->sheet));
     json_object_set_new(o, "width", json_integer(p->width));

@@ -72,7 +72,7 @@ void cli_progress_show(void *user, const ipt_progress *p)
         double now = ipt_now_ms();
         bool due = tenth != c->tenth || (p->step_ms > 5000 && now - c->last_ms > 5000);
         if (!same)
-            due = p->done > 0 || p->total > 1;
+            due = p->done > 0;
         if (due) {
             fprintf(stderr, "%s\n", text);
             c->last_ms = now;

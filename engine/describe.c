@@ -294,6 +294,7 @@ static json_t *lora_json(const fit *f)
     size_t by_comp[IPT_COMP_COUNT] = {0};
     json_t *o = json_object(), *parts = json_object(), *words = names_json(a->word, a->n_word), *emb = json_array();
     json_t *modules = modules_json(f, &lo, &hi, by_comp);
+    ipt_adapter_hash(f->file);
     for (size_t i = 0; i < a->n_embedding; i++)
         json_array_append_new(emb, text_or_null(a->embedding[i].word));
     for (int comp = 0; comp < IPT_COMP_COUNT; comp++)

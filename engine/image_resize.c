@@ -1,6 +1,6 @@
-/* engine/image_resize.c - Lanczos-3 in two passes over 8-bit values: columns first, then rows, with 22
- * fractional bits: bit by bit Pillow's Image.resize(LANCZOS) where that takes the columns first too, the one that the
- * reference pipelines use on their inputs. */
+/* engine/image_resize.c - Lanczos-3 in two passes over 8-bit values, columns first, then rows, with 22
+ * fractional bits.  The reference pipelines resize their inputs with Pillow's LANCZOS: the result is
+ * the same bit by bit (Pillow 13 takes rows first for some sizes that only grow in one direction). */
 #include "engine/impasto.h"
 
 #include <math.h>

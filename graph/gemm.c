@@ -197,7 +197,8 @@ static ipt_status add_band(ipt_launch *l, const gemm_job *j, int64_t m0, int64_t
                       .y0 = g->y0};
     walk_push(&g->walk, &push.ow, &push.opix, &push.h);
     push.turned = (uint64_t)j->panels * j->panel_bytes > CACHED_PANELS;
-    bool half = g->act == IPT_F16;
+    const bool half = g->act == IPT_F16;
+    const ipt_bind_kind act_view = half ? IPT_BIND_TEXEL_RGBA16F : IPT_BIND_TEXEL_RGBA32F;
     const char *shader = !j->simd   ? (half ? "gemm_tile.f16" : "gemm_tile.f32")
                          : j->texel ? (half ? "gemm.tx16" : "gemm.tx32")
                                     : (half ? "gemm.sb16" : "gemm.sb32");
@@ -227,8 +228,7 @@ static ipt_status add_band(ipt_launch *l, const gemm_job *j, int64_t m0, int64_t
     if (y_len > l->dev->max_range)
         return IPT_ERR_UNSUPPORTED;
     if (j->texel) {
-        ipt_launch_bind(d, half ? IPT_BIND_TEXEL_RGBA16F : IPT_BIND_TEXEL_RGBA32F, g->a.src,
-                        g->a.number, false);
+        ipt_launch_bind(d, act_view, g->a.src, g->a.number, false);
         ipt_launch_bind(d, IPT_BIND_TEXEL_RGBA32UI, g->b.src, g->b.number, false);
     } else {
         ipt_launch_bind_range(d, IPT_BIND_SSBO, g->a.src, g->a.number, false, a_off, a_len);
@@ -240,6 +240,10 @@ static ipt_status add_band(ipt_launch *l, const gemm_job *j, int64_t m0, int64_t
     bind_optional(d, g, g->bias, 0, (uint64_t)g->cols * 4);
     bind_optional(d, g, g->t, 0, (uint64_t)g->walk.n * (uint64_t)g->cols * j->elt);
     bind_optional(d, g, g->r, y_off, y_len);
+    if (j->texel && g->r.number >= 0 && (j->has & HAS_QUADS))
+        ipt_launch_bind_range(d, act_view, g->r.src, g->r.number, false, y_off, y_len);
+    else if (j->texel) /* never read */
+        ipt_launch_bind(d, act_view, g->a.src, g->a.number, false);
     d->macs =
         (double)rows *
         (double)(cols < (uint32_t)(g->cols - p0 * 32) ? cols : (uint32_t)(g->cols - p0 * 32)) *

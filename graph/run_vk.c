@@ -110,8 +110,9 @@ static bool hazard(const span *pending, size_t n, const span *s)
 typedef struct recorder {
     ipt_plan *p;
     ipt_cmd *cmd;
-    span pending[512];
+    span pending[512]; /* since the last barrier */
     size_t n_pending;
+    size_t n_before;   /* of them, those of nodes before this one */
 } recorder;
 
 static ipt_status record_dispatch(recorder *r, const ipt_planned_node *pn, const ipt_dispatch *d)
@@ -128,12 +129,12 @@ static ipt_status record_dispatch(recorder *r, const ipt_planned_node *pn, const
         if (b[i].buf != p->dev->arena)
             continue;
         span s = {b[i].off, b[i].off + b[i].bytes, d->bind[i].write};
-        wait = wait || (!d->no_wait && hazard(r->pending, r->n_pending, &s));
+        wait = wait || hazard(r->pending, d->no_wait ? r->n_before : r->n_pending, &s);
         spans[n_span++] = s;
     }
     if (wait || r->n_pending + n_span > IPT_COUNT(r->pending)) {
         ipt_cmd_barrier(r->cmd);
-        r->n_pending = 0;
+        r->n_pending = r->n_before = 0;
     }
     memcpy(r->pending + r->n_pending, spans, n_span * sizeof *spans);
     r->n_pending += n_span;
@@ -154,6 +155,7 @@ static ipt_status record_piece(ipt_plan *p, piece *c)
         IPT_TRY_GOTO(ipt_cmd_stamp(r->cmd, 0), done);
     for (uint32_t i = c->first; i < c->end; i++) {
         const ipt_planned_node *pn = &p->node[i];
+        r->n_before = r->n_pending;
         for (size_t k = 0; k < pn->launch.n_d; k++)
             IPT_TRY_GOTO(record_dispatch(r, pn, &pn->launch.d[k]), done);
         if (p->opts.profile) {

@@ -60,7 +60,17 @@ layout(binding = 2, std430) writeonly buffer y_block4 { ELT4 y_data4[]; };
 layout(binding = 3, std430) readonly buffer bias_block { float bias_data[]; };
 layout(binding = 4, std430) readonly buffer t_block { ELT t_data[]; };
 layout(binding = 5, std430) readonly buffer r_block { ELT r_data[]; };
+#ifdef TEXEL
+#ifdef ACT_F16
+layout(binding = 6, rgba16f) uniform readonly imageBuffer r_view;
+#else
+layout(binding = 6, rgba32f) uniform readonly imageBuffer r_view;
+#endif
+#define LOAD_R(i) imageLoad(r_view, i)
+#else
 layout(binding = 5, std430) readonly buffer r_block4 { ELT4 r_data4[]; };
+#define LOAD_R(i) vec4(r_data4[i])
+#endif
 
 // Where row m of the whole result looks: (first pixel of its image, top line, left column).
 ivec3 gemm_origin(int m)
@@ -129,7 +139,7 @@ void gemm_store(int has, int i, int col, vec4 v)
     }
     if ((has & HAS_QUADS) != 0) {
         if ((has & HAS_R) != 0)
-            v += vec4(r_data4[at >> 2]);
+            v += LOAD_R(at >> 2);
         y_data4[at >> 2] = ELT4(v);
     } else {
         [[unroll]] for (int c = 0; c < 4; c++)

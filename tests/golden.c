@@ -143,15 +143,13 @@ static void print_some(void *user, ipt_log_level level, const char *line)
         print_message("%s: %s\n", level == IPT_LOG_ERROR ? "error" : "warning", line);
 }
 
-bench *bench_create(const char *kernels)
+static void set_up(bench *b, const char *kernels)
 {
-    bench *b = calloc(1, sizeof *b);
-    if (!b || ipt_ctx_create(print_some, b, &b->ctx) != IPT_OK)
+    *b = (bench){.name = kernels ? kernels : "host"};
+    if (ipt_ctx_create(print_some, b, &b->ctx) != IPT_OK)
         abort();
-    b->name = kernels ? kernels : "host";
-    b->weights = b->act = IPT_F32;
     if (!kernels)
-        return b;
+        return;
     ipt_gpu_opts o = {.device = getenv("IPT_TEST_DEVICE"), .kernels = kernels, .cache_dir = "", .validate = true};
     ipt_status s = ipt_gpu_create(b->ctx, &o, &b->gpu);
     if (s == IPT_ERR_MISSING) {
@@ -159,39 +157,36 @@ bench *bench_create(const char *kernels)
         s = ipt_gpu_create(b->ctx, &o, &b->gpu);
     }
     b->no_device = s == IPT_ERR_NO_DEVICE;
-    if (s != IPT_OK && !b->no_device)
+    if (s != IPT_OK && !b->no_device) {
         print_error("%s: %s\n", ipt_status_name(s), ipt_last_error(b->ctx));
-    return b;
+        abort();
+    }
 }
 
-void bench_destroy(bench **pb)
+int bench_run(const struct CMUnitTest *tests, size_t n)
 {
-    bench *b = *pb;
-    uint32_t said = b->gpu ? ipt_gpu_validation_count(b->gpu) : 0;
-    ipt_gpu_destroy(&b->gpu);
-    ipt_ctx_destroy(&b->ctx);
-    free(b);
-    *pb = NULL;
-    if (said)
-        fail_msg("the validation layer reported %u messages", said);
-}
-
-static int set_up(void **state, const char *kernels)
-{
-    bench *b = bench_create(kernels);
-    *state = b;
-    return kernels && !b->gpu && !b->no_device ? -1 : 0;
-}
-
-int bench_setup_host(void **state) { return set_up(state, NULL); }
-int bench_setup_simd(void **state) { return set_up(state, "simd"); }
-int bench_setup_tile(void **state) { return set_up(state, "tile"); }
-
-int bench_teardown(void **state)
-{
-    bench *b = *state;
-    bench_destroy(&b);
-    return 0;
+    static const char *const kernels[] = {NULL, "simd", "tile"};
+    struct CMUnitTest *own = calloc(n, sizeof *own);
+    int failed = 0;
+    if (!own)
+        abort();
+    for (size_t i = 0; i < IPT_COUNT(kernels); i++) {
+        bench b;
+        set_up(&b, kernels[i]);
+        memcpy(own, tests, n * sizeof *own);
+        for (size_t k = 0; k < n; k++)
+            own[k].initial_state = &b;
+        print_message("on %s:\n", b.name);
+        failed += _cmocka_run_group_tests(b.name, own, n, NULL, NULL);
+        uint32_t said = b.gpu ? ipt_gpu_validation_count(b.gpu) : 0;
+        if (said)
+            print_error("[  FAILED  ] the validation layer reported %u messages\n", said);
+        failed += said != 0;
+        ipt_gpu_destroy(&b.gpu);
+        ipt_ctx_destroy(&b.ctx);
+    }
+    free(own);
+    return failed;
 }
 
 bench *bench_ready(void **state)

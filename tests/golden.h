@@ -38,20 +38,11 @@ typedef struct bench {
     bool no_device;         /* nothing to run on: tests skip themselves with bench_ready */
     ipt_dtype weights, act; /* element types to use now; F32 unless a test sets them */
 } bench;
-/* kernels: NULL for the host, else "simd" or "tile".  Never skips: group set-ups may not. */
-bench *bench_create(const char *kernels);
-void bench_destroy(bench **b); /* fails when the validation layer said anything */
-/* cmocka group set-ups and tear-down; *state is the bench. */
-int bench_setup_host(void **state);
-int bench_setup_simd(void **state);
-int bench_setup_tile(void **state);
-int bench_teardown(void **state);
-bench *bench_ready(void **state); /* skips the test when there is no device */
-/* Runs `tests` once on every bench and returns the number of failed tests. */
-#define bench_run_all(tests)                                                                        \
-    (cmocka_run_group_tests_name("host", tests, bench_setup_host, bench_teardown) +                 \
-     cmocka_run_group_tests_name("simd", tests, bench_setup_simd, bench_teardown) +                 \
-     cmocka_run_group_tests_name("tile", tests, bench_setup_tile, bench_teardown))
+/* Runs `tests` (an array) on the host and on a device with both kernel shapes; *state is the bench.
+ * Returns the number of failed tests, and of benches on which the validation layer said anything. */
+#define bench_run_all(tests) bench_run(tests, IPT_COUNT(tests))
+int bench_run(const struct CMUnitTest *tests, size_t n);
+bench *bench_ready(void **state); /* the bench; skips the test when there is no device */
 
 ipt_model *bench_model(bench *b, const char *path, const char *config_dir);
 ipt_weights *bench_weights(bench *b, ipt_model *m, int comp);
