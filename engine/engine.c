@@ -97,7 +97,7 @@ static void drop_taesd(ipt_engine *e)
 {
     ipt_plan_destroy(&e->decode.plan);
     ipt_weights_destroy(&e->taesd_store);
-    ipt_safetensors_close(&e->taesd);
+    ipt_model_close(&e->taesd);
     e->taesd_key[0] = 0;
 }
 
@@ -115,13 +115,18 @@ static void drop_model(ipt_engine *e)
     e->model_key[0] = 0;
 }
 
+void ipt_engine_drop_device(ipt_engine *e)
+{
+    drop_model(e);
+    ipt_gpu_destroy(&e->gpu);
+}
+
 void ipt_engine_destroy(ipt_engine **ep)
 {
     if (!ep || !*ep)
         return;
     ipt_engine *e = *ep;
-    drop_model(e);
-    ipt_gpu_destroy(&e->gpu);
+    ipt_engine_drop_device(e);
     ipt_arena_finish(&e->report_arena);
     ipt_free(e);
     *ep = NULL;
@@ -197,13 +202,29 @@ ipt_status ipt_engine_store(ipt_engine *e, int comp, ipt_weights **out)
     return IPT_OK;
 }
 
+/* The VAE for previews and quick decoding, checked like the model's own. */
 static ipt_status load_taesd(ipt_engine *e, const char *path)
 {
-    if (!path || strcmp(e->taesd_key, path) == 0)
+    if (strcmp(e->taesd_key, path ? path : "") == 0)
         return IPT_OK;
     drop_taesd(e);
-    IPT_TRY(ipt_safetensors_open(e->ctx, path, &e->taesd));
-    IPT_TRY(ipt_weights_file(e->ctx, e->taesd, e->gpu, IPT_F32, NULL, &e->taesd_store));
+    if (!path)
+        return IPT_OK;
+    IPT_TRY(ipt_model_open_vae(e->ctx, path, &e->taesd));
+    ipt_model_config config = *ipt_model_get_config(e->taesd);
+    ipt_want_list want = {0};
+    ipt_check check = {0};
+    if (!config.vae.tiny)
+        return ipt_fail(e->ctx, IPT_ERR_FORMAT, "%s: not a TAESD decoder (a whole VAE goes with --vae)", path);
+    IPT_TRY(ipt_wants_create(e->ctx, &config, IPT_COMP_VAE, &want));
+    ipt_status status = ipt_model_check(e->taesd, IPT_COMP_VAE, want.want, want.n, &check);
+    if (status == IPT_OK) {
+        status = ipt_check_status(e->taesd, IPT_COMP_VAE, &check);
+        ipt_check_finish(&check);
+    }
+    ipt_wants_finish(&want);
+    IPT_TRY(status);
+    IPT_TRY(ipt_model_weights(e->taesd, IPT_COMP_VAE, e->gpu, e->weight_type, NULL, &e->taesd_store));
     ipt_name(e->taesd_key, sizeof e->taesd_key, "%s", path);
     return IPT_OK;
 }

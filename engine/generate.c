@@ -262,36 +262,53 @@ static ipt_status encode_all(run *u, size_t *max_worlds)
 }
 
 /* --- the UNet ------------------------------------------------------------------------------------------------ */
+static ipt_status record_unet(run *u, const ipt_unet_key *key, const int32_t want[8])
+{
+    ipt_engine *e = u->e;
+    ipt_graph *g = NULL;
+    ipt_weights *store = NULL;
+    size_t n_site = 0;
+    ipt_plan_destroy(&e->unet.plan);
+    IPT_TRY(ipt_engine_store(e, IPT_COMP_UNET, &store));
+    IPT_TRY(ipt_graph_create(e->ctx, &g));
+    const ipt_adapter_site *site = ipt_bank_sites(e->bank, IPT_COMP_UNET, &n_site);
+    ipt_graph_adapters(g, site, n_site, IPT_GATE_ROWS, key->batch, (int)ipt_bank_n_slot(e->bank));
+    ipt_unet_build(g, &e->config.unet, key);
+    ipt_plan_opts o = {.gpu = e->gpu, .weights = store};
+    ipt_status status = ipt_plan_create(g, &o, &e->unet.plan);
+    ipt_graph_destroy(&g);
+    if (status == IPT_OK)
+        status = ipt_bank_write(e->bank, IPT_COMP_UNET, e->unet.plan, &e->bytes_uploaded);
+    if (status != IPT_OK) {
+        ipt_plan_destroy(&e->unet.plan);
+        return status;
+    }
+    memcpy(e->unet.key, want, sizeof e->unet.key);
+    e->n_plans++;
+    return IPT_OK;
+}
+
+/* A plan for all rows at once, or for fewer at a time when they do not fit in device memory. */
 static ipt_status unet_plan(run *u, size_t rows)
 {
     ipt_engine *e = u->e;
-    size_t n_site = 0, chunks = (rows + IPT_MAX_ROWS - 1) / IPT_MAX_ROWS;
+    size_t chunks = (rows + IPT_MAX_ROWS - 1) / IPT_MAX_ROWS;
     int32_t limit = u->r->batch > 0 ? u->r->batch : (int32_t)((rows + chunks - 1) / chunks);
-    u->batch = limit < (int32_t)rows ? limit : (int32_t)rows;
     const ipt_unet_config *c = &e->config.unet;
-    ipt_unet_key key = {u->batch, u->h, u->w, u->text[0][0].tokens, e->act_type};
-    const int32_t want[8] = {key.batch, key.h, key.w, key.tokens, (int32_t)key.act, (int32_t)ipt_bank_n_slot(e->bank), 0, 1};
-    if (!e->unet.plan || memcmp(e->unet.key, want, sizeof want) != 0) {
-        ipt_graph *g = NULL;
-        ipt_weights *store = NULL;
-        ipt_plan_destroy(&e->unet.plan);
-        IPT_TRY(ipt_engine_store(e, IPT_COMP_UNET, &store));
-        IPT_TRY(ipt_graph_create(e->ctx, &g));
-        const ipt_adapter_site *site = ipt_bank_sites(e->bank, IPT_COMP_UNET, &n_site);
-        ipt_graph_adapters(g, site, n_site, IPT_GATE_ROWS, u->batch, (int)ipt_bank_n_slot(e->bank));
-        ipt_unet_build(g, c, &key);
-        ipt_plan_opts o = {.gpu = e->gpu, .weights = store};
-        ipt_status status = ipt_plan_create(g, &o, &e->unet.plan);
-        ipt_graph_destroy(&g);
-        IPT_TRY(status);
-        memcpy(e->unet.key, want, sizeof want);
-        e->n_plans++;
-        status = ipt_bank_write(e->bank, IPT_COMP_UNET, e->unet.plan, &e->bytes_uploaded);
-        if (status != IPT_OK) {
-            ipt_plan_destroy(&e->unet.plan);
+    ipt_unet_key key = {limit < (int32_t)rows ? limit : (int32_t)rows, u->h, u->w, u->text[0][0].tokens, e->act_type};
+    for (;;) {
+        const int32_t want[8] = {key.batch, key.h, key.w, key.tokens, (int32_t)key.act,
+                                 (int32_t)ipt_bank_n_slot(e->bank), 0, 1};
+        if (e->unet.plan && memcmp(e->unet.key, want, sizeof want) == 0)
+            break;
+        ipt_status status = record_unet(u, &key, want);
+        if (status == IPT_OK)
+            break;
+        if (status != IPT_ERR_DEVICE_MEM || key.batch == 1 || u->r->batch > 0)
             return status;
-        }
+        key.batch = (key.batch + 1) / 2;
     }
+    u->batch = key.batch;
     u->unet = e->unet.plan;
     size_t b = (size_t)u->batch, hw = (size_t)u->h * (size_t)u->w;
     u->in_x = ipt_arena_alloc(&u->arena, b * hw * (size_t)c->in_channels * 4);
@@ -760,7 +777,7 @@ ipt_status ipt_generate(ipt_engine *e, const ipt_request *r, ipt_image_fn image,
     ipt_prompts_finish(&u->prompts);
     ipt_arena_finish(&u->arena);
     ipt_free(u);
-    if (status == IPT_ERR_DEVICE_LOST && e->gpu) /* the next request opens the device anew */
-        ipt_engine_drop_plans(e);
+    if (status == IPT_ERR_DEVICE_LOST) /* the next request opens the device anew */
+        ipt_engine_drop_device(e);
     return status;
 }

@@ -35,7 +35,7 @@ struct ipt_engine {
     ipt_module_list modules;
     ipt_weights *store[IPT_COMP_COUNT];
     ipt_tokenizer *tokenizer[2];
-    ipt_safetensors *taesd;
+    ipt_model *taesd; /* --taesd: a VAE alone */
     ipt_weights *taesd_store;
     char taesd_key[IPT_MAX_PATH];
 
@@ -46,7 +46,6 @@ struct ipt_engine {
     ipt_bank *bank;
 
     ipt_kept_plan unet, text[2], decode, encode;
-    ipt_bank *unet_bank, *text_bank; /* whose layout the kept plans have (same as bank, or NULL) */
 
     /* of the request that runs */
     uint64_t n_plans, bytes_uploaded;
@@ -57,6 +56,7 @@ struct ipt_engine {
 IPT_CHECKED ipt_status ipt_engine_load(ipt_engine *e, const ipt_request *r, const ipt_prompt_lora *extra,
                                        size_t n_extra);
 void ipt_engine_drop_plans(ipt_engine *e);
+void ipt_engine_drop_device(ipt_engine *e); /* and all that lives on it */
 /* The weight store of a component, made at first use. */
 IPT_CHECKED ipt_status ipt_engine_store(ipt_engine *e, int comp, ipt_weights **out);
 

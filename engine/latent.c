@@ -25,14 +25,10 @@ static ipt_status decode_plan(ipt_engine *e, int32_t h, int32_t w, ipt_plan **ou
     if (!e->taesd)
         IPT_TRY(ipt_engine_store(e, IPT_COMP_VAE, &store));
     IPT_TRY(ipt_graph_create(e->ctx, &g));
-    if (e->taesd) {
-        bool counted = ipt_safetensors_find(e->taesd, "1.weight") != NULL;
-        ipt_vae_tiny_build(g, 1, h, w, counted ? "" : "decoder.layers.", counted ? 1 : 0, IPT_F32);
-    } else if (e->config.vae.tiny) {
+    if (e->taesd || e->config.vae.tiny)
         ipt_vae_tiny_build(g, 1, h, w, "decoder.layers.", 0, vae_act(e));
-    } else {
+    else
         ipt_vae_decode_build(g, &e->config.vae, 1, h, w, vae_act(e));
-    }
     ipt_plan_opts o = {.gpu = e->gpu, .weights = store};
     ipt_status status = ipt_plan_create(g, &o, &e->decode.plan);
     ipt_graph_destroy(&g);

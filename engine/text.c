@@ -18,50 +18,60 @@ typedef struct ipt_ti {
 static int n_encoders(const ipt_engine *e) { return e->config.has[IPT_COMP_TEXT2] ? 2 : 1; }
 
 /* --- textual inversions ------------------------------------------------------------------------------ */
-static ipt_status copy_vectors(ipt_engine *e, ipt_arena *arena, const char *file, const ipt_st_tensor *t, ipt_ti *ti)
+/* Copies n vectors for one encoder when they fit it; false when out of memory. */
+static bool keep_vectors(ipt_arena *arena, ipt_ti *ti, int encoder, const float *v, int32_t n, int32_t width)
 {
-    size_t width = t->rank > 0 ? (size_t)t->dim[t->rank - 1] : 0, n = width ? t->count / width : 0;
-    const ipt_text_config *c[2] = {&e->config.text, &e->config.text2};
-    for (int i = 0; i < n_encoders(e); i++) {
-        bool named = strcmp(t->name, i ? "clip_g" : "clip_l") == 0;
-        bool other = strcmp(t->name, i ? "clip_l" : "clip_g") == 0;
-        if (other || (size_t)c[i]->width != width || (ti->vector[i] && !named))
-            continue;
-        if (n < 1 || n > IPT_TOKEN_CONTENT || t->rank > 2)
-            return ipt_fail(e->ctx, IPT_ERR_SHAPE, "%s: %s: %zu vectors, expected 1..%d", file, t->name, n,
-                            IPT_TOKEN_CONTENT);
-        float *v = ipt_arena_alloc(arena, n * width * sizeof *v);
-        if (!v)
-            return IPT_ERR_NOMEM;
-        if (!ipt_st_finite(t, NULL))
-            return ipt_fail(e->ctx, IPT_ERR_FORMAT, "%s: %s: NaN or infinity", file, t->name);
-        ipt_st_to_f32(t, 0, n * width, v);
-        ti->vector[i] = v;
-        ti->width[i] = (int32_t)width;
-        ti->n = (int32_t)n;
-    }
-    return IPT_OK;
+    float *copy = ipt_arena_alloc(arena, (size_t)n * (size_t)width * sizeof *copy);
+    if (!copy)
+        return false;
+    memcpy(copy, v, (size_t)n * (size_t)width * sizeof *copy);
+    ti->vector[encoder] = copy;
+    ti->width[encoder] = width;
+    ti->n = n;
+    return true;
 }
 
-static ipt_status read_inversion(ipt_engine *e, ipt_prompts *p, const char *path, const char *name)
+static ipt_status read_inversion(ipt_engine *e, ipt_prompts *p, const char *path)
 {
-    ipt_safetensors *st = NULL;
+    const ipt_text_config *c[2] = {&e->config.text, &e->config.text2};
+    ipt_embedding_file f = {0};
     ipt_ti *ti = &p->embedding[p->n_embedding];
-    IPT_TRY(ipt_safetensors_open(e->ctx, path, &st));
-    ipt_status status = IPT_OK;
+    IPT_TRY(ipt_embedding_open(e->ctx, path, &f));
     memset(ti, 0, sizeof *ti);
-    for (size_t i = 0; i < ipt_safetensors_count(st) && status == IPT_OK; i++)
-        status = copy_vectors(e, &p->arena, path, ipt_safetensors_at(st, i), ti);
+    ti->name = ipt_arena_strdup(&p->arena, f.name);
+    ipt_status status = ti->name ? IPT_OK : IPT_ERR_NOMEM;
+    for (int i = 0; status == IPT_OK && i < n_encoders(e); i++)
+        if (f.vector[i] && f.width[i] == c[i]->width &&
+            !keep_vectors(&p->arena, ti, i, f.vector[i], f.n_vector, f.width[i]))
+            status = IPT_ERR_NOMEM;
     if (status == IPT_OK && !ti->vector[0] && !ti->vector[1])
-        status = ipt_fail(e->ctx, IPT_ERR_SHAPE, "%s: no vectors of width %d, as this model's text encoder needs", path,
-                          e->config.text.width);
-    ipt_safetensors_close(&st);
-    if (status == IPT_OK) {
-        ti->name = ipt_arena_strdup(&p->arena, name);
-        status = ti->name ? IPT_OK : IPT_ERR_NOMEM;
-        p->n_embedding += status == IPT_OK;
-    }
+        status = ipt_fail(e->ctx, IPT_ERR_SHAPE, "%s: vectors of width %d, this model's text encoder has %d", path,
+                          f.width[0] ? f.width[0] : f.width[1], c[0]->width);
+    if (status == IPT_OK && ti->n > IPT_TOKEN_CONTENT)
+        status = ipt_fail(e->ctx, IPT_ERR_SHAPE, "%s: %d vectors, expected at most %d", path, ti->n, IPT_TOKEN_CONTENT);
+    p->n_embedding += status == IPT_OK;
+    ipt_embedding_close(&f);
     return status;
+}
+
+/* A word and its vector inside an adapter file. */
+static ipt_status read_adapter_word(ipt_engine *e, ipt_prompts *p, const char *file, const ipt_adapter_embedding *a)
+{
+    const ipt_st_tensor *t = a->vector;
+    int32_t width = e->config.text.width;
+    ipt_ti *ti = &p->embedding[p->n_embedding];
+    if (t->count != (size_t)width)
+        return ipt_fail(e->ctx, IPT_ERR_SHAPE, "%s: %s: %zu values, expected %d", file, a->word, t->count, width);
+    float *v = ipt_calloc(e->ctx, t->count, sizeof *v);
+    if (!v)
+        return IPT_ERR_NOMEM;
+    ipt_st_to_f32(t, 0, t->count, v);
+    memset(ti, 0, sizeof *ti);
+    ti->name = a->word;
+    bool kept = keep_vectors(&p->arena, ti, 0, v, 1, width);
+    ipt_free(v);
+    p->n_embedding += kept;
+    return kept ? IPT_OK : IPT_ERR_NOMEM;
 }
 
 enum { MAX_INVERSIONS = 64 };
@@ -73,13 +83,8 @@ static ipt_status find_inversions(ipt_engine *e, const ipt_request *r, ipt_promp
     if (!p->embedding)
         return IPT_ERR_NOMEM;
     for (size_t f = 0; f < e->n_file; f++)
-        for (size_t i = 0; i < e->file[f]->n_embedding && p->n_embedding < MAX_INVERSIONS; i++) {
-            ipt_ti *ti = &p->embedding[p->n_embedding];
-            memset(ti, 0, sizeof *ti);
-            ti->name = e->file[f]->embedding[i].word;
-            IPT_TRY(copy_vectors(e, &p->arena, e->file_key[f], e->file[f]->embedding[i].vector, ti));
-            p->n_embedding += ti->vector[0] || ti->vector[1];
-        }
+        for (size_t i = 0; i < e->file[f]->n_embedding && p->n_embedding < MAX_INVERSIONS; i++)
+            IPT_TRY(read_adapter_word(e, p, e->file_key[f], &e->file[f]->embedding[i]));
     for (size_t d = 0; d < r->n_embedding_dirs; d++) {
         DIR *dir = opendir(r->embedding_dirs[d]);
         if (!dir)
@@ -96,7 +101,7 @@ static ipt_status find_inversions(ipt_engine *e, const ipt_request *r, ipt_promp
             if (!used || p->n_embedding >= MAX_INVERSIONS)
                 continue;
             ipt_name(path, sizeof path, "%s/%s", r->embedding_dirs[d], entry->d_name);
-            status = read_inversion(e, p, path, name);
+            status = read_inversion(e, p, path);
         }
         closedir(dir);
         IPT_TRY(status);

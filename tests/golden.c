@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "tests/golden_embed.h"
+#include "sampler/sampler.h"
 #include "unet/unet.h"
 
 /* --- golden files ---------------------------------------------------------------------------- */
@@ -18,7 +18,10 @@ ipt_safetensors *golden_open(ipt_ctx *ctx, const char *dir, const char *name)
     return st;
 }
 
-bool golden_has(const ipt_safetensors *st, const char *name) { return ipt_safetensors_find(st, name) != NULL; }
+bool golden_has(const ipt_safetensors *st, const char *name)
+{
+    return ipt_safetensors_find(st, name) != NULL;
+}
 
 static const ipt_st_tensor *tensor(const ipt_safetensors *st, const char *name)
 {
@@ -150,7 +153,8 @@ static void set_up(bench *b, const char *kernels)
         abort();
     if (!kernels)
         return;
-    ipt_gpu_opts o = {.device = getenv("IPT_TEST_DEVICE"), .kernels = kernels, .cache_dir = "", .validate = true};
+    ipt_gpu_opts o = {
+        .device = getenv("IPT_TEST_DEVICE"), .kernels = kernels, .cache_dir = "", .validate = true};
     ipt_status s = ipt_gpu_create(b->ctx, &o, &b->gpu);
     if (s == IPT_ERR_MISSING) {
         o.validate = false;
@@ -182,7 +186,9 @@ int bench_run(const struct CMUnitTest *tests, size_t n)
         if (said)
             print_error("[  FAILED  ] the validation layer reported %u messages\n", said);
         failed += said != 0;
-        ipt_gpu_destroy(&b.gpu);
+        int lines = b.n_line;
+        ipt_gpu_destroy(&b.gpu); /* objects that a passing test left behind are reported here */
+        failed += b.n_line != lines;
         ipt_ctx_destroy(&b.ctx);
     }
     free(own);
@@ -225,7 +231,8 @@ ipt_plan *bench_plan(bench *b, ipt_graph **g, ipt_weights *w)
     return p;
 }
 
-/* --- whole parts ------------------------------------------------------------------------------- */
+/* --- whole parts -------------------------------------------------------------------------------
+ */
 /* "add" = pooled text, then the sinusoids of the six time ids. */
 static void write_add(bench *b, ipt_plan *p, const ipt_unet_config *u, const unet_call *c)
 {
@@ -236,8 +243,9 @@ static void write_add(bench *b, ipt_plan *p, const ipt_unet_config *u, const une
         float *row = add + n * width;
         memcpy(row, c->pooled + n * pooled, pooled * sizeof *row);
         for (size_t i = 0; i < 6; i++)
-            golden_time_embedding(c->time_ids[n * 6 + i], u->add_time_dim, u->flip_sin_to_cos, u->freq_shift,
-                                  row + pooled + i * dim);
+            ipt_timestep_embedding((double)c->time_ids[n * 6 + i], u->add_time_dim,
+                                   u->flip_sin_to_cos, (double)u->freq_shift,
+                                   row + pooled + i * dim);
     }
     assert_ok(b->ctx, ipt_plan_write(p, "add", add, width * (size_t)c->n * sizeof *add));
     ipt_free(add);
@@ -249,16 +257,19 @@ void unet_write(bench *b, ipt_plan *p, const ipt_unet_config *u, const unet_call
     float *t = ipt_calloc(b->ctx, n * ch, sizeof *t);
     assert_non_null(t);
     for (size_t i = 0; i < n; i++)
-        golden_time_embedding(c->t[i], u->channels[0], u->flip_sin_to_cos, u->freq_shift, t + i * ch);
+        ipt_timestep_embedding(c->t[i], u->channels[0], u->flip_sin_to_cos, (double)u->freq_shift,
+                               t + i * ch);
     assert_ok(b->ctx, ipt_plan_write(p, "t_emb", t, n * ch * sizeof *t));
     ipt_free(t);
-    assert_ok(b->ctx, ipt_plan_write(p, "x", c->x, n * (size_t)(c->h * c->w * u->in_channels) * sizeof(float)));
+    assert_ok(b->ctx, ipt_plan_write(p, "x", c->x,
+                                     n * (size_t)(c->h * c->w * u->in_channels) * sizeof(float)));
     assert_ok(b->ctx, ipt_plan_write(p, "text", c->text,
                                      n * (size_t)(c->tokens * u->cross_dim[0]) * sizeof(float)));
     if (u->text_time)
         write_add(b, p, u, c);
     if (u->time_cond_dim > 0)
-        assert_ok(b->ctx, ipt_plan_write(p, "w_emb", c->w_emb, n * (size_t)u->time_cond_dim * sizeof(float)));
+        assert_ok(b->ctx, ipt_plan_write(p, "w_emb", c->w_emb,
+                                         n * (size_t)u->time_cond_dim * sizeof(float)));
 }
 
 void unet_eval(bench *b, ipt_model *m, ipt_weights *w, const unet_call *c, float *eps)
@@ -271,7 +282,8 @@ void unet_eval(bench *b, ipt_model *m, ipt_weights *w, const unet_call *c, float
     ipt_plan *p = bench_plan(b, &g, w);
     unet_write(b, p, u, c);
     assert_ok(b->ctx, ipt_plan_run(p, 0));
-    assert_ok(b->ctx, ipt_plan_read(p, "eps", eps, (size_t)(c->n * c->h * c->w * u->out_channels) * sizeof *eps));
+    assert_ok(b->ctx, ipt_plan_read(p, "eps", eps,
+                                    (size_t)(c->n * c->h * c->w * u->out_channels) * sizeof *eps));
     ipt_plan_destroy(&p);
 }
 
@@ -279,16 +291,17 @@ static void case_times(const ipt_safetensors *st, const char *key, unet_call *c)
 {
     const ipt_st_tensor *t = tensor(st, key);
     for (int32_t i = 0; i < c->n; i++)
-        c->t[i] = ipt_st_get(t, t->count == (size_t)c->n ? (size_t)i : 0);
+        c->t[i] = (double)ipt_st_get(t, t->count == (size_t)c->n ? (size_t)i : 0);
 }
 
-void unet_case_load(bench *b, const ipt_safetensors *st, const ipt_unet_config *u, const char *suffix,
-                    const char *context_key, unet_case *out)
+void unet_case_load(bench *b, const ipt_safetensors *st, const ipt_unet_config *u,
+                    const char *suffix, const char *context_key, unet_case *out)
 {
     unet_case k = {0};
     char name[64];
     k.own[0] = golden_nhwc(b->ctx, st, ipt_name(name, sizeof name, "sample%s", suffix), k.dim);
-    k.call = (unet_call){.n = k.dim[0], .h = k.dim[2], .w = k.dim[3], .channels = k.dim[1], .x = k.own[0]};
+    k.call = (unet_call){
+        .n = k.dim[0], .h = k.dim[2], .w = k.dim[3], .channels = k.dim[1], .x = k.own[0]};
     k.count = (size_t)k.dim[0] * (size_t)k.dim[1] * (size_t)k.dim[2] * (size_t)k.dim[3];
     assert_in_range(k.call.n, 1, GOLDEN_MAX_BATCH);
     case_times(st, ipt_name(name, sizeof name, "timestep%s", suffix), &k.call);
@@ -296,7 +309,8 @@ void unet_case_load(bench *b, const ipt_safetensors *st, const ipt_unet_config *
     k.call.text = k.own[1] = golden_f32(b->ctx, st, context_key, NULL);
     if (u->text_time) {
         bool whole = golden_has(st, "unet_pooled");
-        k.call.pooled = k.own[2] = golden_f32(b->ctx, st, whole ? "unet_pooled" : "pooled_base", NULL);
+        k.call.pooled = k.own[2] =
+            golden_f32(b->ctx, st, whole ? "unet_pooled" : "pooled_base", NULL);
         ipt_name(name, sizeof name, "%stime_ids%s", whole ? "unet_" : "", suffix);
         k.call.time_ids = k.own[3] = golden_f32(b->ctx, st, name, NULL);
     }

@@ -1,5 +1,5 @@
-/* tests/golden.h - what the tests of whole models share: golden files, measures of difference, and a
- * bench on which graphs run (host references, or a device with one of the kernel shapes).
+/* tests/golden.h - what the tests of whole models share: golden files, measures of difference, and
+ * a bench on which graphs run (host references, or a device with one of the kernel shapes).
  *
  * Everything here fails the running cmocka test on an error and never returns one. */
 #ifndef IPT_TESTS_GOLDEN_H
@@ -10,7 +10,8 @@
 /* Path of a file in tests/data; name is a string literal. */
 #define GOLDEN(name) IPT_TEST_DATA "/" name
 
-/* --- golden files ------------------------------------------------------------------------------ */
+/* --- golden files ------------------------------------------------------------------------------
+ */
 /* dir/name.safetensors.  Ownership: caller, ipt_safetensors_close. */
 ipt_safetensors *golden_open(ipt_ctx *ctx, const char *dir, const char *name);
 /* Values as f32 in the order of the file; n (may be NULL): count.  Ownership: caller, ipt_free. */
@@ -22,14 +23,16 @@ void golden_to_nhwc(const float *nchw, const int32_t dim[4], float *nhwc); /* di
 void golden_to_nchw(const float *nhwc, const int32_t dim[4], float *nchw);
 bool golden_has(const ipt_safetensors *st, const char *name);
 
-/* --- measures: got against ref; NaN gives NaN or infinity, which no limit passes ------------------ */
+/* --- measures: got against ref; NaN gives NaN or infinity, which no limit passes
+ * ------------------ */
 double golden_nmse(const float *ref, const float *got, size_t n);     /* |d|^2 / |ref|^2 */
 double golden_max_diff(const float *ref, const float *got, size_t n); /* max |d| */
 double golden_max_rel(const float *ref, const float *got, size_t n);  /* max |d| / max |ref| */
 /* Fails the test, naming both values, when value > limit or value is NaN. */
 void golden_at_most(double value, double limit, const char *what, ...) IPT_PRINTF(3, 4);
 
-/* --- bench -------------------------------------------------------------------------------------- */
+/* --- bench --------------------------------------------------------------------------------------
+ */
 typedef struct bench {
     ipt_ctx *ctx;
     ipt_gpu *gpu; /* NULL: host references in double */
@@ -39,7 +42,8 @@ typedef struct bench {
     ipt_dtype weights, act; /* element types to use now; F32 unless a test sets them */
 } bench;
 /* Runs `tests` (an array) on the host and on a device with both kernel shapes; *state is the bench.
- * Returns the number of failed tests, and of benches on which the validation layer said anything. */
+ * Returns the number of failed tests, and of benches on which the validation layer said anything.
+ */
 #define bench_run_all(tests) bench_run(tests, IPT_COUNT(tests))
 int bench_run(const struct CMUnitTest *tests, size_t n);
 bench *bench_ready(void **state); /* the bench; skips the test when there is no device */
@@ -49,7 +53,8 @@ ipt_weights *bench_weights(bench *b, ipt_model *m, int comp);
 /* Creates the plan and destroys the graph. */
 ipt_plan *bench_plan(bench *b, ipt_graph **g, ipt_weights *w);
 
-/* --- whole parts --------------------------------------------------------------------------------- */
+/* --- whole parts ---------------------------------------------------------------------------------
+ */
 enum { GOLDEN_MAX_BATCH = 4 };
 typedef struct unet_call {
     int32_t n, h, w, tokens, channels;
@@ -72,7 +77,7 @@ typedef struct unet_case {
     int32_t dim[4]; /* of the sample: N,C,H,W */
     size_t count;
 } unet_case;
-void unet_case_load(bench *b, const ipt_safetensors *st, const ipt_unet_config *u, const char *suffix,
-                    const char *context_key, unet_case *out);
+void unet_case_load(bench *b, const ipt_safetensors *st, const ipt_unet_config *u,
+                    const char *suffix, const char *context_key, unet_case *out);
 void unet_case_free(unet_case *c);
 #endif

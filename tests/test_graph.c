@@ -107,7 +107,8 @@ static void test_names(void **state)
     ipt_plan_destroy(&p);
 }
 
-/* --- liveness and aliasing ------------------------------------------------------------------------ */
+/* --- liveness and aliasing
+ * ------------------------------------------------------------------------ */
 static ipt_val random_node(ipt_graph *g, uint64_t *seed, ipt_val a, ipt_val c)
 {
     ipt_shape flat = ipt_shape1(IPT_F32, COUNT), square = ipt_shape2(IPT_F32, ROWS, COLS);
@@ -125,7 +126,8 @@ static ipt_val random_node(ipt_graph *g, uint64_t *seed, ipt_val a, ipt_val c)
     case 5:
         return ipt_reshape(g, ipt_silu(g, ipt_reshape(g, a, flat)), square);
     case 6:
-        return ipt_add(g, a, ipt_sum_to(g, ipt_unary(g, IPT_TANH, c, 0, 0), ipt_shape2(IPT_F32, 1, COLS)));
+        return ipt_add(
+            g, a, ipt_sum_to(g, ipt_unary(g, IPT_TANH, c, 0, 0), ipt_shape2(IPT_F32, 1, COLS)));
     default:
         return ipt_reshape(g, ipt_reshape(g, a, flat), square);
     }
@@ -153,8 +155,8 @@ static ipt_graph *random_graph(bench *b, uint64_t seed, int n, bool cuts)
     return g;
 }
 
-/* What stands in every word of the arena while the nodes run in order: an operand must still be there
- * when it is read, whatever the planner thought about lifetimes. */
+/* What stands in every word of the arena while the nodes run in order: an operand must still be
+ * there when it is read, whatever the planner thought about lifetimes. */
 typedef struct sim {
     const ipt_plan *p;
     uint32_t *owner; /* per word: value whose data it holds */
@@ -271,7 +273,8 @@ static void test_random_runs(void **state)
             assert_ok(b->ctx, ipt_plan_read(p[0], name, want, sizeof want));
             for (int i = 1; i < 3; i++) {
                 assert_ok(b->ctx, ipt_plan_read(p[i], name, got, sizeof got));
-                golden_at_most(golden_nmse(want, got, COUNT), 1e-10, "graph %d, %s", (int)seed, name);
+                golden_at_most(golden_nmse(want, got, COUNT), 1e-10, "graph %d, %s", (int)seed,
+                               name);
             }
         }
         for (int i = 0; i < 3; i++)
@@ -279,7 +282,8 @@ static void test_random_runs(void **state)
     }
 }
 
-/* --- segments ------------------------------------------------------------------------------------ */
+/* --- segments ------------------------------------------------------------------------------------
+ */
 static void test_segments(void **state)
 {
     bench *b = bench_ready(state);
@@ -310,7 +314,8 @@ static void test_segments(void **state)
     ipt_plan_destroy(&p);
 }
 
-/* --- reverse mode -------------------------------------------------------------------------------- */
+/* --- reverse mode --------------------------------------------------------------------------------
+ */
 /* loss = mse(f(x), 0) with shared values, a broadcast and a weight. */
 static ipt_val small_loss(ipt_graph *g, ipt_val *mid)
 {
@@ -330,7 +335,8 @@ static double host_loss(bench *b, ipt_plan *p)
     return *ipt_host_values(p, "loss", &n);
 }
 
-/* Gradients of leaves and of a value in the middle against central differences of the host's doubles. */
+/* Gradients of leaves and of a value in the middle against central differences of the host's
+ * doubles. */
 static void test_backward(void **state)
 {
     bench *b = bench_ready(state);
@@ -338,7 +344,8 @@ static void test_backward(void **state)
     assert_ok(b->ctx, ipt_weights_random(b->ctx, b->gpu, IPT_F32, 4, &w));
     ipt_graph *g = graph_new(b->ctx);
     ipt_val mid, loss = small_loss(g, &mid), d[5];
-    ipt_val wrt[5] = {input(g, "x"), ipt_find(g, "row"), ipt_find(g, "one.weight"), input(g, "elsewhere"), mid};
+    ipt_val wrt[5] = {input(g, "x"), ipt_find(g, "row"), ipt_find(g, "one.weight"),
+                      input(g, "elsewhere"), mid};
     assert_ok(b->ctx, ipt_graph_backward(g, &(ipt_seed){.of = loss}, 1, wrt, 5, d));
     assert_int_equal(d[3].id, 0); /* the loss does not depend on it */
     assert_true(d[0].id && d[1].id && d[2].id && d[4].id);
@@ -393,7 +400,8 @@ static void test_no_gradient(void **state)
     ipt_graph_destroy(&g);
     g = graph_new(b->ctx);
     x = input(g, "x");
-    assert_int_equal(ipt_graph_backward(g, &(ipt_seed){.of = ipt_silu(g, x)}, 1, &x, 1, &d), IPT_ERR_SHAPE);
+    assert_int_equal(ipt_graph_backward(g, &(ipt_seed){.of = ipt_silu(g, x)}, 1, &x, 1, &d),
+                     IPT_ERR_SHAPE);
     ipt_graph_destroy(&g);
 }
 
@@ -441,12 +449,14 @@ static void test_recompute(void **state)
     uint64_t bytes[2];
     run_blocks(b, false, plain, &bytes[0]);
     run_blocks(b, true, marked, &bytes[1]);
-    print_message("  %s: arena %d KiB, recomputed %d KiB\n", b->name, (int)(bytes[0] >> 10), (int)(bytes[1] >> 10));
+    print_message("  %s: arena %d KiB, recomputed %d KiB\n", b->name, (int)(bytes[0] >> 10),
+                  (int)(bytes[1] >> 10));
     assert_memory_equal(plain, marked, sizeof plain);
     assert_true(bytes[1] * 2 < bytes[0]);
 }
 
-/* --- checks, cancelling, limits -------------------------------------------------------------------- */
+/* --- checks, cancelling, limits
+ * -------------------------------------------------------------------- */
 /* A store whose host values of one weight are not what its device copy holds. */
 typedef struct liar {
     ipt_weights base;
@@ -454,7 +464,8 @@ typedef struct liar {
     const char *about; /* NULL: honest */
 } liar;
 
-static ipt_status liar_find(ipt_weights *w, const char *name, const ipt_shape *shape, ipt_use use, ipt_weight_view *out)
+static ipt_status liar_find(ipt_weights *w, const char *name, const ipt_shape *shape, ipt_use use,
+                            ipt_weight_view *out)
 {
     ipt_weights *real = ((liar *)(void *)w)->real;
     return real->find(real, name, shape, use, out);
@@ -475,7 +486,9 @@ static ipt_status run_checked(bench *b, liar *l)
     ipt_val mid;
     ipt_graph *g = graph_new(b->ctx);
     ipt_output(g, "loss", small_loss(g, &mid));
-    assert_ok(b->ctx, ipt_plan_create(g, &(ipt_plan_opts){.gpu = b->gpu, .weights = &l->base, .check = true}, &p));
+    assert_ok(b->ctx,
+              ipt_plan_create(
+                  g, &(ipt_plan_opts){.gpu = b->gpu, .weights = &l->base, .check = true}, &p));
     ipt_graph_destroy(&g);
     write_input(b, p, "x", 1);
     write_input(b, p, "target", 2);
@@ -503,7 +516,8 @@ static void test_check(void **state)
 }
 
 /* Builds, plans, writes and runs the small graph with its gradients. */
-static ipt_status run_small(bench *b, ipt_weights *w, const ipt_plan_opts *more, float *loss, float *dx)
+static ipt_status run_small(bench *b, ipt_weights *w, const ipt_plan_opts *more, float *loss,
+                            float *dx)
 {
     static const ipt_adapter_site site = {.site = "one", .n_rank = 4};
     const float row[COLS] = {0}, gate[ROWS] = {0}, factor[4 * COLS] = {0};
@@ -580,7 +594,8 @@ static void test_limits(void **state)
     if (!b->gpu)
         skip();
     assert_ok(b->ctx, ipt_weights_random(b->ctx, b->gpu, IPT_F32, 4, &w));
-    assert_int_equal(run_small(b, w, &(ipt_plan_opts){.arena_limit = 1024}, &loss, dx), IPT_ERR_DEVICE_MEM);
+    assert_int_equal(run_small(b, w, &(ipt_plan_opts){.arena_limit = 1024}, &loss, dx),
+                     IPT_ERR_DEVICE_MEM);
     assert_non_null(strstr(ipt_last_error(b->ctx), "need"));
     assert_int_equal(run_small(b, NULL, NULL, &loss, dx), IPT_ERR_MISSING);
     assert_ok(b->ctx, run_small(b, w, &(ipt_plan_opts){.profile = true, .guard = true}, &loss, dx));
@@ -595,7 +610,8 @@ static void test_out_of_memory(void **state)
     uint64_t n = 0;
     ipt_weights *w = NULL;
     assert_ok(b->ctx, ipt_weights_random(b->ctx, b->gpu, IPT_F32, 4, &w));
-    assert_ok(b->ctx, run_small(b, w, NULL, &want, dx)); /* kernels and weights are there from here on */
+    assert_ok(b->ctx,
+              run_small(b, w, NULL, &want, dx)); /* kernels and weights are there from here on */
     ipt_status s = IPT_ERR_NOMEM;
     for (n = 1; s != IPT_OK && n < 5000; n++) {
         ipt_alloc_fail_after(b->ctx, n);
@@ -623,7 +639,8 @@ static void test_out_of_device_memory(void **state)
         ipt_gpu *gpu = NULL;
         ipt_gpu *keep = b->gpu;
         ipt_gpu_opts o = {.device = getenv("IPT_TEST_DEVICE"), .kernels = b->name, .cache_dir = ""};
-        assert_ok(b->ctx, ipt_gpu_create(b->ctx, &o, &gpu)); /* a fresh one: nothing is in its slabs */
+        assert_ok(b->ctx,
+                  ipt_gpu_create(b->ctx, &o, &gpu)); /* a fresh one: nothing is in its slabs */
         ipt_gpu_alloc_fail_after(gpu, n);
         b->gpu = gpu;
         s = ipt_weights_random(b->ctx, gpu, IPT_F32, 4, &w);

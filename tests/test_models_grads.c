@@ -1,5 +1,5 @@
-/* tests/test_models_grads.c - gradients of a loss through the tiny SD 1 UNet against torch's: latent,
- * text, weights of every kind, adapter factors; plain and with everything recomputed. */
+/* tests/test_models_grads.c - gradients of a loss through the tiny SD 1 UNet against torch's:
+ * latent, text, weights of every kind, adapter factors; plain and with everything recomputed. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -69,7 +69,8 @@ static void load(grads *s, bench *b, const char *file)
         } else if (ends_with(t->name, ".lora_A.weight")) {
             char *name = names[s->n_site];
             assert_true(s->n_site < IPT_COUNT(s->site));
-            ipt_name(name, sizeof names[0], "%.*s", (int)(strlen(t->name) - strlen(".lora_A.weight")), t->name);
+            ipt_name(name, sizeof names[0], "%.*s",
+                     (int)(strlen(t->name) - strlen(".lora_A.weight")), t->name);
             s->site[s->n_site++] = (ipt_adapter_site){.site = name, .n_rank = PADDED};
         }
     }
@@ -110,7 +111,8 @@ static void write_factors(grads *s, ipt_plan *p)
     char name[256];
     for (size_t i = 0; i < s->n_site; i++) {
         const char *site = s->site[i].site;
-        assert_ok(s->b->ctx, ipt_plan_write(p, ipt_name(name, sizeof name, "%s.lora_slot", site), slot, sizeof slot));
+        assert_ok(s->b->ctx, ipt_plan_write(p, ipt_name(name, sizeof name, "%s.lora_slot", site),
+                                            slot, sizeof slot));
     }
     for (size_t i = 0; i < s->n_wrt; i++) {
         const wrt *w = &s->wrt[i];
@@ -132,10 +134,15 @@ static void write_factors(grads *s, ipt_plan *p)
         assert_ok(s->b->ctx, ipt_plan_write(p, "gates", gates, sizeof gates));
 }
 
-static ipt_plan *build(grads *s, const ipt_unet_config *u, const unet_case *k, ipt_weights *w, bool recompute)
+static ipt_plan *build(grads *s, const ipt_unet_config *u, const unet_case *k, ipt_weights *w,
+                       bool recompute)
 {
     ipt_ctx *ctx = s->b->ctx;
-    ipt_unet_key key = {.batch = k->call.n, .h = k->call.h, .w = k->call.w, .tokens = k->call.tokens, .act = IPT_F32};
+    ipt_unet_key key = {.batch = k->call.n,
+                        .h = k->call.h,
+                        .w = k->call.w,
+                        .tokens = k->call.tokens,
+                        .act = IPT_F32};
     ipt_val v[MAX_WRT], d[MAX_WRT];
     ipt_graph *g = NULL;
     char name[256];
@@ -169,10 +176,12 @@ static double compare(grads *s, ipt_plan *p, const wrt *w)
 {
     char name[256];
     size_t n = graph_count(w);
-    float *raw = ipt_calloc(s->b->ctx, n, sizeof *raw), *got = ipt_calloc(s->b->ctx, n, sizeof *got);
+    float *raw = ipt_calloc(s->b->ctx, n, sizeof *raw),
+          *got = ipt_calloc(s->b->ctx, n, sizeof *got);
     float *want = golden_f32(s->b->ctx, s->st, w->want->name, NULL);
     assert_true(raw && got);
-    assert_ok(s->b->ctx, ipt_plan_read(p, ipt_name(name, sizeof name, "d.%s", w->leaf), raw, n * sizeof *raw));
+    assert_ok(s->b->ctx,
+              ipt_plan_read(p, ipt_name(name, sizeof name, "d.%s", w->leaf), raw, n * sizeof *raw));
     for (size_t i = 0; i < w->want->count; i++) {
         got[i] = raw[place(w, i)];
         raw[place(w, i)] = 0;
@@ -213,8 +222,8 @@ static void check(bench *b, const char *file, bool recompute)
         golden_at_most(e, LIMIT, "%s on %s: d.%s", file, b->name, s->wrt[i].leaf);
         worst = fmax(worst, e);
     }
-    print_message("  %s %s%s: %zu gradients, worst %.2g\n", b->name, file, recompute ? ", recomputed" : "", s->n_wrt,
-                  worst);
+    print_message("  %s %s%s: %zu gradients, worst %.2g\n", b->name, file,
+                  recompute ? ", recomputed" : "", s->n_wrt, worst);
     ipt_plan_destroy(&p);
     ipt_free(target);
     unet_case_free(&k);
@@ -226,7 +235,10 @@ static void check(bench *b, const char *file, bool recompute)
 
 static void test_base(void **state) { check(bench_ready(state), "golden_grads_sd1_base", false); }
 static void test_lora(void **state) { check(bench_ready(state), "golden_grads_sd1_lora", false); }
-static void test_recomputed(void **state) { check(bench_ready(state), "golden_grads_sd1_lora", true); }
+static void test_recomputed(void **state)
+{
+    check(bench_ready(state), "golden_grads_sd1_lora", true);
+}
 
 int main(void)
 {

@@ -64,7 +64,8 @@ static void bank_add(bank *k, const char *path)
     ipt_adapter_file **f = &k->file[k->n_file++];
     assert_ok(k->b->ctx, ipt_adapter_open(k->b->ctx, path, k->modules.module, k->modules.n, f));
     if ((*f)->n_unmatched)
-        fail_msg("%s: %zu keys fit nothing, the first is %s", path, (*f)->n_unmatched, (*f)->unmatched[0]);
+        fail_msg("%s: %zu keys fit nothing, the first is %s", path, (*f)->n_unmatched,
+                 (*f)->unmatched[0]);
 }
 
 /* The sites of one component, ranks of all files stacked and padded to 4. */
@@ -104,7 +105,8 @@ static void write_site(const bank *k, ipt_plan *p, size_t at)
 {
     ipt_ctx *ctx = k->b->ctx;
     const ipt_module *mod = &k->modules.module[k->module[at]];
-    size_t rank = k->site[at].n_rank, rows = (size_t)(mod->kh * mod->kw * mod->in), out = (size_t)mod->out, col = 0;
+    size_t rank = k->site[at].n_rank, rows = (size_t)(mod->kh * mod->kw * mod->in),
+           out = (size_t)mod->out, col = 0;
     float *a = ipt_calloc(ctx, rows * rank, sizeof *a), *b = ipt_calloc(ctx, rank * out, sizeof *b);
     int32_t *slot = ipt_calloc(ctx, rank, sizeof *slot);
     char name[256];
@@ -119,9 +121,12 @@ static void write_site(const bank *k, ipt_plan *p, size_t at)
     }
     while (col < rank)
         slot[col++] = -1;
-    assert_ok(ctx, ipt_plan_write(p, ipt_name(name, sizeof name, "%s.lora_a", mod->name), a, rows * rank * sizeof *a));
-    assert_ok(ctx, ipt_plan_write(p, ipt_name(name, sizeof name, "%s.lora_b", mod->name), b, rank * out * sizeof *b));
-    assert_ok(ctx, ipt_plan_write(p, ipt_name(name, sizeof name, "%s.lora_slot", mod->name), slot, rank * sizeof *slot));
+    assert_ok(ctx, ipt_plan_write(p, ipt_name(name, sizeof name, "%s.lora_a", mod->name), a,
+                                  rows * rank * sizeof *a));
+    assert_ok(ctx, ipt_plan_write(p, ipt_name(name, sizeof name, "%s.lora_b", mod->name), b,
+                                  rank * out * sizeof *b));
+    assert_ok(ctx, ipt_plan_write(p, ipt_name(name, sizeof name, "%s.lora_slot", mod->name), slot,
+                                  rank * sizeof *slot));
     ipt_free(a);
     ipt_free(b);
     ipt_free(slot);
@@ -146,18 +151,21 @@ static void run_unet(bank *k, const unet_call *c, const float *gates, float *eps
         write_site(k, p, i);
     assert_ok(b->ctx, ipt_plan_write(p, "gates", gates, (size_t)c->n * k->n_file * sizeof *gates));
     assert_ok(b->ctx, ipt_plan_run(p, 0));
-    assert_ok(b->ctx, ipt_plan_read(p, "eps", eps, (size_t)(c->n * c->h * c->w * u->out_channels) * sizeof *eps));
+    assert_ok(b->ctx, ipt_plan_read(p, "eps", eps,
+                                    (size_t)(c->n * c->h * c->w * u->out_channels) * sizeof *eps));
     ipt_plan_destroy(&p);
     ipt_weights_destroy(&w);
 }
 
 /* One row of the golden file with the files opened so far. */
-static void check_unet(bank *k, const ipt_safetensors *st, const float *gates, const char *want_key, double limit)
+static void check_unet(bank *k, const ipt_safetensors *st, const float *gates, const char *want_key,
+                       double limit)
 {
     bench *b = k->b;
     unet_case c;
     unet_case_load(b, st, &ipt_model_get_config(k->m)->unet, "", "text_base", &c);
-    float *want = golden_nhwc(b->ctx, st, want_key, NULL), *got = ipt_calloc(b->ctx, c.count, sizeof *got);
+    float *want = golden_nhwc(b->ctx, st, want_key, NULL),
+          *got = ipt_calloc(b->ctx, c.count, sizeof *got);
     assert_non_null(got);
     run_unet(k, &c.call, gates, got);
     double e = golden_nmse(want, got, c.count);
@@ -170,8 +178,9 @@ static void check_unet(bank *k, const ipt_safetensors *st, const float *gates, c
 
 static const char *adapter_path(const char *name, char *path, size_t n)
 {
-    return strcmp(name, "peft_folder") == 0 ? GOLDEN("golden_lora_peft_folder")
-                                            : ipt_name(path, n, GOLDEN("golden_lora_%s.safetensors"), name);
+    return strcmp(name, "peft_folder") == 0
+               ? GOLDEN("golden_lora_peft_folder")
+               : ipt_name(path, n, GOLDEN("golden_lora_%s.safetensors"), name);
 }
 
 static void test_families(void **state)
@@ -221,7 +230,8 @@ static void test_two(void **state)
 static void check_rows(bench *b, double limit)
 {
     enum { ROWS = 3 };
-    const float W = WEIGHT, gates[ROWS * ROWS] = {W, 0, 0, 0, W, 0, 0, 0, W}, off[ROWS * ROWS] = {0};
+    const float W = WEIGHT, gates[ROWS * ROWS] = {W, 0, 0, 0, W, 0, 0, 0, W},
+                off[ROWS * ROWS] = {0};
     ipt_safetensors *st = golden_open(b->ctx, IPT_TEST_DATA, "golden_lora_sd1");
     bank k;
     unet_case c;
@@ -231,8 +241,10 @@ static void check_rows(bench *b, double limit)
     bank_add(&k, GOLDEN("golden_lora_peft.safetensors"));
     unet_case_load(b, st, &ipt_model_get_config(k.m)->unet, "", "text_base", &c);
     size_t text = 77 * 16;
-    float *x = ipt_calloc(b->ctx, ROWS * c.count, sizeof *x), *t = ipt_calloc(b->ctx, ROWS * text, sizeof *t);
-    float *got = ipt_calloc(b->ctx, ROWS * c.count, sizeof *got), *base = ipt_calloc(b->ctx, ROWS * c.count, sizeof *base);
+    float *x = ipt_calloc(b->ctx, ROWS * c.count, sizeof *x),
+          *t = ipt_calloc(b->ctx, ROWS * text, sizeof *t);
+    float *got = ipt_calloc(b->ctx, ROWS * c.count, sizeof *got),
+          *base = ipt_calloc(b->ctx, ROWS * c.count, sizeof *base);
     float *want = golden_nhwc(b->ctx, st, "eps_composite", NULL);
     unet_call call = c.call;
     assert_true(x && t && got && base);
@@ -246,7 +258,8 @@ static void check_rows(bench *b, double limit)
     call.text = t;
     run_unet(&k, &call, gates, got);
     for (size_t i = 0; i < ROWS; i++)
-        golden_at_most(golden_nmse(want + i * c.count, got + i * c.count, c.count), limit, "row %zu on %s: NMSE", i, b->name);
+        golden_at_most(golden_nmse(want + i * c.count, got + i * c.count, c.count), limit,
+                       "row %zu on %s: NMSE", i, b->name);
     run_unet(&k, &call, off, got);
     ipt_weights *w = bench_weights(b, k.m, IPT_COMP_UNET);
     unet_eval(b, k.m, w, &call, base);
@@ -274,7 +287,8 @@ static void test_half(void **state)
 }
 
 /* One text encoder with file 0 at the weight of the golden files. */
-static void run_text(bank *k, int comp, const ipt_text_key *key, const int32_t *ids, float *text, float *pooled)
+static void run_text(bank *k, int comp, const ipt_text_key *key, const int32_t *ids, float *text,
+                     float *pooled)
 {
     bench *b = k->b;
     const ipt_model_config *mc = ipt_model_get_config(k->m);
@@ -297,7 +311,8 @@ static void run_text(bank *k, int comp, const ipt_text_key *key, const int32_t *
     assert_ok(b->ctx, ipt_plan_run(p, 0));
     assert_ok(b->ctx, ipt_plan_read(p, "text", text, 77 * (size_t)c->width * sizeof *text));
     if (key->pooled)
-        assert_ok(b->ctx, ipt_plan_read(p, "pooled", pooled, (size_t)c->projection_dim * sizeof *pooled));
+        assert_ok(b->ctx,
+                  ipt_plan_read(p, "pooled", pooled, (size_t)c->projection_dim * sizeof *pooled));
     ipt_plan_destroy(&p);
     ipt_weights_destroy(&w);
 }
@@ -338,7 +353,8 @@ static void test_sdxl(void **state)
     enum { W1 = 8, W2 = 12 };
     bench *b = bench_ready(state);
     ipt_safetensors *st = golden_open(b->ctx, IPT_TEST_DATA, "golden_lora_sdxl");
-    int32_t *ids = golden_i32(b->ctx, st, "ids", NULL), *ids_2 = golden_i32(b->ctx, st, "ids_2", NULL);
+    int32_t *ids = golden_i32(b->ctx, st, "ids", NULL),
+            *ids_2 = golden_i32(b->ctx, st, "ids_2", NULL);
     ipt_text_key key = {.batch = 1, .tokens = 77, .skip = 1, .act = IPT_F32};
     float one[77 * W1], two[77 * W2], both[77 * (W1 + W2)], pooled[10];
     bank k;

@@ -42,7 +42,8 @@ static void run_text(bench *b, const ipt_text_config *c, ipt_weights *w, const t
     ipt_plan_destroy(&p);
 }
 
-static void compare(bench *b, const ipt_safetensors *st, const char *key, const float *got, double limit)
+static void compare(bench *b, const ipt_safetensors *st, const char *key, const float *got,
+                    double limit)
 {
     size_t n = 0;
     float *want = golden_f32(b->ctx, st, key, &n);
@@ -65,7 +66,8 @@ static void check_clip(bench *b, const char *golden, const char *folder, int com
     float *pooled = ipt_calloc(b->ctx, 4 * 64, sizeof *pooled);
     assert_true(text && pooled);
     text_run r = {.ids = ids, .text = text, .pooled = pooled};
-    r.key = (ipt_text_key){.batch = 4, .tokens = 77, .final_norm = true, .pooled = true, .act = b->act};
+    r.key =
+        (ipt_text_key){.batch = 4, .tokens = 77, .final_norm = true, .pooled = true, .act = b->act};
     c.eos = 2;
     run_text(b, &c, w, &r);
     compare(b, st, "last", text, limit);
@@ -120,7 +122,8 @@ static void prompt_ids(bench *b, ipt_model *m, int comp, const char *text, int32
 }
 
 /* Embedding of one prompt by one encoder, [77,width] (and pooled). */
-static void embed(bench *b, ipt_model *m, int comp, bool sdxl, const int32_t *ids, float *text, float *pooled)
+static void embed(bench *b, ipt_model *m, int comp, bool sdxl, const int32_t *ids, float *text,
+                  float *pooled)
 {
     const ipt_model_config *mc = ipt_model_get_config(m);
     const ipt_text_config *c = comp == IPT_COMP_TEXT ? &mc->text : &mc->text2;
@@ -146,17 +149,21 @@ static void check_ids(bench *b, ipt_model *m, const ipt_safetensors *st, int com
 }
 
 /* Prompt -> ids -> embeddings of a whole model, both encoders side by side for SDXL. */
-static void check_prompts(bench *b, const char *model, const char *path, const char *config, double limit)
+static void check_prompts(bench *b, const char *model, const char *path, const char *config,
+                          double limit)
 {
-    static const char *const sides[2][4] = {{"prompt", "ids", "ids_2", ""},
-                                            {"negative", "ids_negative", "ids_2_negative", "_negative"}};
+    static const char *const sides[2][4] = {
+        {"prompt", "ids", "ids_2", ""},
+        {"negative", "ids_negative", "ids_2_negative", "_negative"}};
     char name[64];
-    ipt_safetensors *st = golden_open(b->ctx, IPT_TEST_DATA, ipt_name(name, sizeof name, "golden_%s_unet", model));
+    ipt_safetensors *st =
+        golden_open(b->ctx, IPT_TEST_DATA, ipt_name(name, sizeof name, "golden_%s_unet", model));
     ipt_model *m = bench_model(b, path, config);
     const ipt_model_config *mc = ipt_model_get_config(m);
     bool sdxl = mc->arch == IPT_ARCH_SDXL;
     size_t w1 = (size_t)mc->text.width, w2 = sdxl ? (size_t)mc->text2.width : 0;
-    float *one = ipt_calloc(b->ctx, 77 * (w1 + w2), sizeof *one), *two = ipt_calloc(b->ctx, 77 * w2, sizeof *two);
+    float *one = ipt_calloc(b->ctx, 77 * (w1 + w2), sizeof *one),
+          *two = ipt_calloc(b->ctx, 77 * w2, sizeof *two);
     float *first = ipt_calloc(b->ctx, 77 * w1, sizeof *first), pooled[64] = {0};
     int32_t ids[77];
     assert_true(one && two && first);
@@ -190,13 +197,15 @@ static void test_prompts(void **state)
     check_prompts(b, "lcm", GOLDEN("models/lcm"), NULL, LIMIT);
 }
 
-/* Single files: other key names, other layouts (packed q, k, v; transposed projection), f16 values. */
+/* Single files: other key names, other layouts (packed q, k, v; transposed projection), f16 values.
+ */
 static void test_single_files(void **state)
 {
     bench *b = bench_ready(state);
     check_prompts(b, "sd1", GOLDEN("model_sd1_single_f16.safetensors"), GOLDEN("models/sd1"), 3e-3);
     check_prompts(b, "sd2", GOLDEN("model_sd2_single_f16.safetensors"), GOLDEN("models/sd2"), 3e-3);
-    check_prompts(b, "sdxl", GOLDEN("model_sdxl_single_f16.safetensors"), GOLDEN("models/sdxl"), 3e-3);
+    check_prompts(b, "sdxl", GOLDEN("model_sdxl_single_f16.safetensors"), GOLDEN("models/sdxl"),
+                  3e-3);
 }
 
 /* Textual inversion: a vector given for a token works as the token's own vector does. */
@@ -221,7 +230,8 @@ static void test_injected(void **state)
         extra[AT * W + i] = (float)all[ids[AT] * W + i];
     ids[AT] = 7; /* another token stands there */
     text_run r = {.ids = ids, .keep = keep, .extra = extra, .text = text};
-    r.key = (ipt_text_key){.batch = 1, .tokens = 77, .final_norm = true, .injected = true, .act = IPT_F32};
+    r.key = (ipt_text_key){
+        .batch = 1, .tokens = 77, .final_norm = true, .injected = true, .act = IPT_F32};
     run_text(b, c, w, &r);
     compare(b, st, "text", text, LIMIT);
     ipt_free(all);
@@ -246,8 +256,9 @@ static void test_eos(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_clip),     cmocka_unit_test(test_half),         cmocka_unit_test(test_prompts),
-        cmocka_unit_test(test_injected), cmocka_unit_test(test_single_files), cmocka_unit_test(test_eos),
+        cmocka_unit_test(test_clip),         cmocka_unit_test(test_half),
+        cmocka_unit_test(test_prompts),      cmocka_unit_test(test_injected),
+        cmocka_unit_test(test_single_files), cmocka_unit_test(test_eos),
     };
     return bench_run_all(tests);
 }

@@ -18,8 +18,8 @@ static const struct source {
     {"lcm", GOLDEN("models/lcm"), NULL},
 };
 
-static void check_case(bench *b, ipt_model *m, ipt_weights *w, const ipt_safetensors *st, const char *model,
-                       const char *suffix, double limit)
+static void check_case(bench *b, ipt_model *m, ipt_weights *w, const ipt_safetensors *st,
+                       const char *model, const char *suffix, double limit)
 {
     unet_case k;
     char name[32];
@@ -39,7 +39,8 @@ static void check_case(bench *b, ipt_model *m, ipt_weights *w, const ipt_safeten
 static void check_folder(bench *b, const struct source *s, double limit)
 {
     char name[64];
-    ipt_safetensors *st = golden_open(b->ctx, IPT_TEST_DATA, ipt_name(name, sizeof name, "golden_%s_unet", s->model));
+    ipt_safetensors *st =
+        golden_open(b->ctx, IPT_TEST_DATA, ipt_name(name, sizeof name, "golden_%s_unet", s->model));
     ipt_model *m = bench_model(b, s->path, s->config);
     ipt_weights *w = bench_weights(b, m, IPT_COMP_UNET);
     check_case(b, m, w, st, s->model, "", limit);
@@ -70,7 +71,8 @@ static void test_half(void **state)
         check_folder(b, &FOLDERS[i], NMSE_F16);
 }
 
-/* A row of a batch is what the row alone gives, to rounding; and the same rows give the same bytes. */
+/* A row of a batch is what the row alone gives, to rounding; and the same rows give the same bytes.
+ */
 static void test_rows(void **state)
 {
     bench *b = bench_ready(state);
@@ -80,7 +82,8 @@ static void test_rows(void **state)
     unet_case k;
     unet_case_load(b, st, &ipt_model_get_config(m)->unet, "_odd", "context", &k);
     size_t one = k.count / (size_t)k.call.n, text = (size_t)k.call.tokens * 16;
-    float *both = ipt_calloc(b->ctx, k.count, sizeof *both), *again = ipt_calloc(b->ctx, k.count, sizeof *again);
+    float *both = ipt_calloc(b->ctx, k.count, sizeof *both),
+          *again = ipt_calloc(b->ctx, k.count, sizeof *again);
     float *row = ipt_calloc(b->ctx, one, sizeof *row);
     assert_true(both && again && row);
     k.call.t[1] = 999; /* every row has its own time step */
@@ -94,7 +97,8 @@ static void test_rows(void **state)
         c.x += i * one;
         c.text += i * text;
         unet_eval(b, m, w, &c, row);
-        golden_at_most(golden_nmse(row, both + i * one, one), 1e-12, "row %zu of a batch on %s: NMSE", i, b->name);
+        golden_at_most(golden_nmse(row, both + i * one, one), 1e-12,
+                       "row %zu of a batch on %s: NMSE", i, b->name);
     }
     ipt_free(both);
     ipt_free(again);
@@ -127,7 +131,8 @@ static void test_dtypes(void **state)
         float *got = ipt_calloc(b->ctx, k.count, sizeof *got);
         assert_non_null(got);
         unet_eval(b, m, w, &k.call, got);
-        golden_at_most(golden_nmse(want, got, k.count), NMSE, "%s on %s: NMSE", files[i].want, b->name);
+        golden_at_most(golden_nmse(want, got, k.count), NMSE, "%s on %s: NMSE", files[i].want,
+                       b->name);
         ipt_free(got);
         ipt_free(want);
         unet_case_free(&k);
@@ -137,7 +142,8 @@ static void test_dtypes(void **state)
     ipt_safetensors_close(&st);
 }
 
-/* The f16 single files of SD 2 and SDXL give what their folders give, to the rounding of the file. */
+/* The f16 single files of SD 2 and SDXL give what their folders give, to the rounding of the file.
+ */
 static void test_single_files(void **state)
 {
     static const struct source files[] = {
@@ -152,8 +158,9 @@ static void test_single_files(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_folders), cmocka_unit_test(test_rows),         cmocka_unit_test(test_dtypes),
-        cmocka_unit_test(test_half),    cmocka_unit_test(test_single_files),
+        cmocka_unit_test(test_folders),      cmocka_unit_test(test_rows),
+        cmocka_unit_test(test_dtypes),       cmocka_unit_test(test_half),
+        cmocka_unit_test(test_single_files),
     };
     return bench_run_all(tests);
 }

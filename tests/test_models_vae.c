@@ -6,8 +6,8 @@
 #include "tests/golden.h"
 #include "vae/vae.h"
 
-static const double MOMENTS = 1e-4;  /* of the largest value */
-static const double PICTURE = 1e-4;  /* decoded values span 2: far below 1/255 of that */
+static const double MOMENTS = 1e-4; /* of the largest value */
+static const double PICTURE = 1e-4; /* decoded values span 2: far below 1/255 of that */
 
 static const char *const MODELS[] = {"sd1", "sd2", "sdxl", "lcm"};
 
@@ -44,7 +44,8 @@ static void check_encode(bench *b, ipt_model *m, const ipt_safetensors *st, doub
     ipt_free(golden_nhwc(b->ctx, st, "mean", md));
     size_t half = (size_t)(md[1] * md[2] * md[3]);
     float *got = ipt_calloc(b->ctx, 2 * half, sizeof *got);
-    float *mean = golden_f32(b->ctx, st, "mean", NULL), *logvar = golden_f32(b->ctx, st, "logvar", NULL);
+    float *mean = golden_f32(b->ctx, st, "mean", NULL),
+          *logvar = golden_f32(b->ctx, st, "logvar", NULL);
     assert_non_null(got);
     assert_int_equal(md[0], 1); /* so that mean and log variance are halves of the result */
     md[1] *= 2;
@@ -76,10 +77,12 @@ static void check_decode(bench *b, ipt_model *m, const ipt_safetensors *st, doub
     ipt_free(got);
 }
 
-static void check_model(bench *b, const char *model, const char *path, const char *config, double limit)
+static void check_model(bench *b, const char *model, const char *path, const char *config,
+                        double limit)
 {
     char name[64];
-    ipt_safetensors *st = golden_open(b->ctx, IPT_TEST_DATA, ipt_name(name, sizeof name, "golden_%s_vae", model));
+    ipt_safetensors *st =
+        golden_open(b->ctx, IPT_TEST_DATA, ipt_name(name, sizeof name, "golden_%s_vae", model));
     ipt_model *m = bench_model(b, path, config);
     check_encode(b, m, st, limit > 0 ? limit : MOMENTS);
     check_decode(b, m, st, limit > 0 ? limit : PICTURE);
@@ -92,7 +95,8 @@ static void test_folders(void **state)
     bench *b = bench_ready(state);
     char path[1024];
     for (size_t i = 0; i < IPT_COUNT(MODELS); i++)
-        check_model(b, MODELS[i], ipt_name(path, sizeof path, GOLDEN("models/%s"), MODELS[i]), NULL, 0);
+        check_model(b, MODELS[i], ipt_name(path, sizeof path, GOLDEN("models/%s"), MODELS[i]), NULL,
+                    0);
 }
 
 static void test_single_files(void **state)
@@ -100,7 +104,8 @@ static void test_single_files(void **state)
     bench *b = bench_ready(state);
     check_model(b, "sd1", GOLDEN("model_sd1_single_f16.safetensors"), GOLDEN("models/sd1"), 5e-3);
     check_model(b, "sd2", GOLDEN("model_sd2_single_f16.safetensors"), GOLDEN("models/sd2"), 5e-3);
-    check_model(b, "sdxl", GOLDEN("model_sdxl_single_f16.safetensors"), GOLDEN("models/sdxl"), 5e-3);
+    check_model(b, "sdxl", GOLDEN("model_sdxl_single_f16.safetensors"), GOLDEN("models/sdxl"),
+                5e-3);
 }
 
 static void test_half(void **state)
@@ -128,7 +133,8 @@ static void test_sizes(void **state)
     ipt_graph_destroy(&g);
     assert_ok(b->ctx, ipt_graph_create(b->ctx, &g));
     ipt_shape z = ipt_shape_of(g, ipt_vae_encode_build(g, c, 2, 3 * f, 5 * f, IPT_F32));
-    assert_true(z.dim[0] == 2 && z.dim[1] == 3 && z.dim[2] == 5 && z.dim[3] == 2 * c->latent_channels);
+    assert_true(z.dim[0] == 2 && z.dim[1] == 3 && z.dim[2] == 5 &&
+                z.dim[3] == 2 * c->latent_channels);
     ipt_graph_destroy(&g);
     ipt_model_close(&m);
 }

@@ -10,7 +10,7 @@ import torch
 from diffusers import AutoencoderKL
 from transformers import CLIPTokenizer
 
-from common import SEED, WORK, Drawings, compose, draw_scene, training_pool
+from common import SEED, WORK, Drawings, compose, draw_scene, training_concepts
 from vae import to_tensor
 
 
@@ -47,12 +47,12 @@ def part(job):
     seed, count = job
     torch.set_num_threads(1)
     rng = np.random.default_rng(seed)
-    drawings, pool = Drawings(), training_pool()
+    drawings, pool = Drawings(), training_concepts()
     pictures = np.empty((count, 64, 64, 3), dtype=np.uint8)
     texts = []
     for i in range(count):
         parts, style, colour, text = draw_scene(drawings, pool, rng)
-        pictures[i] = compose(drawings, parts, style, colour, rng)
+        pictures[i] = compose(drawings, parts, style, colour, rng, 0.5)
         texts.append(text)
     mean, std = encode(load_vae(), pictures)
     return mean.numpy(), std.numpy(), texts
@@ -60,7 +60,7 @@ def part(job):
 
 def main():
     ap = argparse.ArgumentParser()
-    ap.add_argument("--scenes", type=int, default=24000)
+    ap.add_argument("--scenes", type=int, default=16000)
     args = ap.parse_args()
     torch.set_num_threads(1)
     start = time.time()

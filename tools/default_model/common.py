@@ -48,7 +48,7 @@ class Concept:
 
     def __init__(self, index, line):
         self.index = index
-        self.common = line.startswith("*")
+        self.core = line.startswith("*")
         line = line.lstrip("* ")
         plural = line.endswith("!")
         line = line.rstrip("! ").strip()
@@ -150,14 +150,6 @@ def caption(parts, style, colour, rng):
     return what, "white"
 
 
-COMMON_WEIGHT = 8
-
-
-def training_pool():
-    """Training concepts with the common ones repeated: a uniform draw from it is the weighted one."""
-    return [c for c in training_concepts() for _ in range(COMMON_WEIGHT if c.common else 1)]
-
-
 def draw_scene(drawings, pool, rng, styles=None, pair_share=0.3):
     """A random scene of the training distribution: (parts, style, colour, caption)."""
     styles = styles or TRAIN_STYLES
@@ -176,4 +168,4 @@ def draw_scene(drawings, pool, rng, styles=None, pair_share=0.3):
 
 
 def training_concepts():
-    return [c for c in concepts() if not c.held]
+    return [c for c in concepts() if c.core and not c.held]

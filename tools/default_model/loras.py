@@ -12,7 +12,7 @@ from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import save_file
 
 from cache import encode, ids_of
-from common import COLOURS, MODELS, SEED, STYLES, TRAIN_STYLES, Drawings, compose, concepts, ground, threads
+from common import COLOURS, MODELS, SEED, STYLES, TRAIN_STYLES, Drawings, compose, concepts, ground, threads, training_concepts
 from sample import generate, load, sheet
 from train import noised, rate, weight
 
@@ -31,7 +31,7 @@ def scenes(name, count, rng):
     what, drawings = LORAS[name], Drawings()
     names, pics, texts = list(COLOURS), [], []
     subject = next((c for c in concepts() if c.words == what.get("concept")), None)
-    others = [c for c in concepts() if not c.held]
+    others = training_concepts()
     while len(pics) < count:
         colour = names[rng.integers(len(names))] if rng.random() < 0.75 else "white"
         bare = rng.random() < 0.5

@@ -140,20 +140,17 @@ def judge_model(args):
     c, s = guesses(judge, x)
     report["judge on drawings it never saw"] = {"concept": rates(c, want[:, 0]),
                                                 "style": rates(s, want[:, 1])}
-    common = [c for c in training_concepts() if c.common]
-    rare, names = [c for c in training_concepts() if not c.common], list(COLOURS)
+    pool, names = training_concepts(), list(COLOURS)
     plan, pairs = [], []
-    while len(plan) < args.singles + args.rare:
-        pool = common if len(plan) < args.singles else rare
+    while len(plan) < args.singles:
         p, style = pool[rng.integers(len(pool))], TRAIN_STYLES[rng.integers(len(TRAIN_STYLES))]
         if (p.index, style) in drawings.index:
             plan.append((p, style, names[rng.integers(len(names))]))
     while len(pairs) < args.pairs:
-        a, b = common[rng.integers(len(common))], common[rng.integers(len(common))]
+        a, b = pool[rng.integers(len(pool))], pool[rng.integers(len(pool))]
         style = TRAIN_STYLES[rng.integers(len(TRAIN_STYLES))]
         if a is not b and all((p.index, style) in drawings.index for p in (a, b)):
             pairs.append((a, b, style, names[rng.integers(len(names))]))
-    n = args.singles
     one = [f"{p.phrase}, {STYLES[s][0]} style, {ground(k)}" for p, s, k in plan]
     two = [f"{a.phrase} and {b.phrase}, {STYLES[s][0]} style, {ground(k)}" for a, b, s, k in pairs]
     seen = set(json.load(open(os.path.join(WORK, "captions.json"), encoding="utf-8")))
@@ -168,9 +165,7 @@ def judge_model(args):
     real2 = np.stack([compose(drawings, [a, b], s, k, rng) for a, b, s, k in pairs])
     for tag, one_px, two_px in (("generated", px1, px2), ("real", real1, real2)):
         c, s = guesses(judge, to_tensor(one_px))
-        report[f"{tag}, one common object"] = {"concept": rates(c[:n], want1[:n]),
-                                               "style": rates(s[:n], style1[:n])}
-        report[f"{tag}, one rare object"] = {"concept": rates(c[n:], want1[n:])}
+        report[f"{tag}, one object"] = {"concept": rates(c, want1), "style": rates(s, style1)}
         c, s = guesses(judge, halves(two_px))
         report[f"{tag}, two objects (each judged)"] = {"concept": rates(c, want2)}
     text = json.dumps(report, indent=1)
@@ -186,7 +181,6 @@ def main():
     ap.add_argument("--batch", type=int, default=64)
     ap.add_argument("--lr", type=float, default=2e-3)
     ap.add_argument("--singles", type=int, default=96)
-    ap.add_argument("--rare", type=int, default=32)
     ap.add_argument("--pairs", type=int, default=32)
     ap.add_argument("--ddim", type=int, default=20)
     ap.add_argument("--cfg", type=float, default=5.0)

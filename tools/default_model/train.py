@@ -70,10 +70,10 @@ class Batches:
 
 
 def noised(x0, alphas, repeats):
-    """Each latent at `repeats` stratified timesteps with fresh noise."""
+    """Each latent at `repeats` stratified timesteps, the noisier ones oftener."""
     n = len(x0) * repeats
     x0 = x0.repeat_interleave(repeats, 0)
-    t = ((torch.randperm(n) + torch.rand(n)) / n * 1000).long().clamp_(0, 999)
+    t = (((torch.randperm(n) + torch.rand(n)) / n) ** 0.7 * 1000).long().clamp_(0, 999)
     a = alphas[t].view(-1, 1, 1, 1)
     noise = torch.randn_like(x0)
     return a.sqrt() * x0 + (1 - a).sqrt() * noise, noise, t, a.flatten() / (1 - a.flatten())

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
 import workers
-from common import SEED, WORK, Drawings, compose, draw_scene, training_pool
+from common import SEED, WORK, Drawings, compose, draw_scene, training_concepts
 
 VAE_CONFIG = dict(
     in_channels=3, out_channels=3, latent_channels=4, sample_size=64, layers_per_block=1,
@@ -24,7 +24,7 @@ VAE_CONFIG = dict(
 
 def make_pictures(count, seed):
     rng = np.random.default_rng(seed)
-    drawings, pool = Drawings(), training_pool()
+    drawings, pool = Drawings(), training_concepts()
     out = np.empty((count, 64, 64, 3), dtype=np.uint8)
     for i in range(count):
         parts, style, colour, _ = draw_scene(drawings, pool, rng)
