@@ -1,23 +1,54 @@
 #!/bin/sh
 # examples/sheet.sh [PROGRAM [FOLDER]] - pictures of the default model: a few prompts, then two LoRAs in
-# one picture, joined in three ways.  Needs nothing but the built program (build/impasto).
+# one picture, joined in three ways.  Needs nothing but the built program; FOLDER (pictures) gets PNGs
+# and index.html, which shows them side by side.
 set -eu
 root=$(cd "$(dirname "$0")/.." && pwd)
 program=${1:-$root/build/impasto}
 out=${2:-$root/pictures}
 loras=$root/models/loras
-mkdir -p "$out"
+mkdir -p "$out/single"
 
-make() { # make NAME PROMPT [options]: four pictures, seeds 1 to 4, as one sheet NAME.png
+{
+    echo '<!doctype html><meta charset="utf-8"><title>Impasto</title>'
+    echo '<style>body{font:16px sans-serif;margin:2em}figure{display:inline-block;margin:1em}'
+    echo 'img{width:264px;image-rendering:pixelated}figcaption{width:264px}</style>'
+} >"$out/index.html"
+
+heading() { echo "<h2>$1</h2>" >>"$out/index.html"; }
+
+make() { # make NAME CAPTION PROMPT [options]: four pictures, seeds 1 to 4, in one sheet NAME.png
     name=$1
-    prompt=$2
-    shift 2
-    mkdir -p "$out/single"
-    echo "$name: $prompt"
+    caption=$2
+    prompt=$3
+    shift 3
+    echo "$caption"
     "$program" generate -q -p "$prompt" --seed 1 --count 4 -o "$out/single/$name.png" \
         --sheet "$out/$name.png" "$@" >/dev/null
+    echo "<figure><img src=\"$name.png\"><figcaption>$caption</figcaption></figure>" >>"$out/index.html"
 }
 
-make apple "a red apple, noto style, on a blue background"
-make dog-and-rocket "a dog and a rocket"
-make cat "a cat, twemoji style, on a green background"
+plain() { make "$1" "$2" "$2"; }
+
+heading "The default model"
+plain apple "a red apple, noto style, on a blue background"
+plain dog-and-rocket "a dog and a rocket"
+plain cat "a cat, twemoji style, on a green background"
+
+heading "Two LoRAs in one picture: a pineapple and a snowman that the model was never shown"
+both="a zorp pineapple and a quib snowman"
+for method in merge switch composite; do
+    make "two-$method" "$method: $both" "$both" --compose "$method" \
+        --lora "$loras/pineapple.safetensors:0.8" --lora "$loras/snowman.safetensors:0.8"
+done
+
+heading "A concept and a style"
+style="a zorp pineapple, fex style"
+for method in merge switch composite; do
+    make "style-$method" "$method: $style" "$style" --compose "$method" \
+        --lora "$loras/pineapple.safetensors:0.8" --lora "$loras/fxemoji.safetensors:0.8"
+done
+
+echo
+echo "The pictures are in $out; open $out/index.html"
+ls "$out"/*.png

@@ -14,7 +14,7 @@ struct cols_push {
 };
 
 /* Copies `width` columns of each row from src_at to dst_at; with fill, writes the whole row. */
-static void cols_dispatch(ipt_launch *l, const ipt_node *n, int in, struct cols_push p)
+static void cols_dispatch(ipt_launch *l, const ipt_node *n, struct cols_push p)
 {
     uint32_t all = p.width | p.src_width | p.src_at | p.dst_width | p.dst_at, vec = all % 4 == 0;
     uint32_t rows = (uint32_t)(ipt_shape_count(&n->out_shape[0]) / p.dst_width);
@@ -28,11 +28,9 @@ static void cols_dispatch(ipt_launch *l, const ipt_node *n, int in, struct cols_
     p.n = rows * (p.fill ? p.dst_width : p.width);
     ipt_dispatch *d = ipt_launch_add(l, IPT_VARIANT("cols", n->out_shape[0].dtype), &p, sizeof p);
     ipt_launch_spec(d, vec);
-    ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_IN, in, false);
+    ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_IN, 0, false);
     ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_OUT, 0, true);
     ipt_launch_linear(l, d, p.n, WG);
-    if (d)
-        d->no_wait = in > 0; /* the two halves of a concat do not overlap */
 }
 
 static const char *concat_infer(const ipt_node *n, ipt_shape out[])
@@ -63,11 +61,21 @@ static void concat_grad(ipt_graph *g, const ipt_node *n, const ipt_val dy[], uin
         dx[1] = ipt_slice(g, dy[0], a, b);
 }
 
+struct concat_push {
+    uint32_t n, wa, wb;
+};
+
 static ipt_status concat_kernel(const ipt_node *n, ipt_launch *l)
 {
     uint32_t a = (uint32_t)last_dim(&n->in_shape[0]), b = (uint32_t)last_dim(&n->in_shape[1]);
-    cols_dispatch(l, n, 0, (struct cols_push){.width = a, .src_width = a, .dst_width = a + b});
-    cols_dispatch(l, n, 1, (struct cols_push){.width = b, .src_width = b, .dst_width = a + b, .dst_at = a});
+    uint32_t vec = (a | b) % 4 == 0, per = vec ? 4 : 1;
+    struct concat_push p = {(uint32_t)(ipt_shape_count(&n->out_shape[0]) / per), a / per, b / per};
+    ipt_dispatch *d = ipt_launch_add(l, IPT_VARIANT("concat", n->out_shape[0].dtype), &p, sizeof p);
+    ipt_launch_spec(d, vec);
+    ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_IN, 0, false);
+    ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_IN, 1, false);
+    ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_OUT, 0, true);
+    ipt_launch_linear(l, d, p.n, WG);
     return l->status;
 }
 
@@ -112,7 +120,7 @@ static void slice_grad(ipt_graph *g, const ipt_node *n, const ipt_val dy[], uint
 static ipt_status slice_kernel(const ipt_node *n, ipt_launch *l)
 {
     uint32_t len = (uint32_t)n->attr.slice.len;
-    cols_dispatch(l, n, 0,
+    cols_dispatch(l, n,
                   (struct cols_push){.width = len,
                                      .src_width = (uint32_t)last_dim(&n->in_shape[0]),
                                      .src_at = (uint32_t)n->attr.slice.start,
@@ -156,7 +164,7 @@ static void slice_bwd_ref(const ipt_node *n, const double *const in[], double *c
 static ipt_status slice_bwd_kernel(const ipt_node *n, ipt_launch *l)
 {
     uint32_t len = (uint32_t)last_dim(&n->in_shape[0]);
-    cols_dispatch(l, n, 0,
+    cols_dispatch(l, n,
                   (struct cols_push){.width = len,
                                      .src_width = len,
                                      .dst_width = (uint32_t)n->attr.slice.len,
