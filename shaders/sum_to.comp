@@ -30,7 +30,7 @@ void main()
     uint first = part * pc.chunk, last = min(first + pc.chunk, pc.n_red);
     if (first >= pc.n_red)
         return;
-    uint stride[4];
+    uvec4 stride; // a local array would inherit the push block's ArrayStride, which newer SPIR-V rules refuse
     uint base = 0, r = o, s = 1;
     for (int k = 3; k >= 0; k--) {
         stride[k] = s;
