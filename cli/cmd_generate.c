@@ -81,10 +81,12 @@ static void more_help(void)
            "  W, TE_W    weight in the UNet and in the text encoder (default 1; TE_W = W); -100..100\n"
            "  WORD       word of the prompt that the concept belongs to\n"
            "  FILE:W,start=0.0,end=0.5,blocks=down:1/mid:0/up:0.5  acts only in that part of the steps and with\n"
-           "             those weights of the UNet's blocks\n"
+           "             those weights of the UNet's blocks; also down.1:0.5 for one level\n"
            "--compose    merge: all LoRAs at once (default)\n"
-           "             switch: one after the other, step by step; --compose-opt every=N steps each (default 1)\n"
+           "             switch: one after the other; --compose-opt tau=N steps each (default 5)\n"
            "             composite: every LoRA guides alone and the guidances are averaged\n"
+           "             all: --compose-opt te=active|merged|none, the LoRAs that act in the text encoder:\n"
+           "             those of the row (default), all at their weights, none\n"
            "--count N    NAME.png becomes NAME-1.png .. NAME-N.png when N > 1\n"
            "Prompts follow A1111: (word:1.2), [word], BREAK, <lora:name:0.8>.\n");
 }

@@ -48,7 +48,10 @@ static void describe(const ipt_progress *p, char *buf, size_t n)
         ipt_name(each, sizeof each, ", %s each", duration(p->step_ms, t, sizeof t));
     if (p->eta_ms >= 0)
         ipt_name(left, sizeof left, ", %s left", duration(p->eta_ms, t, sizeof t));
-    ipt_name(buf, n, "%s %d/%d%s%s%s", stage_text(p->stage), p->done, p->total, picture, each, left);
+    if (p->total == 1)
+        ipt_name(buf, n, "%s%s%s", stage_text(p->stage), picture, left);
+    else
+        ipt_name(buf, n, "%s %d/%d%s%s%s", stage_text(p->stage), p->done, p->total, picture, each, left);
 }
 
 void cli_progress_show(void *user, const ipt_progress *p)
@@ -72,7 +75,7 @@ void cli_progress_show(void *user, const ipt_progress *p)
         double now = ipt_now_ms();
         bool due = tenth != c->tenth || (p->step_ms > 5000 && now - c->last_ms > 5000);
         if (!same)
-            due = p->done > 0;
+            due = p->done > 0 || strcmp(p->stage, "load") == 0;
         if (due) {
             fprintf(stderr, "%s\n", text);
             c->last_ms = now;

@@ -376,19 +376,31 @@ static void embedding_grad(ipt_graph *g, const ipt_node *n, const ipt_val dy[], 
 }
 
 struct rows_push {
-    uint32_t n, c, rows, t;
+    uint32_t n, c, rows, t, first, end; /* embedding: rows first..end-1 of the table are bound */
 };
 
+/* A table larger than one binding may be (CLIP's in f32) is read in parts; each id lies in one. */
 static ipt_status embedding_kernel(const ipt_node *n, ipt_launch *l)
 {
     const ipt_shape *table = &n->in_shape[1];
-    struct rows_push p = {(uint32_t)ipt_shape_count(&n->out_shape[0]), (uint32_t)table->dim[1],
-                          (uint32_t)table->dim[0], 0};
-    ipt_dispatch *d = ipt_launch_add(l, table->dtype == IPT_F16 ? "embedding.f16" : "embedding.f32", &p, sizeof p);
-    ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_IN, 0, false);
-    ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_IN, 1, false);
-    ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_OUT, 0, true);
-    ipt_launch_linear(l, d, p.n, WG);
+    uint32_t rows = (uint32_t)table->dim[0], align = l->dev->align;
+    uint64_t row_bytes = (uint64_t)table->dim[1] * ipt_dtype_bytes(table->dtype);
+    uint64_t part = rows;
+    if (row_bytes * rows > l->dev->max_range)
+        part = l->dev->max_range / row_bytes / align * align; /* offsets stay aligned */
+    if (part == 0)
+        return IPT_ERR_UNSUPPORTED;
+    for (uint64_t first = 0; first < rows; first += part) {
+        uint64_t end = first + part < rows ? first + part : rows;
+        struct rows_push p = {(uint32_t)ipt_shape_count(&n->out_shape[0]), (uint32_t)table->dim[1], rows, 0,
+                              (uint32_t)first, (uint32_t)end};
+        ipt_dispatch *d = ipt_launch_add(l, table->dtype == IPT_F16 ? "embedding.f16" : "embedding.f32", &p, sizeof p);
+        ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_IN, 0, false);
+        ipt_launch_bind_range(d, IPT_BIND_SSBO, IPT_SRC_IN, 1, false, first * row_bytes,
+                              part == rows ? 0 : (end - first) * row_bytes);
+        ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_OUT, 0, true);
+        ipt_launch_linear(l, d, p.n, WG);
+    }
     return l->status;
 }
 
@@ -424,7 +436,7 @@ static void embedding_dw_ref(const ipt_node *n, const double *const in[], double
 static ipt_status embedding_dw_kernel(const ipt_node *n, ipt_launch *l)
 {
     struct rows_push p = {(uint32_t)ipt_shape_count(&n->out_shape[0]), (uint32_t)n->out_shape[0].dim[1],
-                          (uint32_t)n->out_shape[0].dim[0], (uint32_t)ipt_shape_count(&n->in_shape[0])};
+                          (uint32_t)n->out_shape[0].dim[0], (uint32_t)ipt_shape_count(&n->in_shape[0]), 0, 0};
     ipt_dispatch *d = ipt_launch_add(l, "embedding_dw", &p, sizeof p);
     ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_IN, 0, false);
     ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_IN, 1, false);
@@ -463,7 +475,7 @@ static void take_rows_grad(ipt_graph *g, const ipt_node *n, const ipt_val dy[], 
 
 static ipt_status take_rows_launch(const ipt_node *n, ipt_launch *l, const ipt_shape *x, uint32_t bwd)
 {
-    struct rows_push p = {(uint32_t)ipt_shape_count(&n->out_shape[0]), (uint32_t)x->dim[2], (uint32_t)x->dim[1], 0};
+    struct rows_push p = {(uint32_t)ipt_shape_count(&n->out_shape[0]), (uint32_t)x->dim[2], (uint32_t)x->dim[1], 0, 0, 0};
     ipt_dispatch *d = ipt_launch_add(l, IPT_VARIANT("take_rows", x->dtype), &p, sizeof p);
     ipt_launch_spec(d, bwd);
     ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_IN, 0, false);

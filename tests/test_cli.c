@@ -430,7 +430,7 @@ static void test_bad_vae(void **state)
     for (int i = 0; i < N_BAD; i++) {
         char name[64];
         ipt_name(name, sizeof name, "vae-%s", bad_name[i]);
-        const char *args[] = {"generate", "-q",  "-m", IPT_TEST_DATA "/model_sd1_single_f16.safetensors",
+        const char *args[] = {"generate", "-q",  "-m", IPT_TEST_DATA "/models/sd1",
                               "--vae",    name,  "-p", "x",
                               "--steps",  "1",   "-W", "64",
                               "-H",       "64",  "-o", "bad.png",
@@ -568,7 +568,7 @@ static void test_signals(void **state)
         skip();
     for (size_t i = 0; i < IPT_COUNT(signals); i++) {
         static const char *const args[] = {"generate", "-m",  IPT_TEST_DATA "/models/sd1", "-p", "x", "--steps",
-                                           "900",      "-W",  "256", "-H", "256", "--sampler", "ddim", "-o",
+                                           "900",      "-W",  "64",  "-H", "64",  "--sampler", "ddim", "-o",
                                            "sig.png",  NULL};
         pid_t pid = start(p, args, false);
         for (int t = 0; t < 600; t++) { /* until it samples */
