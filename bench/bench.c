@@ -6,7 +6,8 @@
 
 #include "model_io/model_io.h"
 
-/* --- shared ---------------------------------------------------------------------------------------- */
+/* --- shared
+ * ---------------------------------------------------------------------------------------- */
 static int by_value(const void *a, const void *b)
 {
     double x = *(const double *)a, y = *(const double *)b;
@@ -126,15 +127,17 @@ ipt_status bench_profile_json(ipt_plan *p, json_t **out)
     qsort(sum, n_op, sizeof *sum, slowest_first);
     *out = json_array();
     for (size_t i = 0; i < n_op; i++)
-        json_array_append_new(*out, json_pack("{s:s, s:I, s:f, s:f}", "op", sum[i].op, "n", (json_int_t)sum[i].n,
-                                              "ms", sum[i].ms, "gflops",
-                                              sum[i].ms > 0 ? 2e-6 * sum[i].macs / sum[i].ms : 0.0));
+        json_array_append_new(*out,
+                              json_pack("{s:s, s:I, s:f, s:f}", "op", sum[i].op, "n",
+                                        (json_int_t)sum[i].n, "ms", sum[i].ms, "gflops",
+                                        sum[i].ms > 0 ? 2e-6 * sum[i].macs / sum[i].ms : 0.0));
     ipt_free(sorted);
     ipt_free(sum);
     return IPT_OK;
 }
 
-/* --- one operator ------------------------------------------------------------------------------------ */
+/* --- one operator
+ * ------------------------------------------------------------------------------------ */
 typedef struct op_case {
     const char *op, *name;
     int32_t a, b, c, d; /* meaning by op, see build_case */
@@ -146,7 +149,8 @@ static ipt_val build_case(bench *b, ipt_graph *g, const op_case *k)
 {
     ipt_dtype t = b->act;
     if (strcmp(k->op, "gemm") == 0) /* a x c times c x b */
-        return ipt_linear(g, ipt_leaf(g, IPT_INPUT, "x", ipt_shape2(t, k->a, k->c)), "w", k->b, false);
+        return ipt_linear(g, ipt_leaf(g, IPT_INPUT, "x", ipt_shape2(t, k->a, k->c)), "w", k->b,
+                          false);
     if (strcmp(k->op, "attention") == 0) { /* a queries, b keys, width c */
         ipt_val q = ipt_leaf(g, IPT_INPUT, "x", ipt_shape3(t, 1, k->a, k->c));
         ipt_val key = ipt_leaf(g, IPT_INPUT, "k", ipt_shape3(t, 1, k->b, k->c));
@@ -157,9 +161,11 @@ static ipt_val build_case(bench *b, ipt_graph *g, const op_case *k)
         ipt_val x = ipt_leaf(g, IPT_INPUT, "x", ipt_shape3(t, 1, k->a, k->b));
         return k->op[0] == 'l' ? ipt_layer_norm(g, x, "w", 1e-5f) : ipt_geglu(g, x);
     }
-    ipt_val x = ipt_leaf(g, IPT_INPUT, "x", ipt_shape4(t, 1, k->a, k->b, k->c)); /* a x b pixels, c channels */
+    ipt_val x = ipt_leaf(g, IPT_INPUT, "x",
+                         ipt_shape4(t, 1, k->a, k->b, k->c)); /* a x b pixels, c channels */
     if (strcmp(k->op, "conv") == 0)
-        return ipt_conv2d(g, x, "w", k->d, (ipt_conv){.kernel = 3, .stride = 1, .pad_lo = 1, .pad_hi = 1});
+        return ipt_conv2d(g, x, "w", k->d,
+                          (ipt_conv){.kernel = 3, .stride = 1, .pad_lo = 1, .pad_hi = 1});
     if (strcmp(k->op, "group_norm") == 0)
         return ipt_group_norm(g, x, "w", 32, 1e-5f, true);
     if (strcmp(k->op, "silu") == 0)
@@ -209,17 +215,25 @@ static const op_case gemm_cases[] = {
     {"gemm", "square", 2048, 2048, 2048, 0, 0},
 };
 static const op_case conv_cases[] = {
-    {"conv", "SD 1.5 64x64", 64, 64, 320, 320, 0},    {"conv", "SD 1.5 64x64 up", 64, 64, 960, 320, 0},
-    {"conv", "SD 1.5 32x32", 32, 32, 640, 640, 0},    {"conv", "SD 1.5 16x16", 16, 16, 1280, 1280, 0},
-    {"conv", "SD 1.5 16x16 up", 16, 16, 2560, 1280, 0}, {"conv", "VAE 128x128", 128, 128, 512, 512, 0},
+    {"conv", "SD 1.5 64x64", 64, 64, 320, 320, 0},
+    {"conv", "SD 1.5 64x64 up", 64, 64, 960, 320, 0},
+    {"conv", "SD 1.5 32x32", 32, 32, 640, 640, 0},
+    {"conv", "SD 1.5 16x16", 16, 16, 1280, 1280, 0},
+    {"conv", "SD 1.5 16x16 up", 16, 16, 2560, 1280, 0},
+    {"conv", "VAE 128x128", 128, 128, 512, 512, 0},
     {"conv", "VAE 256x256", 256, 256, 256, 256, 0},
 };
 static const op_case other_cases[] = {
-    {"attention", "self 64x64", 4096, 4096, 320, 0, 8}, {"attention", "self 32x32", 1024, 1024, 640, 0, 8},
-    {"attention", "cross 64x64", 4096, 77, 320, 0, 8},  {"attention", "cross 32x32", 1024, 77, 640, 0, 8},
-    {"group_norm", "64x64", 64, 64, 320, 0, 0},         {"group_norm", "VAE 256x256", 256, 256, 256, 0, 0},
-    {"layer_norm", "64x64", 4096, 320, 0, 0, 0},        {"geglu", "64x64", 4096, 2560, 0, 0, 0},
-    {"silu", "64x64", 64, 64, 320, 0, 0},               {"add", "64x64", 64, 64, 320, 0, 0},
+    {"attention", "self 64x64", 4096, 4096, 320, 0, 8},
+    {"attention", "self 32x32", 1024, 1024, 640, 0, 8},
+    {"attention", "cross 64x64", 4096, 77, 320, 0, 8},
+    {"attention", "cross 32x32", 1024, 77, 640, 0, 8},
+    {"group_norm", "64x64", 64, 64, 320, 0, 0},
+    {"group_norm", "VAE 256x256", 256, 256, 256, 0, 0},
+    {"layer_norm", "64x64", 4096, 320, 0, 0, 0},
+    {"geglu", "64x64", 4096, 2560, 0, 0, 0},
+    {"silu", "64x64", 64, 64, 320, 0, 0},
+    {"add", "64x64", 64, 64, 320, 0, 0},
     {"upsample", "32x32", 32, 32, 640, 0, 0},
 };
 
@@ -227,15 +241,18 @@ static ipt_status bench_matrix(bench *b, const op_case *k, size_t n, bool conv)
 {
     for (size_t i = 0; i < n; i++, k++) {
         bench_time t;
-        double blas_ms = 0, m = conv ? (double)k->a * k->b : k->a, N = conv ? k->d : k->b, K = conv ? 9.0 * k->c : k->c;
+        double blas_ms = 0, m = conv ? (double)k->a * k->b : k->a, N = conv ? k->d : k->b,
+               K = conv ? 9.0 * k->c : k->c;
         double flop = 2 * m * N * K;
         IPT_TRY(run_case(b, k, &t));
         if (b->blas)
-            IPT_TRY(bench_blas_sgemm(b->ctx, b->blas, (int32_t)m, (int32_t)N, (int32_t)K, b->o->repeat, &blas_ms));
+            IPT_TRY(bench_blas_sgemm(b->ctx, b->blas, (int32_t)m, (int32_t)N, (int32_t)K,
+                                     b->o->repeat, &blas_ms));
         double ours = flop / t.wall_ms * 1e-6, theirs = blas_ms > 0 ? flop / blas_ms * 1e-6 : 0;
-        json_t *row = json_pack("{s:s, s:s, s:i, s:i, s:i, s:f, s:f, s:f, s:f}", "op", k->op, "name", k->name, "m",
-                                (int)m, "n", (int)N, "k", (int)K, "first_ms", t.first_ms, "ms", t.wall_ms,
-                                "device_ms", t.device_ms, "gflops", ours);
+        json_t *row =
+            json_pack("{s:s, s:s, s:i, s:i, s:i, s:f, s:f, s:f, s:f}", "op", k->op, "name", k->name,
+                      "m", (int)m, "n", (int)N, "k", (int)K, "first_ms", t.first_ms, "ms",
+                      t.wall_ms, "device_ms", t.device_ms, "gflops", ours);
         json_object_set_new(row, "sgemm_gflops", b->blas ? json_real(theirs) : json_null());
         json_object_set_new(row, "of_sgemm", b->blas ? json_real(ours / theirs) : json_null());
         bench_row(b, row);
@@ -251,14 +268,16 @@ static ipt_status bench_ops(bench *b)
         char shape[64];
         IPT_TRY(run_case(b, k, &t));
         ipt_name(shape, sizeof shape, k->c ? "%d x %d x %d" : "%d x %d", k->a, k->b, k->c);
-        bench_row(b, json_pack("{s:s, s:s, s:s, s:f, s:f, s:f, s:f}", "op", k->op, "name", k->name, "shape", shape,
-                               "first_ms", t.first_ms, "ms", t.wall_ms, "device_ms", t.device_ms, "gflops",
-                               2e-6 * t.macs / t.wall_ms));
+        bench_row(b, json_pack("{s:s, s:s, s:s, s:f, s:f, s:f, s:f}", "op", k->op, "name", k->name,
+                               "shape", shape, "first_ms", t.first_ms, "ms", t.wall_ms, "device_ms",
+                               t.device_ms, "gflops", 2e-6 * t.macs / t.wall_ms));
     }
     return IPT_OK;
 }
 
-/* --- entry ------------------------------------------------------------------------------------------------ */
+/* --- entry
+ * ------------------------------------------------------------------------------------------------
+ */
 static ipt_status run_kind(bench *b)
 {
     const char *what = b->o->what;
@@ -272,7 +291,8 @@ static ipt_status run_kind(bench *b)
         return bench_unet(b);
     if (strcmp(what, "vae") == 0)
         return bench_vae(b);
-    return ipt_fail(b->ctx, IPT_ERR_ARG, "bench %s is unknown; one of: gemm conv ops unet vae generate", what);
+    return ipt_fail(b->ctx, IPT_ERR_ARG,
+                    "bench %s is unknown; one of: gemm conv ops unet vae generate", what);
 }
 
 static ipt_status run_on_device(bench *b)
@@ -283,7 +303,8 @@ static ipt_status run_on_device(bench *b)
     const ipt_traits *t = ipt_gpu_traits(b->gpu);
     b->act = !o->f32 && t->f16_storage && !t->simd ? IPT_F16 : IPT_F32;
     IPT_TRY(ipt_weights_random(b->ctx, b->gpu, o->f32 ? IPT_F32 : IPT_F16, 1, &b->weights));
-    b->blas = strcmp(o->what, "gemm") == 0 || strcmp(o->what, "conv") == 0 ? bench_blas_open(b->ctx) : NULL;
+    b->blas = strcmp(o->what, "gemm") == 0 || strcmp(o->what, "conv") == 0 ? bench_blas_open(b->ctx)
+                                                                           : NULL;
     const ipt_gpu_info *info = ipt_gpu_get_info(b->gpu);
     json_object_set_new(b->result, "device", json_string(info->name));
     json_object_set_new(b->result, "driver", json_string(info->driver));
@@ -303,10 +324,13 @@ ipt_status ipt_bench_run(ipt_ctx *ctx, const ipt_bench_opts *o, json_t **out)
     json_object_set_new(b.result, "bench", json_string(o->what));
     json_object_set_new(b.result, "version", json_string(IPT_VERSION));
     json_object_set(b.result, "rows", b.rows);
-    status = strcmp(o->what, "generate") == 0 ? bench_generate(ctx, o, b.result) : run_on_device(&b);
+    status =
+        strcmp(o->what, "generate") == 0 ? bench_generate(ctx, o, b.result) : run_on_device(&b);
     if (b.gpu) {
-        json_object_set_new(b.result, "peak_device_mib", json_real((double)ipt_gpu_peak_bytes(b.gpu) / 1048576.0));
-        json_object_set_new(b.result, "peak_host_mib", json_real((double)ipt_peak_host_bytes() / 1048576.0));
+        json_object_set_new(b.result, "peak_device_mib",
+                            json_real((double)ipt_gpu_peak_bytes(b.gpu) / 1048576.0));
+        json_object_set_new(b.result, "peak_host_mib",
+                            json_real((double)ipt_peak_host_bytes() / 1048576.0));
     }
     bench_blas_close(&b.blas);
     ipt_weights_destroy(&b.weights);

@@ -1,5 +1,6 @@
-/* bench/bench.h - measurements with random weights: kernels, single operators, whole parts of models.
- * Everything is timed warm, as the median of repeated runs, unless a figure's name says otherwise.
+/* bench/bench.h - measurements with random weights: kernels, single operators, whole parts of
+ * models. Everything is timed warm, as the median of repeated runs, unless a figure's name says
+ * otherwise.
  *
  * Must not know: files of weights (bench generate takes the engine's word), the command line. */
 #ifndef IPT_BENCH_BENCH_H
@@ -12,18 +13,18 @@
 #include "vk/vk.h"
 
 typedef struct ipt_bench_opts {
-    const char *what;       /* "gemm", "conv", "ops", "unet", "vae", "generate" */
-    const char *device;     /* as ipt_gpu_opts */
-    const char *kernels;    /* "simd", "tile" or NULL */
-    const char *config;     /* "sd15", "sd21", "sdxl" */
-    const char *model;      /* of generate; NULL: default model */
-    int32_t width, height;  /* pixels; 0: 512 (generate: the model's size) */
-    int32_t batch, repeat;  /* rows, measured runs */
+    const char *what;              /* "gemm", "conv", "ops", "unet", "vae", "generate" */
+    const char *device;            /* as ipt_gpu_opts */
+    const char *kernels;           /* "simd", "tile" or NULL */
+    const char *config;            /* "sd15", "sd21", "sdxl" */
+    const char *model;             /* of generate; NULL: default model */
+    int32_t width, height;         /* pixels; 0: 512 (generate: the model's size) */
+    int32_t batch, repeat;         /* rows, measured runs */
     int32_t lora_rank, lora_count; /* 0: none */
-    bool f32;               /* weights and activations f32; else f16 weights */
-    bool composite;         /* with LoRAs: one batch of lora_count rows against as many single rows */
-    bool profile;           /* table of operators */
-    int32_t steps;          /* of generate */
+    bool f32;                      /* weights and activations f32; else f16 weights */
+    bool composite; /* with LoRAs: one batch of lora_count rows against as many single rows */
+    bool profile;   /* table of operators */
+    int32_t steps;  /* of generate */
     void (*row)(void *user, const json_t *row); /* each row as it is measured; may be NULL */
     void *user;
 } ipt_bench_opts;
@@ -31,7 +32,8 @@ typedef struct ipt_bench_opts {
  * Errors: IPT_ERR_ARG (unknown `what` or config), those of devices and plans, IPT_ERR_CANCELLED. */
 IPT_CHECKED ipt_status ipt_bench_run(ipt_ctx *ctx, const ipt_bench_opts *o, json_t **out);
 
-/* --- between the files of bench/ --------------------------------------------------------------- */
+/* --- between the files of bench/ ---------------------------------------------------------------
+ */
 typedef struct bench {
     ipt_ctx *ctx;
     const ipt_bench_opts *o;
@@ -65,7 +67,7 @@ IPT_CHECKED ipt_status bench_generate(ipt_ctx *ctx, const ipt_bench_opts *o, jso
 struct bench_blas *bench_blas_open(ipt_ctx *ctx);
 void bench_blas_close(struct bench_blas **blas);
 /* Median ms of C[m,n] = A[m,k] B[k,n] in f32 on all cores.  Errors: IPT_ERR_NOMEM. */
-IPT_CHECKED ipt_status bench_blas_sgemm(ipt_ctx *ctx, struct bench_blas *blas, int32_t m, int32_t n, int32_t k,
-                                        int32_t repeat, double *ms);
+IPT_CHECKED ipt_status bench_blas_sgemm(ipt_ctx *ctx, struct bench_blas *blas, int32_t m, int32_t n,
+                                        int32_t k, int32_t repeat, double *ms);
 int bench_blas_threads(const struct bench_blas *blas);
 #endif

@@ -1,12 +1,13 @@
-/* bench/bench_generate.c - whole requests with a real model: the first of a process and a second one
- * that finds everything in place. */
+/* bench/bench_generate.c - whole requests with a real model: the first of a process and a second
+ * one that finds everything in place. */
 #include "bench/bench.h"
 
 #include <string.h>
 
 #include "engine/impasto.h"
 
-static ipt_status drop_picture(void *user, int32_t i, const ipt_image *im, const char *text, const char *json)
+static ipt_status drop_picture(void *user, int32_t i, const ipt_image *im, const char *text,
+                               const char *json)
 {
     (void)user;
     (void)i;
@@ -18,9 +19,9 @@ static ipt_status drop_picture(void *user, int32_t i, const ipt_image *im, const
 
 static json_t *request_row(const char *name, const ipt_report *p)
 {
-    json_t *o = json_pack("{s:s, s:f, s:f, s:f, s:f, s:f, s:f}", "name", name, "load_ms", p->ms_load, "text_ms",
-                          p->ms_text, "first_step_ms", p->ms_first_step, "ms_per_step", p->ms_per_step, "vae_ms",
-                          p->ms_vae, "ms", p->ms_total);
+    json_t *o = json_pack("{s:s, s:f, s:f, s:f, s:f, s:f, s:f}", "name", name, "load_ms",
+                          p->ms_load, "text_ms", p->ms_text, "first_step_ms", p->ms_first_step,
+                          "ms_per_step", p->ms_per_step, "vae_ms", p->ms_vae, "ms", p->ms_total);
     json_object_set_new(o, "plans_recorded", json_integer((json_int_t)p->n_plans_recorded));
     json_object_set_new(o, "bytes_uploaded", json_integer((json_int_t)p->bytes_uploaded));
     json_object_set_new(o, "peak_host_mib", json_real((double)p->peak_host_bytes / 1048576.0));
@@ -31,7 +32,8 @@ static json_t *request_row(const char *name, const ipt_report *p)
 ipt_status bench_generate(ipt_ctx *ctx, const ipt_bench_opts *o, json_t *result)
 {
     ipt_engine *e = NULL;
-    ipt_engine_opts eo = {.device = o->device, .precision = o->f32 ? IPT_PRECISION_F32 : IPT_PRECISION_AUTO};
+    ipt_engine_opts eo = {.device = o->device,
+                          .precision = o->f32 ? IPT_PRECISION_F32 : IPT_PRECISION_AUTO};
     ipt_request q;
     ipt_report p = {0};
     json_t *rows = json_object_get(result, "rows");

@@ -1,5 +1,5 @@
-/* bench/bench_unet.c - one UNet evaluation at a published configuration, plain and with LoRAs as gates;
- * one VAE decoding. */
+/* bench/bench_unet.c - one UNet evaluation at a published configuration, plain and with LoRAs as
+ * gates; one VAE decoding. */
 #include "bench/bench.h"
 
 #include <string.h>
@@ -26,7 +26,8 @@ static ipt_status pick_config(bench *b, ipt_unet_config *c)
     else if (strcmp(name, "sdxl") == 0)
         *c = ipt_unet_config_sdxl();
     else
-        return ipt_fail(b->ctx, IPT_ERR_ARG, "config '%s' is unknown; one of: sd15 sd21 sdxl", name);
+        return ipt_fail(b->ctx, IPT_ERR_ARG, "config '%s' is unknown; one of: sd15 sd21 sdxl",
+                        name);
     return IPT_OK;
 }
 
@@ -72,7 +73,8 @@ static ipt_status write_loras(bench *b, const lora_set *l, ipt_graph *g, ipt_pla
 }
 
 /* One-hot gates: batch element i sees LoRA (first + i) mod count. */
-static ipt_status write_gates(const bench *b, const lora_set *l, ipt_plan *p, int32_t batch, int32_t first)
+static ipt_status write_gates(const bench *b, const lora_set *l, ipt_plan *p, int32_t batch,
+                              int32_t first)
 {
     size_t n = (size_t)batch * (size_t)l->count;
     float *gate = ipt_calloc(b->ctx, n, sizeof *gate);
@@ -99,7 +101,8 @@ static ipt_status fill_inputs(bench *b, ipt_graph *g, ipt_plan *p)
 }
 
 /* lora NULL: the plain UNet. */
-static ipt_status make_plan(bench *b, const ipt_unet_config *c, const lora_set *lora, int32_t batch, ipt_plan **out)
+static ipt_status make_plan(bench *b, const ipt_unet_config *c, const lora_set *lora, int32_t batch,
+                            ipt_plan **out)
 {
     int32_t w = (b->o->width ? b->o->width : 512) / 8, h = (b->o->height ? b->o->height : 512) / 8;
     ipt_unet_key key = {.batch = batch, .h = h, .w = w, .tokens = 77, .act = b->act};
@@ -126,11 +129,13 @@ fail:
     return status;
 }
 
-static void add_row(bench *b, const char *name, int32_t batch, const bench_time *t, const ipt_plan *p, double plain_ms)
+static void add_row(bench *b, const char *name, int32_t batch, const bench_time *t,
+                    const ipt_plan *p, double plain_ms)
 {
-    json_t *row = json_pack("{s:s, s:i, s:f, s:f, s:f, s:f, s:f}", "name", name, "batch", (int)batch, "first_ms",
-                            t->first_ms, "ms", t->wall_ms, "device_ms", t->device_ms, "gmac", t->macs * 1e-9, "gflops",
-                            2e-6 * t->macs / t->wall_ms);
+    json_t *row =
+        json_pack("{s:s, s:i, s:f, s:f, s:f, s:f, s:f}", "name", name, "batch", (int)batch,
+                  "first_ms", t->first_ms, "ms", t->wall_ms, "device_ms", t->device_ms, "gmac",
+                  t->macs * 1e-9, "gflops", 2e-6 * t->macs / t->wall_ms);
     json_object_set_new(row, "arena_mib", json_real((double)ipt_plan_arena_bytes(p) / 1048576.0));
     json_object_set_new(row, "dispatches", json_integer((json_int_t)ipt_plan_n_dispatch(p)));
     if (plain_ms > 0)
@@ -170,8 +175,8 @@ static ipt_status bench_loras(bench *b, const ipt_unet_config *c, double plain_m
     IPT_TRY_GOTO(bench_measure(b, p, &t), end);
     add_row(b, "lora, one-hot gates", b->o->batch, &t, p, plain_ms);
     IPT_TRY_GOTO(measure_switching(b, &l, p, &switching), end);
-    bench_row(b, json_pack("{s:s, s:i, s:f, s:f}", "name", "lora, switched every run", "batch", (int)b->o->batch, "ms",
-                           switching, "ratio", switching / t.wall_ms));
+    bench_row(b, json_pack("{s:s, s:i, s:f, s:f}", "name", "lora, switched every run", "batch",
+                           (int)b->o->batch, "ms", switching, "ratio", switching / t.wall_ms));
     if (b->o->composite && b->o->batch == 1) {
         ipt_plan_destroy(&p);
         IPT_TRY_GOTO(make_plan(b, c, &l, l.count, &p), end);
@@ -213,7 +218,8 @@ end:
 
 ipt_status bench_vae(bench *b)
 {
-    ipt_vae_config c = strcmp(b->o->config, "sdxl") == 0 ? ipt_vae_config_sdxl() : ipt_vae_config_sd();
+    ipt_vae_config c =
+        strcmp(b->o->config, "sdxl") == 0 ? ipt_vae_config_sdxl() : ipt_vae_config_sd();
     int32_t w = (b->o->width ? b->o->width : 512) / 8, h = (b->o->height ? b->o->height : 512) / 8;
     ipt_plan_opts po = {.gpu = b->gpu, .weights = b->weights, .profile = true};
     ipt_graph *g = NULL;

@@ -4,8 +4,8 @@
 #include <dlfcn.h>
 #include <string.h>
 
-typedef void sgemm_fn(int order, int ta, int tb, int m, int n, int k, float alpha, const float *a, int lda,
-                      const float *b, int ldb, float beta, float *c, int ldc);
+typedef void sgemm_fn(int order, int ta, int tb, int m, int n, int k, float alpha, const float *a,
+                      int lda, const float *b, int ldb, float beta, float *c, int ldc);
 typedef int threads_fn(void);
 
 struct bench_blas {
@@ -20,7 +20,8 @@ struct bench_blas *bench_blas_open(ipt_ctx *ctx)
     if (!library)
         return NULL;
     struct bench_blas *b = ipt_calloc(ctx, 1, sizeof *b);
-    void *sgemm = dlsym(library, "cblas_sgemm"), *threads = dlsym(library, "openblas_get_num_threads");
+    void *sgemm = dlsym(library, "cblas_sgemm"),
+         *threads = dlsym(library, "openblas_get_num_threads");
     if (!b || !sgemm || !threads) {
         ipt_free(b);
         dlclose(library);
@@ -43,8 +44,8 @@ void bench_blas_close(struct bench_blas **blas)
 
 int bench_blas_threads(const struct bench_blas *blas) { return blas->threads(); }
 
-ipt_status bench_blas_sgemm(ipt_ctx *ctx, struct bench_blas *blas, int32_t m, int32_t n, int32_t k, int32_t repeat,
-                            double *ms)
+ipt_status bench_blas_sgemm(ipt_ctx *ctx, struct bench_blas *blas, int32_t m, int32_t n, int32_t k,
+                            int32_t repeat, double *ms)
 {
     enum { ROW_MAJOR = 101, NO_TRANS = 111 };
     size_t na = (size_t)m * (size_t)k, nb = (size_t)k * (size_t)n, nc = (size_t)m * (size_t)n;

@@ -7,9 +7,11 @@
 #include <string.h>
 
 static const cli_option common[] = {
-    {"json", 0, CLI_FLAG, NULL, "print one JSON object on standard output", offsetof(cli, json), 0, 0, NULL},
+    {"json", 0, CLI_FLAG, NULL, "print one JSON object on standard output", offsetof(cli, json), 0,
+     0, NULL},
     {"quiet", 'q', CLI_FLAG, NULL, "no progress", offsetof(cli, quiet), 0, 0, NULL},
-    {"verbose", 0, CLI_FLAG, NULL, "say more on standard error", offsetof(cli, verbose), 0, 0, NULL},
+    {"verbose", 0, CLI_FLAG, NULL, "say more on standard error", offsetof(cli, verbose), 0, 0,
+     NULL},
     {"help", 'h', CLI_FLAG, NULL, "show this", 0, 0, 0, NULL},
     {0},
 };
@@ -17,7 +19,8 @@ static const cli_option common[] = {
 bool cli_read_int(const char *text, int64_t min, int64_t max, int64_t *out)
 {
     char *end = NULL;
-    bool digits = (text[0] >= '0' && text[0] <= '9') || (text[0] == '-' && text[1] >= '0' && text[1] <= '9');
+    bool digits =
+        (text[0] >= '0' && text[0] <= '9') || (text[0] == '-' && text[1] >= '0' && text[1] <= '9');
     if (!digits)
         return false;
     errno = 0;
@@ -60,7 +63,8 @@ static size_t distance(const char *a, size_t na, const char *b, size_t nb)
         row[0] = i;
         for (size_t j = 1; j <= nb; j++) {
             row[j] = min3(up[j] + 1, row[j - 1] + 1, up[j - 1] + (a[i - 1] != b[j - 1]));
-            if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] && up2[j - 2] + 1 < row[j])
+            if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] &&
+                up2[j - 2] + 1 < row[j])
                 row[j] = up2[j - 2] + 1;
         }
     }
@@ -99,7 +103,8 @@ const char *cli_nearest(const char *word, const char *words, char *buf, size_t n
 static const cli_option *find_in(const cli_option *table, const char *name, size_t n, char letter)
 {
     for (const cli_option *o = table; o && o->name; o++)
-        if (name ? strlen(o->name) == n && memcmp(o->name, name, n) == 0 : letter && o->letter == letter)
+        if (name ? strlen(o->name) == n && memcmp(o->name, name, n) == 0
+                 : letter && o->letter == letter)
             return o;
     return NULL;
 }
@@ -112,11 +117,12 @@ static int unknown_option(const cli *c, const cli_command *cmd, const char *arg)
     for (size_t t = 0; t < IPT_COUNT(tables); t++)
         for (const cli_option *o = tables[t]; o && o->name && at < sizeof words; o++)
             at += (size_t)snprintf(words + at, sizeof words - at, "%s ", o->name);
-    ipt_name(name, sizeof name, "%.*s", (int)strcspn(arg + strspn(arg, "-"), "="), arg + strspn(arg, "-"));
+    ipt_name(name, sizeof name, "%.*s", (int)strcspn(arg + strspn(arg, "-"), "="),
+             arg + strspn(arg, "-"));
     const char *hint = cli_nearest(name, words, near, sizeof near);
     if (hint)
-        return cli_usage_error(c, "unknown option %s; did you mean --%s? See impasto %s --help", arg, hint,
-                               cmd->name);
+        return cli_usage_error(c, "unknown option %s; did you mean --%s? See impasto %s --help",
+                               arg, hint, cmd->name);
     return cli_usage_error(c, "unknown option %s; see impasto %s --help", arg, cmd->name);
 }
 
@@ -125,12 +131,14 @@ static int bad_value(const cli *c, const cli_option *o, const char *v)
     char near[64];
     const char *hint = o->type == CLI_CHOICE ? cli_nearest(v, o->choices, near, sizeof near) : NULL;
     if (hint)
-        return cli_usage_error(c, "--%s '%s' is unknown; did you mean %s? One of: %s", o->name, v, hint, o->choices);
+        return cli_usage_error(c, "--%s '%s' is unknown; did you mean %s? One of: %s", o->name, v,
+                               hint, o->choices);
     if (o->type == CLI_CHOICE)
         return cli_usage_error(c, "--%s '%s' is unknown; one of: %s", o->name, v, o->choices);
     if (o->type == CLI_SEED)
-        return cli_usage_error(c, "--%s is '%s'; expected a whole number from 0 to 18446744073709551615, or random",
-                               o->name, v);
+        return cli_usage_error(
+            c, "--%s is '%s'; expected a whole number from 0 to 18446744073709551615, or random",
+            o->name, v);
     return cli_usage_error(c, "--%s is '%s'; expected a %snumber from %g to %g", o->name, v,
                            o->type == CLI_INT ? "whole " : "", o->min, o->max);
 }
@@ -206,7 +214,8 @@ static int store(cli *c, const cli_option *o, const char *v, void *into)
         memcpy(p, &seed, sizeof seed);
         return CLI_GO_ON;
     case CLI_REPEAT:
-        return append(c->ctx, (cli_list *)(void *)p, v) ? CLI_GO_ON : cli_fail_status(c, IPT_ERR_NOMEM);
+        return append(c->ctx, (cli_list *)(void *)p, v) ? CLI_GO_ON
+                                                        : cli_fail_status(c, IPT_ERR_NOMEM);
     case CLI_LATER:
         break;
     }
@@ -235,7 +244,8 @@ static int take_option(cli *c, const cli_command *cmd, int argc, char **argv, in
         return unknown_option(c, cmd, arg);
     if (o->type == CLI_FLAG) {
         if (inline_value)
-            return is_long ? cli_usage_error(c, "--%s takes no value; see impasto %s --help", o->name, cmd->name)
+            return is_long ? cli_usage_error(c, "--%s takes no value; see impasto %s --help",
+                                             o->name, cmd->name)
                            : unknown_option(c, cmd, arg);
         if (strcmp(o->name, "help") == 0) {
             cli_help(cmd);
@@ -246,7 +256,8 @@ static int take_option(cli *c, const cli_command *cmd, int argc, char **argv, in
     if (o->type == CLI_LATER)
         return store(c, o, NULL, target);
     if (!inline_value && *i + 1 >= argc)
-        return cli_usage_error(c, "--%s needs a value: %s; see impasto %s --help", o->name, o->value, cmd->name);
+        return cli_usage_error(c, "--%s needs a value: %s; see impasto %s --help", o->name,
+                               o->value, cmd->name);
     return store(c, o, inline_value ? inline_value : argv[++*i], target);
 }
 
@@ -269,7 +280,8 @@ int cli_parse(cli *c, const cli_command *cmd, int argc, char **argv, void *into,
         } else if (!only_args && argv[i][0] == '-' && argv[i][1]) {
             rc = take_option(c, cmd, argc, argv, &i, into);
         } else if (!args || (cmd->max_args >= 0 && n_args >= cmd->max_args)) {
-            rc = cli_usage_error(c, "unexpected argument '%s'; see impasto %s --help", argv[i], cmd->name);
+            rc = cli_usage_error(c, "unexpected argument '%s'; see impasto %s --help", argv[i],
+                                 cmd->name);
         } else {
             n_args++;
             if (!append(c->ctx, args, argv[i]))
@@ -279,7 +291,8 @@ int cli_parse(cli *c, const cli_command *cmd, int argc, char **argv, void *into,
             return rc;
     }
     if (n_args < cmd->min_args)
-        return cli_usage_error(c, "usage: impasto %s %s; see impasto %s --help", cmd->name, cmd->usage, cmd->name);
+        return cli_usage_error(c, "usage: impasto %s %s; see impasto %s --help", cmd->name,
+                               cmd->usage, cmd->name);
     return CLI_GO_ON;
 }
 
@@ -291,7 +304,8 @@ static void help_options(const cli_option *table)
             continue;
         if (o->letter)
             ipt_name(letter, sizeof letter, "-%c, ", o->letter);
-        ipt_name(left, sizeof left, "%s--%s%s%s", letter, o->name, o->value ? " " : "", o->value ? o->value : "");
+        ipt_name(left, sizeof left, "%s--%s%s%s", letter, o->name, o->value ? " " : "",
+                 o->value ? o->value : "");
         printf("  %-30s%s%s", left, strlen(left) >= 30 ? " " : "", o->help);
         if (o->type == CLI_INT || o->type == CLI_NUMBER)
             printf(" (%g..%g)", o->min, o->max);

@@ -25,7 +25,8 @@ typedef struct cli {
     bool json, quiet, verbose;
 } cli;
 
-/* --- options (args.c) ------------------------------------------------------------------------------ */
+/* --- options (args.c)
+ * ------------------------------------------------------------------------------ */
 typedef struct cli_list {
     const char **item; /* [n]; points into argv */
     size_t n;
@@ -54,10 +55,10 @@ typedef struct cli_option {
 } cli_option;
 
 typedef struct cli_command {
-    const char *name;   /* "generate", "lora inspect" */
-    const char *brief;  /* one line for `impasto help` */
-    const char *usage;  /* after "impasto NAME " */
-    const char *about;  /* paragraphs, may be "" */
+    const char *name;  /* "generate", "lora inspect" */
+    const char *brief; /* one line for `impasto help` */
+    const char *usage; /* after "impasto NAME " */
+    const char *about; /* paragraphs, may be "" */
     const cli_option *option;
     const char *example; /* ready lines */
     void (*more)(void);  /* further help on stdout, may be NULL */
@@ -67,7 +68,8 @@ typedef struct cli_command {
 
 /* Reads argv[0..argc-1] into the struct at `into` and positional arguments into *args (may be NULL
  * when the command takes none).  --json, -q, --verbose and --help are understood by every command.
- * Returns CLI_GO_ON, or the exit code after having printed help or an error.  Lists: cli_list_finish. */
+ * Returns CLI_GO_ON, or the exit code after having printed help or an error.  Lists:
+ * cli_list_finish. */
 int cli_parse(cli *c, const cli_command *cmd, int argc, char **argv, void *into, cli_list *args);
 void cli_list_finish(cli_list *l);
 void cli_help(const cli_command *cmd);
@@ -78,9 +80,10 @@ bool cli_read_number(const char *text, double min, double max, double *out);
 const char *cli_nearest(const char *word, const char *words, char *buf, size_t n);
 bool cli_has_word(const char *word, const char *words);
 
-/* --- results (main.c) ------------------------------------------------------------------------------ */
-/* Prints "impasto: ..." on one line of stderr (with --json also an object with "error" on stdout) and
- * returns the exit code. */
+/* --- results (main.c)
+ * ------------------------------------------------------------------------------ */
+/* Prints "impasto: ..." on one line of stderr (with --json also an object with "error" on stdout)
+ * and returns the exit code. */
 int cli_fail(const cli *c, ipt_status s, const char *fmt, ...) IPT_PRINTF(3, 4);
 int cli_fail_status(const cli *c, ipt_status s); /* message of the ctx */
 int cli_usage_error(const cli *c, const char *fmt, ...) IPT_PRINTF(2, 3);
@@ -92,7 +95,8 @@ IPT_CHECKED ipt_status cli_random_seed(ipt_ctx *ctx, uint64_t *seed);
 /* Folder or file can be created there; else the message and IPT_ERR_OUTPUT. */
 IPT_CHECKED ipt_status cli_check_output(ipt_ctx *ctx, const char *path);
 
-/* --- progress (progress.c) -------------------------------------------------------------------------- */
+/* --- progress (progress.c)
+ * -------------------------------------------------------------------------- */
 typedef struct cli_progress {
     bool quiet, terminal, open; /* open: a bar stands on the current line */
     char stage[16];
@@ -101,15 +105,17 @@ typedef struct cli_progress {
 } cli_progress;
 void cli_progress_init(cli_progress *p, bool quiet);
 void cli_progress_show(void *progress, const ipt_progress *p); /* an ipt_progress_fn */
-void cli_progress_end(cli_progress *p); /* ends the line of a bar */
+void cli_progress_end(cli_progress *p);                        /* ends the line of a bar */
 
-/* --- pieces of generate (lora_arg.c, sheet.c) --------------------------------------------------------- */
-/* FILE[:W[:TE_W]][,start=X][,end=X][,blocks=...][@WORD] -> *out; buf: copies, freed by the caller with
- * ipt_free.  Errors: IPT_ERR_ARG with a message. */
+/* --- pieces of generate (lora_arg.c, sheet.c)
+ * --------------------------------------------------------- */
+/* FILE[:W[:TE_W]][,start=X][,end=X][,blocks=...][@WORD] -> *out; buf: copies, freed by the caller
+ * with ipt_free.  Errors: IPT_ERR_ARG with a message. */
 IPT_CHECKED ipt_status cli_lora_parse(ipt_ctx *ctx, const char *arg, ipt_lora *out, char **buf);
-/* n pictures of one size side by side with gaps of 4 pixels; columns: the square root, rounded up. */
+/* n pictures of one size side by side with gaps of 4 pixels; columns: the square root, rounded up.
+ */
 IPT_CHECKED ipt_status cli_sheet(ipt_ctx *ctx, const ipt_image *im, size_t n, ipt_image *out);
 
-extern const cli_command cli_cmd_generate, cli_cmd_devices, cli_cmd_model_inspect, cli_cmd_lora_inspect,
-    cli_cmd_tokenize, cli_cmd_bench;
+extern const cli_command cli_cmd_generate, cli_cmd_devices, cli_cmd_model_inspect,
+    cli_cmd_lora_inspect, cli_cmd_tokenize, cli_cmd_bench;
 #endif

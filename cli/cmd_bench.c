@@ -12,22 +12,27 @@ typedef struct bench_args {
 
 #define AT(field) offsetof(bench_args, field)
 static const cli_option options[] = {
-    {"config", 0, CLI_CHOICE, "sd15|sd21|sdxl", "configuration of unet and vae, default sd15", AT(config), 0, 0,
-     "sd15 sd21 sdxl"},
-    {"model", 'm', CLI_TEXT, "MODEL", "model of generate (default: the built-in one)", AT(model), 0, 0, NULL},
+    {"config", 0, CLI_CHOICE, "sd15|sd21|sdxl", "configuration of unet and vae, default sd15",
+     AT(config), 0, 0, "sd15 sd21 sdxl"},
+    {"model", 'm', CLI_TEXT, "MODEL", "model of generate (default: the built-in one)", AT(model), 0,
+     0, NULL},
     {"width", 'W', CLI_INT, "W", "pixels, default 512", AT(width), 64, 4096, NULL},
     {"height", 'H', CLI_INT, "H", "pixels, default 512", AT(height), 64, 4096, NULL},
     {"batch", 0, CLI_INT, "N", "rows in one evaluation, default 1", AT(batch), 1, 64, NULL},
     {"steps", 0, CLI_INT, "N", "steps of generate, default 20", AT(steps), 1, 1000, NULL},
-    {"precision", 0, CLI_CHOICE, "f16|f32", "of weights, default f16", AT(precision), 0, 0, "f16 f32"},
-    {"repeat", 0, CLI_INT, "N", "measured runs, the median counts; default 5 (unet, vae: 3)", AT(repeat), 1, 1000,
+    {"precision", 0, CLI_CHOICE, "f16|f32", "of weights, default f16", AT(precision), 0, 0,
+     "f16 f32"},
+    {"repeat", 0, CLI_INT, "N", "measured runs, the median counts; default 5 (unet, vae: 3)",
+     AT(repeat), 1, 1000, NULL},
+    {"lora-rank", 0, CLI_INT, "R", "unet: also with LoRAs of this rank", AT(lora_rank), 1, 128,
      NULL},
-    {"lora-rank", 0, CLI_INT, "R", "unet: also with LoRAs of this rank", AT(lora_rank), 1, 128, NULL},
     {"lora-count", 0, CLI_INT, "N", "how many of them, default 1", AT(lora_count), 1, 8, NULL},
-    {"composite", 0, CLI_FLAG, NULL, "also all LoRAs as the rows of one batch", AT(composite), 0, 0, NULL},
+    {"composite", 0, CLI_FLAG, NULL, "also all LoRAs as the rows of one batch", AT(composite), 0, 0,
+     NULL},
     {"profile", 0, CLI_FLAG, NULL, "unet, vae: time by operator", AT(profile), 0, 0, NULL},
     {"device", 0, CLI_TEXT, "DEVICE", "index, \"cpu\" or part of a name", AT(device), 0, 0, NULL},
-    {"kernels", 0, CLI_CHOICE, "simd|tile", "kernel shape, default by device", AT(kernels), 0, 0, "simd tile"},
+    {"kernels", 0, CLI_CHOICE, "simd|tile", "kernel shape, default by device", AT(kernels), 0, 0,
+     "simd tile"},
     {0},
 };
 #undef AT
@@ -42,24 +47,29 @@ static void show_row(void *user, const json_t *row)
         return;
     FILE *f = c->json ? stderr : stdout;
     if (json_object_get(row, "m")) {
-        fprintf(f, "%-10s %-28s %5.0f x %5.0f x %5.0f %9.2f ms %7.1f GFLOP/s", op, name, num(row, "m"), num(row, "n"),
-                num(row, "k"), num(row, "ms"), num(row, "gflops"));
+        fprintf(f, "%-10s %-28s %5.0f x %5.0f x %5.0f %9.2f ms %7.1f GFLOP/s", op, name,
+                num(row, "m"), num(row, "n"), num(row, "k"), num(row, "ms"), num(row, "gflops"));
         if (json_is_real(json_object_get(row, "sgemm_gflops")))
-            fprintf(f, "   sgemm %6.1f   %5.1f %%\n", num(row, "sgemm_gflops"), 100 * num(row, "of_sgemm"));
+            fprintf(f, "   sgemm %6.1f   %5.1f %%\n", num(row, "sgemm_gflops"),
+                    100 * num(row, "of_sgemm"));
         else
             fprintf(f, "   sgemm n/a\n");
     } else if (op) {
         fprintf(f, "%-10s %-14s %-20s %9.3f ms %9.3f ms on the device %7.1f GFLOP/s\n", op, name,
-                ipt_json_str(row, "shape", ""), num(row, "ms"), num(row, "device_ms"), num(row, "gflops"));
+                ipt_json_str(row, "shape", ""), num(row, "ms"), num(row, "device_ms"),
+                num(row, "gflops"));
     } else if (json_object_get(row, "first_step_ms")) {
-        fprintf(f, "%-6s load %.0f ms, text %.0f ms, first step %.0f ms, step %.1f ms, vae %.0f ms, total %.0f ms\n",
-                name, num(row, "load_ms"), num(row, "text_ms"), num(row, "first_step_ms"), num(row, "ms_per_step"),
-                num(row, "vae_ms"), num(row, "ms"));
+        fprintf(f,
+                "%-6s load %.0f ms, text %.0f ms, first step %.0f ms, step %.1f ms, vae %.0f ms, "
+                "total %.0f ms\n",
+                name, num(row, "load_ms"), num(row, "text_ms"), num(row, "first_step_ms"),
+                num(row, "ms_per_step"), num(row, "vae_ms"), num(row, "ms"));
     } else {
         fprintf(f, "%-30s batch %.0f %10.1f ms", name, num(row, "batch"), num(row, "ms"));
         if (json_object_get(row, "gflops"))
-            fprintf(f, "  %7.1f GFLOP/s  %7.1f GMAC  arena %.0f MiB  first run %.0f ms", num(row, "gflops"),
-                    num(row, "gmac"), num(row, "arena_mib"), num(row, "first_ms"));
+            fprintf(f, "  %7.1f GFLOP/s  %7.1f GMAC  arena %.0f MiB  first run %.0f ms",
+                    num(row, "gflops"), num(row, "gmac"), num(row, "arena_mib"),
+                    num(row, "first_ms"));
         if (json_object_get(row, "ratio"))
             fprintf(f, "  ratio %.3f", num(row, "ratio"));
         fputc('\n', f);
@@ -72,13 +82,14 @@ static void show_end(const json_t *o)
     const json_t *ops = json_object_get(o, "profile");
     for (size_t i = 0; i < json_array_size(ops); i++) {
         const json_t *r = json_array_get(ops, i);
-        printf("  %-16s %5.0f x %10.1f ms %8.1f GFLOP/s\n", ipt_json_str(r, "op", ""), num(r, "n"), num(r, "ms"),
-               num(r, "gflops"));
+        printf("  %-16s %5.0f x %10.1f ms %8.1f GFLOP/s\n", ipt_json_str(r, "op", ""), num(r, "n"),
+               num(r, "ms"), num(r, "gflops"));
     }
-    printf("%s%s%s", ipt_json_str(o, "device", ""), json_object_get(o, "kernels") ? ", kernels " : "",
-           ipt_json_str(o, "kernels", ""));
+    printf("%s%s%s", ipt_json_str(o, "device", ""),
+           json_object_get(o, "kernels") ? ", kernels " : "", ipt_json_str(o, "kernels", ""));
     if (json_object_get(o, "peak_host_mib"))
-        printf(", peak device %.0f MiB, host %.0f MiB", num(o, "peak_device_mib"), num(o, "peak_host_mib"));
+        printf(", peak device %.0f MiB, host %.0f MiB", num(o, "peak_device_mib"),
+               num(o, "peak_host_mib"));
     if (json_object_get(o, "sgemm_threads"))
         printf(", sgemm: OpenBLAS on %.0f threads", num(o, "sgemm_threads"));
     putchar('\n');
@@ -96,9 +107,15 @@ static int measure(cli *c, const bench_args *a, const char *what)
                         .width = a->width,
                         .height = a->height,
                         .batch = a->batch ? a->batch : 1,
-                        .repeat = a->repeat ? a->repeat : whole ? 3 : 5,
-                        .lora_rank = a->lora_rank ? a->lora_rank : a->lora_count ? 8 : 0,
-                        .lora_count = a->lora_count ? a->lora_count : a->lora_rank ? 1 : 0,
+                        .repeat = a->repeat ? a->repeat
+                                  : whole   ? 3
+                                            : 5,
+                        .lora_rank = a->lora_rank    ? a->lora_rank
+                                     : a->lora_count ? 8
+                                                     : 0,
+                        .lora_count = a->lora_count  ? a->lora_count
+                                      : a->lora_rank ? 1
+                                                     : 0,
                         .f32 = a->precision && strcmp(a->precision, "f32") == 0,
                         .composite = a->composite,
                         .profile = a->profile,
@@ -123,7 +140,8 @@ static int run(cli *c, const cli_command *cmd, int argc, char **argv)
     int rc = cli_parse(c, cmd, argc, argv, &a, &args);
     if (rc == CLI_GO_ON && !cli_has_word(args.item[0], kinds))
         rc = cli_usage_error(c, "bench '%s' is unknown; one of: %s", args.item[0], kinds);
-    if (rc == CLI_GO_ON && (a.width % 64 != 0 || a.height % 64 != 0) && strcmp(args.item[0], "generate") != 0)
+    if (rc == CLI_GO_ON && (a.width % 64 != 0 || a.height % 64 != 0) &&
+        strcmp(args.item[0], "generate") != 0)
         rc = cli_usage_error(c, "bench: width and height are multiples of 64");
     if (rc == CLI_GO_ON)
         rc = measure(c, &a, args.item[0]);
@@ -135,13 +153,15 @@ const cli_command cli_cmd_bench = {
     .name = "bench",
     .brief = "measure kernels, the UNet, the VAE or whole requests on this machine",
     .usage = "gemm|conv|ops|unet|vae|generate [OPTION...] [--json]",
-    .about = "Weights are random except for generate.  gemm and conv stand beside OpenBLAS's sgemm where\n"
+    .about = "Weights are random except for generate.  gemm and conv stand beside OpenBLAS's sgemm "
+             "where\n"
              "libopenblas.so.0 is installed.  Times are medians of warm runs.\n",
     .option = options,
-    .example = "  impasto bench gemm\n"
-               "  impasto bench unet --config sd15 -W 512 -H 512 --profile\n"
-               "  impasto bench unet --config sdxl -W 1024 -H 1024 --lora-rank 8 --lora-count 3 --json\n"
-               "  impasto bench generate --json\n",
+    .example =
+        "  impasto bench gemm\n"
+        "  impasto bench unet --config sd15 -W 512 -H 512 --profile\n"
+        "  impasto bench unet --config sdxl -W 1024 -H 1024 --lora-rank 8 --lora-count 3 --json\n"
+        "  impasto bench generate --json\n",
     .run = run,
     .min_args = 1,
     .max_args = 1,

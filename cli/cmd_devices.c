@@ -25,15 +25,17 @@ static json_t *device_json(const ipt_gpu_info *d, size_t i)
 {
     const ipt_traits *t = &d->traits;
     json_t *o = json_pack(
-        "{s:I, s:s, s:s, s:s, s:s, s:I, s:I, s:f, s:b, s:s, s:b, s:b, s:I, s:I, s:I}", "index", (json_int_t)i,
-        "name", d->name, "type", type_name(d->type), "driver", d->driver, "api", d->api, "vendor_id",
-        (json_int_t)d->vendor_id, "device_id", (json_int_t)d->device_id, "memory_mib",
-        (double)d->heap_bytes / 1048576.0, "usable", d->usable, "kernels", t->simd ? "simd" : "tile", "f16_storage",
-        t->f16_storage, "cooperative_matrix", t->coopmat, "subgroup", (json_int_t)t->subgroup,
-        "max_binding_bytes", (json_int_t)t->max_range, "shared_bytes", (json_int_t)t->shared_bytes);
+        "{s:I, s:s, s:s, s:s, s:s, s:I, s:I, s:f, s:b, s:s, s:b, s:b, s:I, s:I, s:I}", "index",
+        (json_int_t)i, "name", d->name, "type", type_name(d->type), "driver", d->driver, "api",
+        d->api, "vendor_id", (json_int_t)d->vendor_id, "device_id", (json_int_t)d->device_id,
+        "memory_mib", (double)d->heap_bytes / 1048576.0, "usable", d->usable, "kernels",
+        t->simd ? "simd" : "tile", "f16_storage", t->f16_storage, "cooperative_matrix", t->coopmat,
+        "subgroup", (json_int_t)t->subgroup, "max_binding_bytes", (json_int_t)t->max_range,
+        "shared_bytes", (json_int_t)t->shared_bytes);
     if (o)
         json_object_set_new(o, "budget_mib",
-                            d->budget_bytes ? json_real((double)d->budget_bytes / 1048576.0) : json_null());
+                            d->budget_bytes ? json_real((double)d->budget_bytes / 1048576.0)
+                                            : json_null());
     if (o)
         json_object_set_new(o, "why_not", d->usable ? json_null() : json_string(d->why_not));
     return o;
@@ -43,9 +45,9 @@ static void print_device(const ipt_gpu_info *d, size_t i)
 {
     char memory[32];
     ipt_name(memory, sizeof memory, "%.1f GiB", (double)d->heap_bytes / 1073741824.0);
-    printf("%-3zu %-40.40s %-10s %-28.28s %-9.9s %10s %-7s %-4s %s\n", i, d->name, type_name(d->type), d->driver,
-           d->api, memory, d->traits.simd ? "simd" : "tile", d->traits.f16_storage ? "yes" : "no",
-           d->usable ? "yes" : d->why_not);
+    printf("%-3zu %-40.40s %-10s %-28.28s %-9.9s %10s %-7s %-4s %s\n", i, d->name,
+           type_name(d->type), d->driver, d->api, memory, d->traits.simd ? "simd" : "tile",
+           d->traits.f16_storage ? "yes" : "no", d->usable ? "yes" : d->why_not);
 }
 
 static int run(cli *c, const cli_command *cmd, int argc, char **argv)
@@ -64,8 +66,8 @@ static int run(cli *c, const cli_command *cmd, int argc, char **argv)
             json_array_append_new(a, device_json(&list[i], i));
         rc = cli_print_json(c, json_pack("{s:o}", "devices", a));
     } else {
-        printf("%-3s %-40s %-10s %-28s %-9s %10s %-7s %-4s %s\n", "#", "name", "type", "driver", "api", "memory",
-               "kernels", "f16", "usable");
+        printf("%-3s %-40s %-10s %-28s %-9s %10s %-7s %-4s %s\n", "#", "name", "type", "driver",
+               "api", "memory", "kernels", "f16", "usable");
         for (size_t i = 0; i < n; i++)
             print_device(&list[i], i);
         rc = CLI_OK;
@@ -80,7 +82,8 @@ const cli_command cli_cmd_devices = {
     .name = "devices",
     .brief = "list the Vulkan devices that pictures can be made on",
     .usage = "[--json]",
-    .about = "The first usable one is taken unless generate is given --device with an index, a part of the\n"
+    .about = "The first usable one is taken unless generate is given --device with an index, a "
+             "part of the\n"
              "name, or \"cpu\".  Column kernels: \"simd\" for CPU devices, \"tile\" for GPUs.\n",
     .option = options,
     .example = "  impasto devices\n"

@@ -8,9 +8,11 @@
 #include <string.h>
 #include <strings.h>
 
-/* --- options --------------------------------------------------------------------------------------- */
+/* --- options
+ * --------------------------------------------------------------------------------------- */
 typedef struct gen_args {
-    const char *model, *prompt, *negative, *output, *sheet, *compose, *sampler, *schedule, *rng, *init, *mask;
+    const char *model, *prompt, *negative, *output, *sheet, *compose, *sampler, *schedule, *rng,
+        *init, *mask;
     const char *vae, *taesd, *vae_tile, *device, *precision, *trace, *config_dir, *prediction;
     cli_list lora, compose_opt, lora_dir, embedding_dir;
     int32_t steps, count, width, height, clip_skip, vram_limit, batch;
@@ -24,16 +26,20 @@ static const char compose_later[] = "cmlora clora lego lorahub";
 
 #define AT(field) offsetof(gen_args, field)
 static const cli_option options[] = {
-    {"model", 'm', CLI_TEXT, "MODEL", "checkpoint or diffusers folder (default: the built-in model)", AT(model), 0, 0,
-     NULL},
+    {"model", 'm', CLI_TEXT, "MODEL",
+     "checkpoint or diffusers folder (default: the built-in model)", AT(model), 0, 0, NULL},
     {"prompt", 'p', CLI_TEXT, "TEXT", "what the picture shows", AT(prompt), 0, 0, NULL},
     {"negative", 'n', CLI_TEXT, "TEXT", "what it should not show", AT(negative), 0, 0, NULL},
-    {"output", 'o', CLI_TEXT, "FILE", ".png or .jpg (default: impasto-SEED.png); overwrites", AT(output), 0, 0, NULL},
-    {"sheet", 0, CLI_TEXT, "FILE", "also write all pictures of the request as one", AT(sheet), 0, 0, NULL},
-    {"lora", 0, CLI_REPEAT, "SPEC", "FILE[:W[:TE_W]][@WORD], see below; repeatable", AT(lora), 0, 0, NULL},
-    {"compose", 0, CLI_TEXT, "METHOD", "how LoRAs join: merge, switch, composite", AT(compose), 0, 0, NULL},
-    {"compose-opt", 0, CLI_REPEAT, "KEY=VALUE", "option of the method, see below; repeatable", AT(compose_opt), 0, 0,
+    {"output", 'o', CLI_TEXT, "FILE", ".png or .jpg (default: impasto-SEED.png); overwrites",
+     AT(output), 0, 0, NULL},
+    {"sheet", 0, CLI_TEXT, "FILE", "also write all pictures of the request as one", AT(sheet), 0, 0,
      NULL},
+    {"lora", 0, CLI_REPEAT, "SPEC", "FILE[:W[:TE_W]][@WORD], see below; repeatable", AT(lora), 0, 0,
+     NULL},
+    {"compose", 0, CLI_TEXT, "METHOD", "how LoRAs join: merge, switch, composite", AT(compose), 0,
+     0, NULL},
+    {"compose-opt", 0, CLI_REPEAT, "KEY=VALUE", "option of the method, see below; repeatable",
+     AT(compose_opt), 0, 0, NULL},
     {"steps", 0, CLI_INT, "N", "sampler steps, default 20", AT(steps), 1, 1000, NULL},
     {"cfg", 0, CLI_NUMBER, "G", "guidance, default 7 (1.5 for lcm, tcd)", AT(cfg), 0, 100, NULL},
     {"cfg-rescale", 0, CLI_NUMBER, "PHI", "guidance rescale", AT(cfg_rescale), 0, 1, NULL},
@@ -41,32 +47,41 @@ static const cli_option options[] = {
     {"count", 0, CLI_INT, "N", "pictures; picture k has seed S + k", AT(count), 1, 10000, NULL},
     {"width", 'W', CLI_INT, "W", "pixels (default: the model's)", AT(width), 8, 16384, NULL},
     {"height", 'H', CLI_INT, "H", "pixels (default: the model's)", AT(height), 8, 16384, NULL},
-    {"clip-skip", 0, CLI_INT, "N", "2: text of the layer before the last", AT(clip_skip), 0, 32, NULL},
+    {"clip-skip", 0, CLI_INT, "N", "2: text of the layer before the last", AT(clip_skip), 0, 32,
+     NULL},
     {"sampler", 0, CLI_TEXT, "NAME", "see below (default: the model's)", AT(sampler), 0, 0, NULL},
     {"schedule", 0, CLI_TEXT, "NAME", "noise schedule, see below", AT(schedule), 0, 0, NULL},
     {"rng", 0, CLI_CHOICE, "NAME", "noise as torch-cpu (default) or philox (CUDA)", AT(rng), 0, 0,
      "torch-cpu philox"},
     {"init", 0, CLI_TEXT, "IMG", "start from this picture", AT(init), 0, 0, NULL},
-    {"strength", 0, CLI_NUMBER, "X", "how much of it to change, default 0.75", AT(strength), 0, 1, NULL},
-    {"mask", 0, CLI_TEXT, "IMG", "repaint only where this is white (with --init)", AT(mask), 0, 0, NULL},
+    {"strength", 0, CLI_NUMBER, "X", "how much of it to change, default 0.75", AT(strength), 0, 1,
+     NULL},
+    {"mask", 0, CLI_TEXT, "IMG", "repaint only where this is white (with --init)", AT(mask), 0, 0,
+     NULL},
     {"vae", 0, CLI_TEXT, "FILE", "another VAE", AT(vae), 0, 0, NULL},
     {"taesd", 0, CLI_TEXT, "FILE", "decode with this tiny autoencoder", AT(taesd), 0, 0, NULL},
-    {"vae-tile", 0, CLI_TEXT, "auto|never|N", "decode in tiles of N pixels", AT(vae_tile), 0, 0, NULL},
-    {"device", 0, CLI_TEXT, "DEVICE", "index, \"cpu\" or part of a name; see impasto devices", AT(device), 0, 0, NULL},
-    {"precision", 0, CLI_CHOICE, "f16|f32|auto", "storage of weights and activations", AT(precision), 0, 0,
-     "auto f16 f32"},
-    {"vram-limit", 0, CLI_INT, "MIB", "device memory to take at most", AT(vram_limit), 64, 1 << 24, NULL},
-    {"batch", 0, CLI_INT, "N", "UNet rows evaluated at once, 0: by memory", AT(batch), 0, 256, NULL},
-    {"lora-dir", 0, CLI_REPEAT, "DIR", "where <lora:name:w> is looked up; repeatable", AT(lora_dir), 0, 0, NULL},
-    {"embedding-dir", 0, CLI_REPEAT, "DIR", "textual inversions by file name; repeatable", AT(embedding_dir), 0, 0,
+    {"vae-tile", 0, CLI_TEXT, "auto|never|N", "decode in tiles of N pixels", AT(vae_tile), 0, 0,
      NULL},
-    {"config-dir", 0, CLI_TEXT, "DIR", "diffusers folder whose configs a single file follows", AT(config_dir), 0, 0,
+    {"device", 0, CLI_TEXT, "DEVICE", "index, \"cpu\" or part of a name; see impasto devices",
+     AT(device), 0, 0, NULL},
+    {"precision", 0, CLI_CHOICE, "f16|f32|auto", "storage of weights and activations",
+     AT(precision), 0, 0, "auto f16 f32"},
+    {"vram-limit", 0, CLI_INT, "MIB", "device memory to take at most", AT(vram_limit), 64, 1 << 24,
      NULL},
-    {"prediction", 0, CLI_CHOICE, "KIND", "epsilon or v_prediction, where the files do not say", AT(prediction), 0,
-     0, "epsilon v_prediction"},
-    {"allow-partial", 0, CLI_FLAG, NULL, "take a LoRA of which some modules do not fit", AT(allow_partial), 0, 0,
+    {"batch", 0, CLI_INT, "N", "UNet rows evaluated at once, 0: by memory", AT(batch), 0, 256,
      NULL},
-    {"trace", 0, CLI_TEXT, "FILE", "write every intermediate as .safetensors", AT(trace), 0, 0, NULL},
+    {"lora-dir", 0, CLI_REPEAT, "DIR", "where <lora:name:w> is looked up; repeatable", AT(lora_dir),
+     0, 0, NULL},
+    {"embedding-dir", 0, CLI_REPEAT, "DIR", "textual inversions by file name; repeatable",
+     AT(embedding_dir), 0, 0, NULL},
+    {"config-dir", 0, CLI_TEXT, "DIR", "diffusers folder whose configs a single file follows",
+     AT(config_dir), 0, 0, NULL},
+    {"prediction", 0, CLI_CHOICE, "KIND", "epsilon or v_prediction, where the files do not say",
+     AT(prediction), 0, 0, "epsilon v_prediction"},
+    {"allow-partial", 0, CLI_FLAG, NULL, "take a LoRA of which some modules do not fit",
+     AT(allow_partial), 0, 0, NULL},
+    {"trace", 0, CLI_TEXT, "FILE", "write every intermediate as .safetensors", AT(trace), 0, 0,
+     NULL},
     {"region", 0, CLI_LATER, "SPEC", "", 0, 0, 0, NULL},
     {"masks", 0, CLI_LATER, "DIR", "", 0, 0, 0, NULL},
     {"explain", 0, CLI_LATER, NULL, "", 0, 0, 0, NULL},
@@ -77,21 +92,25 @@ static const cli_option options[] = {
 static void more_help(void)
 {
     printf("\nSamplers:  %s\nSchedules: %s\n", ipt_sampler_names(), ipt_schedule_names());
-    printf("\n--lora FILE[:W[:TE_W]][@WORD]\n"
-           "  W, TE_W    weight in the UNet and in the text encoder (default 1; TE_W = W); -100..100\n"
-           "  WORD       word of the prompt that the concept belongs to\n"
-           "  FILE:W,start=0.0,end=0.5,blocks=down:1/mid:0/up:0.5  acts only in that part of the steps and with\n"
-           "             those weights of the UNet's blocks; also down.1:0.5 for one level\n"
-           "--compose    merge: all LoRAs at once (default)\n"
-           "             switch: one after the other; --compose-opt tau=N steps each (default 5)\n"
-           "             composite: every LoRA guides alone and the guidances are averaged\n"
-           "             all: --compose-opt te=active|merged|none, the LoRAs that act in the text encoder:\n"
-           "             those of the row (default), all at their weights, none\n"
-           "--count N    NAME.png becomes NAME-1.png .. NAME-N.png when N > 1\n"
-           "Prompts follow A1111: (word:1.2), [word], BREAK, <lora:name:0.8>.\n");
+    printf(
+        "\n--lora FILE[:W[:TE_W]][@WORD]\n"
+        "  W, TE_W    weight in the UNet and in the text encoder (default 1; TE_W = W); -100..100\n"
+        "  WORD       word of the prompt that the concept belongs to\n"
+        "  FILE:W,start=0.0,end=0.5,blocks=down:1/mid:0/up:0.5  acts only in that part of the "
+        "steps and with\n"
+        "             those weights of the UNet's blocks; also down.1:0.5 for one level\n"
+        "--compose    merge: all LoRAs at once (default)\n"
+        "             switch: one after the other; --compose-opt tau=N steps each (default 5)\n"
+        "             composite: every LoRA guides alone and the guidances are averaged\n"
+        "             all: --compose-opt te=active|merged|none, the LoRAs that act in the text "
+        "encoder:\n"
+        "             those of the row (default), all at their weights, none\n"
+        "--count N    NAME.png becomes NAME-1.png .. NAME-N.png when N > 1\n"
+        "Prompts follow A1111: (word:1.2), [word], BREAK, <lora:name:0.8>.\n");
 }
 
-/* --- output names ------------------------------------------------------------------------------------- */
+/* --- output names
+ * ------------------------------------------------------------------------------------- */
 typedef struct gen_run {
     cli *c;
     const gen_args *a;
@@ -108,8 +127,9 @@ typedef struct gen_run {
 static bool is_picture_name(const char *path)
 {
     const char *dot = strrchr(path, '.');
-    return dot && dot != path && (strcasecmp(dot, ".png") == 0 || strcasecmp(dot, ".jpg") == 0 ||
-                                  strcasecmp(dot, ".jpeg") == 0);
+    return dot && dot != path &&
+           (strcasecmp(dot, ".png") == 0 || strcasecmp(dot, ".jpg") == 0 ||
+            strcasecmp(dot, ".jpeg") == 0);
 }
 
 static bool output_name(const gen_args *a, int32_t i, int32_t count, char *buf, size_t n)
@@ -133,8 +153,8 @@ static int prepare_output(gen_run *r)
     ipt_status s = IPT_OK;
     for (size_t i = 0; i < IPT_COUNT(pictures); i++)
         if (pictures[i] && !is_picture_name(pictures[i]))
-            return cli_usage_error(c, "--%s %s: the name must end in .png, .jpg or .jpeg", i ? "sheet" : "output",
-                                   pictures[i]);
+            return cli_usage_error(c, "--%s %s: the name must end in .png, .jpg or .jpeg",
+                                   i ? "sheet" : "output", pictures[i]);
     r->file = ipt_calloc(c->ctx, (size_t)r->count, sizeof *r->file);
     if (!r->file)
         return cli_fail_status(c, IPT_ERR_NOMEM);
@@ -151,7 +171,8 @@ static int prepare_output(gen_run *r)
     return s == IPT_OK ? CLI_GO_ON : cli_fail_status(c, s);
 }
 
-/* --- the request ---------------------------------------------------------------------------------------- */
+/* --- the request
+ * ---------------------------------------------------------------------------------------- */
 static int check_names(const cli *c, const gen_args *a)
 {
     char near[64];
@@ -159,26 +180,31 @@ static int check_names(const cli *c, const gen_args *a)
     ipt_schedule schedule;
     const char *method = a->compose ? a->compose : "merge", *hint = NULL;
     if (cli_has_word(method, compose_later))
-        return cli_usage_error(c, "--compose %s is not in this version; one of: %s", method, compose_methods);
+        return cli_usage_error(c, "--compose %s is not in this version; one of: %s", method,
+                               compose_methods);
     if (!cli_has_word(method, compose_methods)) {
         hint = cli_nearest(method, compose_methods, near, sizeof near);
-        return cli_usage_error(c, "--compose '%s' is unknown; %s%s%sone of: %s", method, hint ? "did you mean " : "",
-                               hint ? hint : "", hint ? "? " : "", compose_methods);
+        return cli_usage_error(c, "--compose '%s' is unknown; %s%s%sone of: %s", method,
+                               hint ? "did you mean " : "", hint ? hint : "", hint ? "? " : "",
+                               compose_methods);
     }
     if (a->sampler && !ipt_sampler_from_name(a->sampler, &kind)) {
         hint = cli_nearest(a->sampler, ipt_sampler_names(), near, sizeof near);
         return cli_usage_error(c, "--sampler '%s' is unknown; %s%s%sone of: %s", a->sampler,
-                               hint ? "did you mean " : "", hint ? hint : "", hint ? "? " : "", ipt_sampler_names());
+                               hint ? "did you mean " : "", hint ? hint : "", hint ? "? " : "",
+                               ipt_sampler_names());
     }
     if (a->schedule && !ipt_schedule_from_name(a->schedule, &schedule)) {
         hint = cli_nearest(a->schedule, ipt_schedule_names(), near, sizeof near);
         return cli_usage_error(c, "--schedule '%s' is unknown; %s%s%sone of: %s", a->schedule,
-                               hint ? "did you mean " : "", hint ? hint : "", hint ? "? " : "", ipt_schedule_names());
+                               hint ? "did you mean " : "", hint ? hint : "", hint ? "? " : "",
+                               ipt_schedule_names());
     }
     for (size_t i = 0; i < a->compose_opt.n; i++)
         if (!strchr(a->compose_opt.item[i], '=') || a->compose_opt.item[i][0] == '=')
-            return cli_usage_error(c, "--compose-opt '%s' is not KEY=VALUE; see impasto generate --help",
-                                   a->compose_opt.item[i]);
+            return cli_usage_error(
+                c, "--compose-opt '%s' is not KEY=VALUE; see impasto generate --help",
+                a->compose_opt.item[i]);
     return CLI_GO_ON;
 }
 
@@ -196,8 +222,9 @@ static int check_args(const cli *c, const gen_args *a, int32_t *tile)
         *tile = -1;
     } else if (a->vae_tile && strcmp(a->vae_tile, "auto") != 0) {
         if (!cli_read_int(a->vae_tile, 64, 8192, &n))
-            return cli_usage_error(c, "--vae-tile is '%s'; expected auto, never or a whole number from 64 to 8192",
-                                   a->vae_tile);
+            return cli_usage_error(
+                c, "--vae-tile is '%s'; expected auto, never or a whole number from 64 to 8192",
+                a->vae_tile);
         *tile = (int32_t)n;
     }
     return check_names(c, a);
@@ -229,7 +256,8 @@ static ipt_status copy_image(ipt_ctx *ctx, const ipt_image *from, ipt_image *to)
     return IPT_OK;
 }
 
-static ipt_status save_picture(void *user, int32_t i, const ipt_image *im, const char *text, const char *json)
+static ipt_status save_picture(void *user, int32_t i, const ipt_image *im, const char *text,
+                               const char *json)
 {
     gen_run *r = user;
     if (i < 0 || i >= r->count)
@@ -287,7 +315,8 @@ static void fill_request(const gen_run *r, int32_t tile, ipt_request *q)
     q->progress = cli_progress_show;
 }
 
-/* --- the report ------------------------------------------------------------------------------------------ */
+/* --- the report
+ * ------------------------------------------------------------------------------------------ */
 static json_t *text_or_null(const char *s)
 {
     json_t *o = s ? json_string(s) : NULL;
@@ -329,8 +358,10 @@ static json_t *report_json(const gen_run *r, const ipt_report *p)
     json_object_set_new(o, "model", text_or_null(p->model));
     json_object_set_new(o, "architecture", text_or_null(p->model_arch));
     char big[24]; /* JSON's readers have signed 64-bit numbers at best */
-    json_object_set_new(o, "seed", p->seed <= INT64_MAX ? json_integer((json_int_t)p->seed)
-                                                        : json_string(ipt_name(big, sizeof big, "%" PRIu64, p->seed)));
+    json_object_set_new(o, "seed",
+                        p->seed <= INT64_MAX
+                            ? json_integer((json_int_t)p->seed)
+                            : json_string(ipt_name(big, sizeof big, "%" PRIu64, p->seed)));
     json_object_set_new(o, "files", files);
     json_object_set_new(o, "sheet", text_or_null(r->a->sheet));
     json_object_set_new(o, "width", json_integer(p->width));
@@ -341,20 +372,24 @@ static json_t *report_json(const gen_run *r, const ipt_report *p)
     json_object_set_new(o, "rng", text_or_null(p->rng));
     json_object_set_new(o, "device", text_or_null(p->device));
     json_object_set_new(o, "precision", text_or_null(p->precision));
-    json_object_set_new(o, "ms", json_pack("{s:f, s:f, s:f, s:f, s:f}", "load", p->ms_load, "text", p->ms_text,
-                                           "sample", p->ms_sample, "vae", p->ms_vae, "total", p->ms_total));
+    json_object_set_new(o, "ms",
+                        json_pack("{s:f, s:f, s:f, s:f, s:f}", "load", p->ms_load, "text",
+                                  p->ms_text, "sample", p->ms_sample, "vae", p->ms_vae, "total",
+                                  p->ms_total));
     json_object_set_new(o, "ms_per_step", json_real(p->ms_per_step));
     json_object_set_new(o, "ms_first_step", json_real(p->ms_first_step));
     json_object_set_new(o, "unet_evaluations", json_integer(p->n_eval));
     json_object_set_new(o, "unet_rows",
                         json_pack("{s:I, s:I, s:I}", "full", (json_int_t)p->rows_full, "shallow",
-                                  (json_int_t)p->rows_shallow, "backward", (json_int_t)p->rows_backward));
+                                  (json_int_t)p->rows_shallow, "backward",
+                                  (json_int_t)p->rows_backward));
     json_object_set_new(o, "peak_device_mib", json_real((double)p->peak_device_bytes / 1048576.0));
     json_object_set_new(o, "peak_host_mib", json_real((double)p->peak_host_bytes / 1048576.0));
     json_object_set_new(o, "plans_recorded", json_integer((json_int_t)p->n_plans_recorded));
     json_object_set_new(o, "bytes_uploaded", json_integer((json_int_t)p->bytes_uploaded));
     json_object_set_new(o, "adapters", adapters_json(p));
-    json_object_set_new(o, "compose", json_pack("{s:o, s:o}", "method", text_or_null(p->compose), "options", opts));
+    json_object_set_new(
+        o, "compose", json_pack("{s:o, s:o}", "method", text_or_null(p->compose), "options", opts));
     json_object_set_new(o, "parameters", text_or_null(p->infotext));
     return o;
 }
@@ -363,20 +398,27 @@ static void print_summary(const gen_run *r, const ipt_report *p)
 {
     if (r->c->quiet)
         return;
-    fprintf(stderr, "%d picture%s %d x %d, seed %" PRIu64 ", %d steps of %s: %.1f s (%.0f ms a step) on %s\n",
+    fprintf(stderr,
+            "%d picture%s %d x %d, seed %" PRIu64
+            ", %d steps of %s: %.1f s (%.0f ms a step) on %s\n",
             p->n_image, p->n_image == 1 ? "" : "s", p->width, p->height, p->seed, p->steps,
-            p->sampler ? p->sampler : "?", p->ms_total / 1000, p->ms_per_step, p->device ? p->device : "?");
+            p->sampler ? p->sampler : "?", p->ms_total / 1000, p->ms_per_step,
+            p->device ? p->device : "?");
     for (size_t i = 0; i < p->n_adapter; i++)
         if (p->adapter[i].n_unmatched)
-            fprintf(stderr, "impasto: warning: %s: %zu keys fit no module of this model\n", p->adapter[i].file,
-                    p->adapter[i].n_unmatched);
+            fprintf(stderr, "impasto: warning: %s: %zu keys fit no module of this model\n",
+                    p->adapter[i].file, p->adapter[i].n_unmatched);
     if (r->c->verbose)
-        fprintf(stderr, "load %.0f ms, text %.0f ms, sampling %.0f ms, vae %.0f ms; device %.0f MiB, host %.0f MiB\n",
-                p->ms_load, p->ms_text, p->ms_sample, p->ms_vae, (double)p->peak_device_bytes / 1048576.0,
-                (double)p->peak_host_bytes / 1048576.0);
+        fprintf(stderr,
+                "load %.0f ms, text %.0f ms, sampling %.0f ms, vae %.0f ms; device %.0f MiB, host "
+                "%.0f MiB\n",
+                p->ms_load, p->ms_text, p->ms_sample, p->ms_vae,
+                (double)p->peak_device_bytes / 1048576.0, (double)p->peak_host_bytes / 1048576.0);
 }
 
-/* --- run ---------------------------------------------------------------------------------------------------- */
+/* --- run
+ * ----------------------------------------------------------------------------------------------------
+ */
 static ipt_status save_sheet(const gen_run *r, const ipt_report *p)
 {
     ipt_image sheet = {0};
@@ -476,15 +518,20 @@ const cli_command cli_cmd_generate = {
     .name = "generate",
     .brief = "make pictures from a prompt",
     .usage = "-p PROMPT [-m MODEL] [-n NEGATIVE] [-o OUT.png|.jpg] [OPTION...]",
-    .about = "MODEL is a .safetensors checkpoint of Stable Diffusion 1.x, 2.x or XL, or a folder in diffusers\n"
-             "layout.  The name of each picture is printed on standard output, progress on standard error.\n",
+    .about = "MODEL is a .safetensors checkpoint of Stable Diffusion 1.x, 2.x or XL, or a folder "
+             "in diffusers\n"
+             "layout.  The name of each picture is printed on standard output, progress on "
+             "standard error.\n",
     .option = options,
     .example =
         "  impasto generate -p \"a red apple, noto style, on a blue background\" -o apple.png\n"
-        "  impasto generate -m sd15.safetensors -p \"a lighthouse at dawn\" -n blurry --steps 25 --seed 7 -o l.png\n"
-        "  impasto generate -m sd15.safetensors -p \"a cat\" --lora ink.safetensors:0.8 --lora cat.safetensors@cat \\\n"
+        "  impasto generate -m sd15.safetensors -p \"a lighthouse at dawn\" -n blurry --steps 25 "
+        "--seed 7 -o l.png\n"
+        "  impasto generate -m sd15.safetensors -p \"a cat\" --lora ink.safetensors:0.8 --lora "
+        "cat.safetensors@cat \\\n"
         "      --compose switch -o cat.png\n"
-        "  impasto generate -m sdxl/ -p \"a fox\" --init sketch.png --strength 0.6 -W 1024 -H 1024 -o fox.jpg\n"
+        "  impasto generate -m sdxl/ -p \"a fox\" --init sketch.png --strength 0.6 -W 1024 -H 1024 "
+        "-o fox.jpg\n"
         "  impasto generate -p \"a green pear\" --count 9 --sheet pears.png -o pear.png --json\n",
     .more = more_help,
     .run = run,

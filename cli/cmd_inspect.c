@@ -1,4 +1,5 @@
-/* cli/cmd_inspect.c - impasto model inspect, lora inspect, tokenize: what a file is, before using it. */
+/* cli/cmd_inspect.c - impasto model inspect, lora inspect, tokenize: what a file is, before using
+ * it. */
 #include "cli/cli.h"
 
 #include <jansson.h>
@@ -34,19 +35,22 @@ static void show_list(const char *title, const json_t *list, size_t most)
         if (json_is_string(item))
             printf("  %s\n", json_string_value(item));
         else
-            printf("  %s: found %s, expected %s (%s)\n", member(item, "name"), member(item, "found"),
-                   member(item, "expected"), member(item, "key"));
+            printf("  %s: found %s, expected %s (%s)\n", member(item, "name"),
+                   member(item, "found"), member(item, "expected"), member(item, "key"));
     }
     if (n > most)
         printf("  ... and %zu more (see --json)\n", n - most);
 }
 
-/* --- model inspect ------------------------------------------------------------------------------- */
+/* --- model inspect -------------------------------------------------------------------------------
+ */
 static void show_component(const char *name, const json_t *p)
 {
     const json_t *files = json_object_get(p, "files");
-    printf("%-15s %8.1f M values, %-5s %4lld weights bound, %lld missing, %lld misshaped, %lld unclaimed\n", name,
-           ipt_json_num(p, "parameters", 0) / 1e6, member(p, "dtype"), (long long)ipt_json_int(p, "bound", 0),
+    printf("%-15s %8.1f M values, %-5s %4lld weights bound, %lld missing, %lld misshaped, %lld "
+           "unclaimed\n",
+           name, ipt_json_num(p, "parameters", 0) / 1e6, member(p, "dtype"),
+           (long long)ipt_json_int(p, "bound", 0),
            (long long)json_array_size(json_object_get(p, "missing")),
            (long long)json_array_size(json_object_get(p, "misshaped")),
            (long long)json_array_size(json_object_get(p, "unclaimed")));
@@ -59,17 +63,22 @@ static void show_model(const json_t *o)
     const json_t *parts = json_object_get(o, "components");
     const char *name;
     json_t *p;
-    printf("%-15s %s\n%-15s %s, %s layout\n%-15s %s%s\n%-15s %lld x %lld\n", "file", member(o, "path"), "model",
-           member(o, "architecture"), member(o, "layout"), "prediction", member(o, "prediction"),
-           ipt_json_bool(o, "prediction_assumed", false) ? " (assumed: the files do not say)" : "", "picture size",
-           (long long)ipt_json_int(o, "width", 0), (long long)ipt_json_int(o, "height", 0));
+    printf("%-15s %s\n%-15s %s, %s layout\n%-15s %s%s\n%-15s %lld x %lld\n", "file",
+           member(o, "path"), "model", member(o, "architecture"), member(o, "layout"), "prediction",
+           member(o, "prediction"),
+           ipt_json_bool(o, "prediction_assumed", false) ? " (assumed: the files do not say)" : "",
+           "picture size", (long long)ipt_json_int(o, "width", 0),
+           (long long)ipt_json_int(o, "height", 0));
     json_object_foreach((json_t *)(uintptr_t)parts, name, p) show_component(name, p);
     json_object_foreach((json_t *)(uintptr_t)parts, name, p)
     {
         char title[80];
-        show_list(ipt_name(title, sizeof title, "%s: missing", name), json_object_get(p, "missing"), 8);
-        show_list(ipt_name(title, sizeof title, "%s: misshaped", name), json_object_get(p, "misshaped"), 8);
-        show_list(ipt_name(title, sizeof title, "%s: unclaimed", name), json_object_get(p, "unclaimed"), 8);
+        show_list(ipt_name(title, sizeof title, "%s: missing", name), json_object_get(p, "missing"),
+                  8);
+        show_list(ipt_name(title, sizeof title, "%s: misshaped", name),
+                  json_object_get(p, "misshaped"), 8);
+        show_list(ipt_name(title, sizeof title, "%s: unclaimed", name),
+                  json_object_get(p, "unclaimed"), 8);
     }
 }
 
@@ -91,7 +100,8 @@ static int run_model(cli *c, const cli_command *cmd, int argc, char **argv)
     return rc;
 }
 
-/* --- lora inspect -------------------------------------------------------------------------------- */
+/* --- lora inspect --------------------------------------------------------------------------------
+ */
 static void show_words(const json_t *list)
 {
     if (json_array_size(list) == 0)
@@ -108,19 +118,21 @@ static void show_lora(const json_t *o)
     const char *key;
     json_t *v;
     int shown = 0;
-    printf("%-15s %s\n%-15s %s, %s\n%-15s %s\n", "file", member(o, "path"), "adapter", member(o, "algorithm"),
-           member(o, "family"), "model", member(o, "model"));
+    printf("%-15s %s\n%-15s %s, %s\n%-15s %s\n", "file", member(o, "path"), "adapter",
+           member(o, "algorithm"), member(o, "family"), "model", member(o, "model"));
     printf("%-15s %lld..%lld, alpha %g..%g\n", "rank", (long long)ipt_json_int(o, "rank_min", 0),
-           (long long)ipt_json_int(o, "rank_max", 0), ipt_json_num(o, "alpha_min", 0), ipt_json_num(o, "alpha_max", 0));
+           (long long)ipt_json_int(o, "rank_max", 0), ipt_json_num(o, "alpha_min", 0),
+           ipt_json_num(o, "alpha_max", 0));
     printf("%-15s %lld matched, %lld keys unmatched, %lld with NaN\n", "modules",
-           (long long)ipt_json_int(o, "matched", 0), (long long)json_array_size(json_object_get(o, "unmatched")),
+           (long long)ipt_json_int(o, "matched", 0),
+           (long long)json_array_size(json_object_get(o, "unmatched")),
            (long long)json_array_size(json_object_get(o, "nan")));
     const json_t *by = json_object_get(o, "components");
-    json_object_foreach((json_t *)(uintptr_t)by, key, v) printf("%-15s %lld modules\n", key,
-                                                                (long long)json_integer_value(v));
+    json_object_foreach((json_t *)(uintptr_t)by, key, v)
+        printf("%-15s %lld modules\n", key, (long long)json_integer_value(v));
     show_words(json_object_get(o, "trigger_words"));
-    printf("%-15s %s\n%-15s %s (A1111: %s)\n", "sha256", member(o, "sha256"), "hash", member(o, "autov2"),
-           member(o, "autov3"));
+    printf("%-15s %s\n%-15s %s (A1111: %s)\n", "sha256", member(o, "sha256"), "hash",
+           member(o, "autov2"), member(o, "autov3"));
     show_list("unmatched keys", json_object_get(o, "unmatched"), 8);
     json_object_foreach((json_t *)(uintptr_t)meta, key, v) if (shown++ < 12)
         printf("  %s: %.100s\n", key, json_is_string(v) ? json_string_value(v) : "...");
@@ -140,7 +152,8 @@ static int run_lora(cli *c, const cli_command *cmd, int argc, char **argv)
     return rc;
 }
 
-/* --- tokenize -------------------------------------------------------------------------------------- */
+/* --- tokenize
+ * -------------------------------------------------------------------------------------- */
 static void show_tokens(const json_t *o)
 {
     const json_t *lines = json_object_get(o, "lines");

@@ -15,11 +15,13 @@ static bool is_key(const char *p)
     return false;
 }
 
-static ipt_status read_share(ipt_ctx *ctx, const char *arg, const char *what, const char *v, float *out)
+static ipt_status read_share(ipt_ctx *ctx, const char *arg, const char *what, const char *v,
+                             float *out)
 {
     double x = 0;
     if (!cli_read_number(v, 0, 1, &x))
-        return ipt_fail(ctx, IPT_ERR_ARG, "--lora %s: %s is '%s'; expected a number from 0 to 1", arg, what, v);
+        return ipt_fail(ctx, IPT_ERR_ARG, "--lora %s: %s is '%s'; expected a number from 0 to 1",
+                        arg, what, v);
     *out = (float)x;
     return IPT_OK;
 }
@@ -42,11 +44,12 @@ static ipt_status read_items(ipt_ctx *ctx, const char *arg, char *p, ipt_lora *l
         else if (strcmp(key, "blocks") == 0)
             l->blocks = value;
         else
-            return ipt_fail(ctx, IPT_ERR_ARG, "--lora %s: unknown key '%s'; one of start, end, blocks", arg, key);
+            return ipt_fail(ctx, IPT_ERR_ARG,
+                            "--lora %s: unknown key '%s'; one of start, end, blocks", arg, key);
     }
     if (l->start >= l->end)
-        return ipt_fail(ctx, IPT_ERR_ARG, "--lora %s: start %g is not before end %g", arg, (double)l->start,
-                        (double)l->end);
+        return ipt_fail(ctx, IPT_ERR_ARG, "--lora %s: start %g is not before end %g", arg,
+                        (double)l->start, (double)l->end);
     return IPT_OK;
 }
 
@@ -69,11 +72,13 @@ static ipt_status read_weights(ipt_ctx *ctx, const char *arg, char *text, ipt_lo
     float last = 1, before = 1;
     int n = take_weight(text, &last), m = n == 1 ? take_weight(text, &before) : 0;
     if (n < 0 || m < 0)
-        return ipt_fail(ctx, IPT_ERR_ARG, "--lora %s: weight out of range; expected a number from -%d to %d", arg,
+        return ipt_fail(ctx, IPT_ERR_ARG,
+                        "--lora %s: weight out of range; expected a number from -%d to %d", arg,
                         MAX_WEIGHT, MAX_WEIGHT);
     const char *colon = strrchr(text, ':');
     if (colon && !strchr(colon, '/') && !ipt_is_file(text))
-        return ipt_fail(ctx, IPT_ERR_ARG, "--lora %s: weight '%s' is not a number; expected FILE[:W[:TE_W]][@WORD]",
+        return ipt_fail(ctx, IPT_ERR_ARG,
+                        "--lora %s: weight '%s' is not a number; expected FILE[:W[:TE_W]][@WORD]",
                         arg, colon + 1);
     l->weight = m == 1 ? before : last;
     l->te_weight = last;
@@ -119,7 +124,7 @@ ipt_status cli_lora_parse(ipt_ctx *ctx, const char *arg, ipt_lora *out, char **b
     }
     if (strchr(arg, '@')) { /* a file with '@' in its name comes before a word */
         ipt_status s = read_lora(ctx, arg, false, out, buf);
-        if (s == IPT_OK && ipt_is_file(out->path))
+        if (s == IPT_OK && ipt_is_file(out->path) && !(out->blocks && strchr(out->blocks, '@')))
             return IPT_OK;
         if (s == IPT_OK)
             ipt_free(*buf);

@@ -12,8 +12,9 @@
 #include <sys/random.h>
 #include <unistd.h>
 
-static const cli_command *const commands[] = {&cli_cmd_generate,     &cli_cmd_devices,  &cli_cmd_model_inspect,
-                                              &cli_cmd_lora_inspect, &cli_cmd_tokenize, &cli_cmd_bench};
+static const cli_command *const commands[] = {&cli_cmd_generate,      &cli_cmd_devices,
+                                              &cli_cmd_model_inspect, &cli_cmd_lora_inspect,
+                                              &cli_cmd_tokenize,      &cli_cmd_bench};
 
 /* What a signal handler may touch: the one place of the program that needs a global. */
 static ipt_ctx *volatile running;
@@ -66,7 +67,8 @@ static int report(const cli *c, const char *status, int code, const char *text)
 {
     fprintf(stderr, "impasto: %s\n", text);
     if (c->json) {
-        json_t *o = json_pack("{s:{s:s, s:s+, s:i}}", "error", "status", status, "message", text, "", "exit", code);
+        json_t *o = json_pack("{s:{s:s, s:s+, s:i}}", "error", "status", status, "message", text,
+                              "", "exit", code);
         if (!o) /* a message that is not UTF-8 */
             o = json_pack("{s:{s:s, s:i}}", "error", "status", status, "exit", code);
         if (o)
@@ -90,7 +92,8 @@ int cli_fail(const cli *c, ipt_status s, const char *fmt, ...)
 int cli_fail_status(const cli *c, ipt_status s)
 {
     if (s == IPT_ERR_CANCELLED)
-        return report(c, ipt_status_name(s), cli_exit_code(s), caught == SIGTERM ? "terminated" : "interrupted");
+        return report(c, ipt_status_name(s), cli_exit_code(s),
+                      caught == SIGTERM ? "terminated" : "interrupted");
     const char *text = ipt_last_error(c->ctx);
     return report(c, ipt_status_name(s), cli_exit_code(s), text[0] ? text : ipt_status_name(s));
 }
@@ -147,7 +150,8 @@ ipt_status cli_check_output(ipt_ctx *ctx, const char *path)
 static void log_line(void *user, ipt_log_level level, const char *line)
 {
     const cli *c = user;
-    if (level == IPT_LOG_DEBUG || (level == IPT_LOG_INFO && !c->verbose) || (level == IPT_LOG_WARN && c->quiet))
+    if (level == IPT_LOG_DEBUG || (level == IPT_LOG_INFO && !c->verbose) ||
+        (level == IPT_LOG_WARN && c->quiet))
         return;
     fprintf(stderr, "impasto: %s%s\n", level == IPT_LOG_WARN ? "warning: " : "", line);
 }
@@ -155,17 +159,20 @@ static void log_line(void *user, ipt_log_level level, const char *line)
 static int print_help(void)
 {
     printf("usage: impasto COMMAND [OPTION...]\n\n"
-           "Pictures from text with Stable Diffusion 1.x, 2.x and XL models and LoRA adapters, on any\n"
+           "Pictures from text with Stable Diffusion 1.x, 2.x and XL models and LoRA adapters, on "
+           "any\n"
            "Vulkan device.\n\nCommands:\n");
     for (size_t i = 0; i < IPT_COUNT(commands); i++)
         printf("  %-15s %s\n", commands[i]->name, commands[i]->brief);
-    printf("  %-15s %s\n  %-15s %s\n", "help COMMAND", "options and examples of a command", "--version",
-           "the version");
+    printf("  %-15s %s\n  %-15s %s\n", "help COMMAND", "options and examples of a command",
+           "--version", "the version");
     printf("\nExamples:\n"
            "  impasto generate -p \"a red apple, noto style, on a blue background\" -o apple.png\n"
-           "  impasto generate -m sd15.safetensors -p \"a cat\" --lora style.safetensors:0.8 -o cat.png\n"
+           "  impasto generate -m sd15.safetensors -p \"a cat\" --lora style.safetensors:0.8 -o "
+           "cat.png\n"
            "  impasto devices\n"
-           "\nExit codes: 0 done, 2 usage, 64 bad input file, 69 no usable device, 73 cannot write output,\n"
+           "\nExit codes: 0 done, 2 usage, 64 bad input file, 69 no usable device, 73 cannot write "
+           "output,\n"
            "75 try again later (out of memory, device lost), 130 interrupted, 143 terminated.\n");
     return CLI_OK;
 }
@@ -193,14 +200,16 @@ static int unknown_command(const cli *c, int argc, char **argv)
         size_t n = second ? (size_t)(second - name) : strlen(name);
         if (second && strlen(argv[0]) == n && memcmp(argv[0], name, n) == 0)
             return argc > 1 && argv[1][0] != '-'
-                       ? cli_usage_error(c, "unknown command '%s %s'; did you mean %s? See impasto help", argv[0],
-                                         argv[1], name)
-                       : cli_usage_error(c, "%s needs a second word: %s; see impasto %s --help", argv[0],
-                                         second + 1, name);
+                       ? cli_usage_error(
+                             c, "unknown command '%s %s'; did you mean %s? See impasto help",
+                             argv[0], argv[1], name)
+                       : cli_usage_error(c, "%s needs a second word: %s; see impasto %s --help",
+                                         argv[0], second + 1, name);
         at += (size_t)snprintf(words + at, sizeof words - at, "%.*s ", (int)n, name);
     }
     const char *hint = cli_nearest(argv[0], words, near, sizeof near);
-    return hint ? cli_usage_error(c, "unknown command '%s'; did you mean %s? See impasto help", argv[0], hint)
+    return hint ? cli_usage_error(c, "unknown command '%s'; did you mean %s? See impasto help",
+                                  argv[0], hint)
                 : cli_usage_error(c, "unknown command '%s'; see impasto help", argv[0]);
 }
 
@@ -208,7 +217,8 @@ static int dispatch(cli *c, int argc, char **argv)
 {
     int used = 0;
     bool help = argc > 0 && strcmp(argv[0], "help") == 0;
-    if (argc == 0 || strcmp(argv[0], "--help") == 0 || strcmp(argv[0], "-h") == 0 || (help && argc == 1))
+    if (argc == 0 || strcmp(argv[0], "--help") == 0 || strcmp(argv[0], "-h") == 0 ||
+        (help && argc == 1))
         return print_help() == CLI_OK && argc == 0 ? CLI_USAGE : CLI_OK;
     if (strcmp(argv[0], "--version") == 0 || strcmp(argv[0], "version") == 0) {
         puts("impasto " IPT_VERSION);
@@ -232,7 +242,8 @@ static int dispatch(cli *c, int argc, char **argv)
 int main(int argc, char **argv)
 {
     cli c = {.command = ""};
-    for (int i = 1; i < argc && strcmp(argv[i], "--") != 0; i++) /* also mistakes are told as JSON */
+    for (int i = 1; i < argc && strcmp(argv[i], "--") != 0;
+         i++) /* also mistakes are told as JSON */
         c.json = c.json || strcmp(argv[i], "--json") == 0;
     if (ipt_ctx_create(log_line, &c, &c.ctx) != IPT_OK) {
         fputs("impasto: no memory\n", stderr);

@@ -51,7 +51,8 @@ static void describe(const ipt_progress *p, char *buf, size_t n)
     if (p->total == 1)
         ipt_name(buf, n, "%s%s%s", stage_text(p->stage), picture, left);
     else
-        ipt_name(buf, n, "%s %d/%d%s%s%s", stage_text(p->stage), p->done, p->total, picture, each, left);
+        ipt_name(buf, n, "%s %d/%d%s%s%s", stage_text(p->stage), p->done, p->total, picture, each,
+                 left);
 }
 
 void cli_progress_show(void *user, const ipt_progress *p)
@@ -75,7 +76,7 @@ void cli_progress_show(void *user, const ipt_progress *p)
         double now = ipt_now_ms();
         bool due = tenth != c->tenth || (p->step_ms > 5000 && now - c->last_ms > 5000);
         if (!same)
-            due = p->done > 0 || strcmp(p->stage, "load") == 0;
+            due = p->done > 0; /* a request that fails at once says its one line only */
         if (due) {
             fprintf(stderr, "%s\n", text);
             c->last_ms = now;

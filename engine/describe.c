@@ -42,7 +42,8 @@ static const char *prediction_name(ipt_prediction p)
     return (size_t)p < IPT_COUNT(names) ? names[p] : "unknown";
 }
 
-static ipt_status open_model(ipt_ctx *ctx, const char *path, const char *config_dir, ipt_model **out)
+static ipt_status open_model(ipt_ctx *ctx, const char *path, const char *config_dir,
+                             ipt_model **out)
 {
     char buf[MAX_PATH];
     ipt_model_opts o = {.config_dir = config_dir};
@@ -53,7 +54,8 @@ static ipt_status open_model(ipt_ctx *ctx, const char *path, const char *config_
     return ipt_model_open(ctx, path, &o, out);
 }
 
-/* --- models ------------------------------------------------------------------------------------------ */
+/* --- models
+ * ------------------------------------------------------------------------------------------ */
 static json_t *int_list(const int32_t *v, int32_t n)
 {
     json_t *a = json_array();
@@ -65,10 +67,11 @@ static json_t *int_list(const int32_t *v, int32_t n)
 static json_t *unet_json(const ipt_unet_config *c)
 {
     return json_pack("{s:i, s:i, s:o, s:o, s:o, s:o, s:o, s:i, s:b, s:i, s:i, s:i}", "in_channels",
-                     (int)c->in_channels, "out_channels", (int)c->out_channels, "block_out_channels",
-                     int_list(c->channels, c->n_level), "layers_per_block", int_list(c->n_layer, c->n_level),
-                     "heads", int_list(c->heads, c->n_level), "transformer_layers", int_list(c->depth, c->n_level),
-                     "cross_attention_dim", int_list(c->cross_dim, c->n_level), "norm_groups", (int)c->norm_groups,
+                     (int)c->in_channels, "out_channels", (int)c->out_channels,
+                     "block_out_channels", int_list(c->channels, c->n_level), "layers_per_block",
+                     int_list(c->n_layer, c->n_level), "heads", int_list(c->heads, c->n_level),
+                     "transformer_layers", int_list(c->depth, c->n_level), "cross_attention_dim",
+                     int_list(c->cross_dim, c->n_level), "norm_groups", (int)c->norm_groups,
                      "linear_projection", c->linear_projection, "sample_size", (int)c->sample_size,
                      "time_cond_dim", (int)c->time_cond_dim, "add_in_dim", (int)c->add_in_dim);
 }
@@ -76,17 +79,19 @@ static json_t *unet_json(const ipt_unet_config *c)
 static json_t *vae_json(const ipt_vae_config *c)
 {
     return json_pack("{s:b, s:i, s:o, s:i, s:i, s:f, s:b}", "tiny", c->tiny, "latent_channels",
-                     (int)c->latent_channels, "block_out_channels", int_list(c->channels, c->n_level),
-                     "layers_per_block", (int)c->n_layer, "norm_groups", (int)c->norm_groups, "scaling_factor",
+                     (int)c->latent_channels, "block_out_channels",
+                     int_list(c->channels, c->n_level), "layers_per_block", (int)c->n_layer,
+                     "norm_groups", (int)c->norm_groups, "scaling_factor",
                      (double)c->scaling_factor, "force_upcast", c->force_upcast);
 }
 
 static json_t *text_json(const ipt_text_config *c)
 {
     static const char *const acts[] = {"silu", "gelu", "quick_gelu", "relu"};
-    return json_pack("{s:i, s:i, s:i, s:i, s:i, s:s, s:i}", "vocab", (int)c->vocab, "width", (int)c->width, "layers",
-                     (int)c->n_layer, "heads", (int)c->heads, "max_tokens", (int)c->max_tokens, "act",
-                     acts[c->act & 3], "projection_dim", c->has_projection ? (int)c->projection_dim : 0);
+    return json_pack("{s:i, s:i, s:i, s:i, s:i, s:s, s:i}", "vocab", (int)c->vocab, "width",
+                     (int)c->width, "layers", (int)c->n_layer, "heads", (int)c->heads, "max_tokens",
+                     (int)c->max_tokens, "act", acts[c->act & 3], "projection_dim",
+                     c->has_projection ? (int)c->projection_dim : 0);
 }
 
 static json_t *component_config(const ipt_model_config *c, int comp)
@@ -186,7 +191,8 @@ fail:
     return status;
 }
 
-/* --- adapters ----------------------------------------------------------------------------------------- */
+/* --- adapters
+ * ----------------------------------------------------------------------------------------- */
 /* A model that a LoRA may have been made for. */
 typedef struct candidate {
     const char *name;
@@ -206,7 +212,8 @@ static void fit_finish(fit *f)
     ipt_modules_finish(&f->modules);
 }
 
-static ipt_status try_fit(ipt_ctx *ctx, const char *lora, const char *name, const ipt_model_config *c, fit *out)
+static ipt_status try_fit(ipt_ctx *ctx, const char *lora, const char *name,
+                          const ipt_model_config *c, fit *out)
 {
     fit f = {.name = name};
     IPT_TRY(ipt_modules_create(ctx, c, &f.modules));
@@ -224,7 +231,9 @@ static void published(int which, ipt_model_config *c)
     memset(c, 0, sizeof *c);
     c->has[IPT_COMP_UNET] = c->has[IPT_COMP_TEXT] = true;
     c->arch = which == 0 ? IPT_ARCH_SD1 : which == 1 ? IPT_ARCH_SDXL : IPT_ARCH_SD2;
-    c->unet = which == 0 ? ipt_unet_config_sd15() : which == 1 ? ipt_unet_config_sdxl() : ipt_unet_config_sd21();
+    c->unet = which == 0   ? ipt_unet_config_sd15()
+              : which == 1 ? ipt_unet_config_sdxl()
+                           : ipt_unet_config_sd21();
     c->text = which == 2 ? ipt_text_config_clip_h() : ipt_text_config_clip_l();
     if (which == 1) {
         c->has[IPT_COMP_TEXT2] = true;
@@ -232,7 +241,8 @@ static void published(int which, ipt_model_config *c)
     }
 }
 
-/* Without a model to compare with: the published one, or the default model, that takes most of it. */
+/* Without a model to compare with: the published one, or the default model, that takes most of it.
+ */
 static ipt_status best_fit(ipt_ctx *ctx, const char *lora, fit *best)
 {
     static const char *const names[] = {"sd1", "sdxl", "sd2", "default model"};
@@ -264,7 +274,9 @@ static ipt_status best_fit(ipt_ctx *ctx, const char *lora, fit *best)
     ipt_free(c);
     if (best->file)
         return IPT_OK;
-    return status == IPT_ERR_NOMEM ? status : ipt_fail(ctx, status, "%s", why[0] ? why : ipt_last_error(ctx));
+    return status == IPT_ERR_NOMEM
+               ? status
+               : ipt_fail(ctx, status, "%s", why[0] ? why : ipt_last_error(ctx));
 }
 
 static json_t *modules_json(const fit *f, double *alpha_min, double *alpha_max, size_t *by_comp)
@@ -281,8 +293,9 @@ static json_t *modules_json(const fit *f, double *alpha_min, double *alpha_max, 
         by_comp[t->comp]++;
         json_array_append_new(a, json_pack("{s:s, s:s, s:s, s:i, s:f, s:f, s:i, s:i}", "component",
                                            ipt_comp_name(t->comp), "name", t->name, "kind",
-                                           m->kh > 1 || m->kw > 1 ? "conv" : "linear", "rank", (int)m->rank, "alpha",
-                                           alpha, "scale", (double)m->scale, "out", (int)m->out, "in", (int)m->in));
+                                           m->kh > 1 || m->kw > 1 ? "conv" : "linear", "rank",
+                                           (int)m->rank, "alpha", alpha, "scale", (double)m->scale,
+                                           "out", (int)m->out, "in", (int)m->in));
     }
     return a;
 }
@@ -292,14 +305,16 @@ static json_t *lora_json(const fit *f)
     const ipt_adapter_file *a = f->file;
     double lo = 0, hi = 0;
     size_t by_comp[IPT_COMP_COUNT] = {0};
-    json_t *o = json_object(), *parts = json_object(), *words = names_json(a->word, a->n_word), *emb = json_array();
+    json_t *o = json_object(), *parts = json_object(), *words = names_json(a->word, a->n_word),
+           *emb = json_array();
     json_t *modules = modules_json(f, &lo, &hi, by_comp);
     ipt_adapter_hash(f->file);
     for (size_t i = 0; i < a->n_embedding; i++)
         json_array_append_new(emb, text_or_null(a->embedding[i].word));
     for (int comp = 0; comp < IPT_COMP_COUNT; comp++)
         if (by_comp[comp])
-            json_object_set_new(parts, ipt_comp_name(comp), json_integer((json_int_t)by_comp[comp]));
+            json_object_set_new(parts, ipt_comp_name(comp),
+                                json_integer((json_int_t)by_comp[comp]));
     json_object_set_new(o, "path", text_or_null(a->path));
     json_object_set_new(o, "name", text_or_null(a->name));
     json_object_set_new(o, "family", text_or_null(ipt_adapter_family_name(a->family)));
@@ -325,7 +340,8 @@ static json_t *lora_json(const fit *f)
     return o;
 }
 
-ipt_status ipt_lora_describe(ipt_ctx *ctx, const char *lora, const char *model, const char *config_dir, char **json)
+ipt_status ipt_lora_describe(ipt_ctx *ctx, const char *lora, const char *model,
+                             const char *config_dir, char **json)
 {
     fit f = {0};
     ipt_model *m = NULL;
@@ -344,7 +360,9 @@ ipt_status ipt_lora_describe(ipt_ctx *ctx, const char *lora, const char *model, 
     return s;
 }
 
-/* --- texts ------------------------------------------------------------------------------------------------ */
+/* --- texts
+ * ------------------------------------------------------------------------------------------------
+ */
 /* The model's own tokenizer, or CLIP's for a single file, which carries none. */
 static ipt_status open_tokenizer(ipt_ctx *ctx, const ipt_model *m, ipt_tokenizer **out)
 {
@@ -356,7 +374,8 @@ static ipt_status open_tokenizer(ipt_ctx *ctx, const ipt_model *m, ipt_tokenizer
     ipt_name(path, sizeof path, "%s/../clip/merges.txt", model);
     if (!ipt_is_file(path))
         ipt_name(path, sizeof path, "%s/models/clip/merges.txt", IPT_SOURCE_ROOT);
-    return ipt_tokenizer_load_merges(ctx, path, ipt_model_get_config(m)->arch == IPT_ARCH_SD2 ? "!" : NULL, out);
+    return ipt_tokenizer_load_merges(
+        ctx, path, ipt_model_get_config(m)->arch == IPT_ARCH_SD2 ? "!" : NULL, out);
 }
 
 static ipt_status line_json(ipt_ctx *ctx, const ipt_tokenizer *t, const char *text, json_t **out)
@@ -366,7 +385,9 @@ static ipt_status line_json(ipt_ctx *ctx, const ipt_tokenizer *t, const char *te
     IPT_TRY(ipt_tokenize(ctx, t, text, strlen(text), &token, &n));
     json_t *ids = json_array(), *pieces = json_array();
     for (size_t i = 0; i < n + 2; i++) {
-        int32_t id = i == 0 ? ipt_tokenizer_bos(t) : i == n + 1 ? ipt_tokenizer_eos(t) : token[i - 1].id;
+        int32_t id = i == 0       ? ipt_tokenizer_bos(t)
+                     : i == n + 1 ? ipt_tokenizer_eos(t)
+                                  : token[i - 1].id;
         json_t *piece = json_string(ipt_tokenizer_piece(t, id));
         json_array_append_new(ids, json_integer(id));
         json_array_append_new(pieces, piece ? piece : json_string(""));
@@ -376,7 +397,8 @@ static ipt_status line_json(ipt_ctx *ctx, const ipt_tokenizer *t, const char *te
     return IPT_OK;
 }
 
-ipt_status ipt_tokenize_describe(ipt_ctx *ctx, const char *model, const char *const *text, size_t n, char **json)
+ipt_status ipt_tokenize_describe(ipt_ctx *ctx, const char *model, const char *const *text, size_t n,
+                                 char **json)
 {
     ipt_model *m = NULL;
     ipt_tokenizer *t = NULL;

@@ -221,6 +221,14 @@ static ipt_status make_policy(run *u, const ipt_prompt *tags)
     return ipt_policy_create(r->compose ? r->compose : "merge", &job, &u->policy);
 }
 
+static bool same_gates(const float *a, const float *b)
+{
+    for (int s = 0; s < IPT_MAX_SLOT; s++)
+        if (a[s] < b[s] || a[s] > b[s])
+            return false;
+    return true;
+}
+
 /* Index of the pair of embeddings for a world, encoded at first use. */
 static ipt_status text_of(run *u, const ipt_world *world, size_t *index)
 {
@@ -229,7 +237,7 @@ static ipt_status text_of(run *u, const ipt_world *world, size_t *index)
     if (ipt_bank_has(bank, IPT_COMP_TEXT) || ipt_bank_has(bank, IPT_COMP_TEXT2))
         ipt_policy_text_gates(u->policy, world, gate);
     for (size_t i = 0; i < u->n_text; i++)
-        if (memcmp(u->text_gate[i], gate, sizeof gate) == 0) {
+        if (same_gates(u->text_gate[i], gate)) {
             *index = i;
             return IPT_OK;
         }

@@ -17,7 +17,11 @@ uint32_t ipt_utf8_next(const char **s)
 {
     const unsigned char *p = (const unsigned char *)*s;
     uint32_t c = p[0];
-    int more = c < 0x80 ? 0 : c >= 0xc2 && c < 0xe0 ? 1 : c >= 0xe0 && c < 0xf0 ? 2 : c >= 0xf0 && c < 0xf5 ? 3 : -1;
+    int more = c < 0x80                ? 0
+               : c >= 0xc2 && c < 0xe0 ? 1
+               : c >= 0xe0 && c < 0xf0 ? 2
+               : c >= 0xf0 && c < 0xf5 ? 3
+                                       : -1;
     if (c == 0)
         return 0;
     *s += 1;
@@ -66,7 +70,8 @@ static size_t source_pixel(int orientation, size_t w, size_t h, size_t x, size_t
 }
 
 /* Transparency over white, orientation undone. */
-static ipt_status upright(ipt_ctx *ctx, const uint8_t *rgba, int w, int h, int orientation, ipt_image *out)
+static ipt_status upright(ipt_ctx *ctx, const uint8_t *rgba, int w, int h, int orientation,
+                          ipt_image *out)
 {
     bool turned = orientation >= 5;
     size_t ow = (size_t)(turned ? h : w), oh = (size_t)(turned ? w : h);
@@ -83,24 +88,27 @@ static ipt_status upright(ipt_ctx *ctx, const uint8_t *rgba, int w, int h, int o
     return IPT_OK;
 }
 
-ipt_status ipt_image_load_memory(ipt_ctx *ctx, const char *name, const void *data, size_t n, ipt_image *out)
+ipt_status ipt_image_load_memory(ipt_ctx *ctx, const char *name, const void *data, size_t n,
+                                 ipt_image *out)
 {
     ipt_image_kind kind;
     const char *why = "";
     uint8_t *rgba = NULL;
     int w = 0, h = 0;
     if (n > IPT_IMAGE_MAX_BYTES)
-        return ipt_fail(ctx, IPT_ERR_FORMAT, "%s: %zu bytes, expected at most %d", name, n, IPT_IMAGE_MAX_BYTES);
+        return ipt_fail(ctx, IPT_ERR_FORMAT, "%s: %zu bytes, expected at most %d", name, n,
+                        IPT_IMAGE_MAX_BYTES);
     IPT_TRY(ipt_image_check(ctx, name, data, n, &kind));
     if (!ipt_stb_info(data, n, &w, &h, &why))
         return ipt_fail(ctx, IPT_ERR_FORMAT, "%s: cannot read this picture: %s", name, why);
     uint64_t pixels = (uint64_t)w * (uint64_t)h;
     if (pixels > IPT_IMAGE_MAX_PIXELS || w > IPT_IMAGE_MAX_SIDE || h > IPT_IMAGE_MAX_SIDE)
-        return ipt_fail(ctx, IPT_ERR_FORMAT, "%s: found %d x %d pixels, expected at most %d in all", name, w, h,
-                        IPT_IMAGE_MAX_PIXELS);
+        return ipt_fail(ctx, IPT_ERR_FORMAT, "%s: found %d x %d pixels, expected at most %d in all",
+                        name, w, h, IPT_IMAGE_MAX_PIXELS);
     /* No format packs more than about 1,800 pixels into a byte (GIF's longest codes). */
     if (pixels / 2048 > n)
-        return ipt_fail(ctx, IPT_ERR_FORMAT, "%s: found %zu bytes, too few for %d x %d pixels", name, n, w, h);
+        return ipt_fail(ctx, IPT_ERR_FORMAT, "%s: found %zu bytes, too few for %d x %d pixels",
+                        name, n, w, h);
     if (!ipt_stb_decode(data, n, &w, &h, &rgba, &why)) {
         if (strcmp(why, "outofmem") == 0)
             return ipt_fail(ctx, IPT_ERR_NOMEM, "%s: no memory for %d x %d pixels", name, w, h);

@@ -1,5 +1,5 @@
-/* engine/image_check.c - which picture format a file is, and whether it is whole.  Only structure is
- * read here (chunks, markers, blocks, sizes): pixels are the decoder's. */
+/* engine/image_check.c - which picture format a file is, and whether it is whole.  Only structure
+ * is read here (chunks, markers, blocks, sizes): pixels are the decoder's. */
 #include "engine/image_internal.h"
 
 #include <string.h>
@@ -21,16 +21,17 @@ static uint32_t le32(const uint8_t *p) { return le16(p + 2) << 16 | le16(p); }
 static ipt_status truncated(const view *v, const char *kind, uint64_t need)
 {
     return ipt_fail(v->ctx, IPT_ERR_FORMAT,
-                    "%s: truncated %s: found %zu bytes, expected at least %" PRIu64, v->name, kind, v->n,
-                    need);
+                    "%s: truncated %s: found %zu bytes, expected at least %" PRIu64, v->name, kind,
+                    v->n, need);
 }
 
 /* CRC-32 of PNG (ISO 3309). */
 static uint32_t crc32_of(const uint8_t *p, size_t n)
 {
-    static const uint32_t nibble[16] = {
-        0x00000000, 0x1db71064, 0x3b6e20c8, 0x26d930ac, 0x76dc4190, 0x6b6b51f4, 0x4db26158, 0x5005713c,
-        0xedb88320, 0xf00f9344, 0xd6d6a3e8, 0xcb61b38c, 0x9b64c2b0, 0x86d3d2d4, 0xa00ae278, 0xbdbdf21c};
+    static const uint32_t nibble[16] = {0x00000000, 0x1db71064, 0x3b6e20c8, 0x26d930ac,
+                                        0x76dc4190, 0x6b6b51f4, 0x4db26158, 0x5005713c,
+                                        0xedb88320, 0xf00f9344, 0xd6d6a3e8, 0xcb61b38c,
+                                        0x9b64c2b0, 0x86d3d2d4, 0xa00ae278, 0xbdbdf21c};
     uint32_t c = 0xffffffff;
     for (size_t i = 0; i < n; i++) {
         c ^= p[i];
@@ -53,9 +54,10 @@ static ipt_status check_png(const view *v)
             return truncated(v, "PNG", at + len + 12);
         uint32_t found = be32(type + 4 + len), expected = crc32_of(type, (size_t)len + 4);
         if (found != expected)
-            return ipt_fail(v->ctx, IPT_ERR_FORMAT,
-                            "%s: damaged PNG: chunk %.4s at byte %zu: found CRC %08x, expected %08x",
-                            v->name, (const char *)type, at, found, expected);
+            return ipt_fail(
+                v->ctx, IPT_ERR_FORMAT,
+                "%s: damaged PNG: chunk %.4s at byte %zu: found CRC %08x, expected %08x", v->name,
+                (const char *)type, at, found, expected);
         has_data = has_data || memcmp(type, "IDAT", 4) == 0;
         at += (size_t)len + 12;
         if (memcmp(type, "IEND", 4) == 0)
@@ -107,7 +109,8 @@ static bool define_tables(const uint8_t *p, size_t n, unsigned *defined)
     return true;
 }
 
-/* Whether the scan whose header is p [n] uses only tables that exist.  (stb_image 2.27 does not ask.) */
+/* Whether the scan whose header is p [n] uses only tables that exist.  (stb_image 2.27 does not
+ * ask.) */
 static bool scan_has_tables(const uint8_t *p, size_t n, bool progressive, unsigned defined)
 {
     if (n < 1 || n != 4 + 2 * (size_t)p[0])
@@ -137,8 +140,8 @@ static ipt_status walk_jpeg(const view *v, size_t *app1)
             return truncated(v, "JPEG", (uint64_t)v->n + 2);
         if (v->d[at] != 0xff)
             return ipt_fail(v->ctx, IPT_ERR_FORMAT,
-                            "%s: damaged JPEG at byte %zu: found 0x%02x, expected a marker", v->name, at,
-                            v->d[at]);
+                            "%s: damaged JPEG at byte %zu: found 0x%02x, expected a marker",
+                            v->name, at, v->d[at]);
         uint8_t m = v->d[at + 1];
         at += 2;
         if (m == 0xd9)
@@ -252,10 +255,10 @@ static ipt_status check_gif(const view *v)
             const uint8_t *p = v->d + at;
             if (le16(p + 4) == 0 || le16(p + 6) == 0 || le16(p) + le16(p + 4) > screen_w ||
                 le16(p + 2) + le16(p + 6) > screen_h)
-                return ipt_fail(v->ctx, IPT_ERR_FORMAT,
-                                "%s: damaged GIF: frame of %u x %u at %u, %u, expected inside %u x %u",
-                                v->name, le16(p + 4), le16(p + 6), le16(p), le16(p + 2), screen_w,
-                                screen_h);
+                return ipt_fail(
+                    v->ctx, IPT_ERR_FORMAT,
+                    "%s: damaged GIF: frame of %u x %u at %u, %u, expected inside %u x %u", v->name,
+                    le16(p + 4), le16(p + 6), le16(p), le16(p + 2), screen_w, screen_h);
             at += 9;
             if (p[8] & 0x80)
                 at += (size_t)3 << ((p[8] & 7) + 1);
@@ -265,8 +268,8 @@ static ipt_status check_gif(const view *v)
             return IPT_OK;
         } else {
             return ipt_fail(v->ctx, IPT_ERR_FORMAT,
-                            "%s: damaged GIF at byte %zu: found block 0x%02x, expected a frame", v->name,
-                            at - 1, what);
+                            "%s: damaged GIF at byte %zu: found block 0x%02x, expected a frame",
+                            v->name, at - 1, what);
         }
     }
     return truncated(v, "GIF", (uint64_t)v->n + 1);
@@ -299,9 +302,10 @@ static ipt_status check_pnm(const view *v)
     size_t at = 2;
     uint64_t w, h, max; /* above 255 stb_image 2.27 reads past the end of its own buffer */
     if (!pnm_number(v, &at, &w) || !pnm_number(v, &at, &h) || !pnm_number(v, &at, &max))
-        return ipt_fail(v->ctx, IPT_ERR_FORMAT, "%s: damaged PNM: expected width, height and maximum",
-                        v->name);
-    if (w == 0 || h == 0 || w > IPT_IMAGE_MAX_SIDE || h > IPT_IMAGE_MAX_SIDE || max == 0 || max > 255)
+        return ipt_fail(v->ctx, IPT_ERR_FORMAT,
+                        "%s: damaged PNM: expected width, height and maximum", v->name);
+    if (w == 0 || h == 0 || w > IPT_IMAGE_MAX_SIDE || h > IPT_IMAGE_MAX_SIDE || max == 0 ||
+        max > 255)
         return ipt_fail(v->ctx, IPT_ERR_FORMAT,
                         "%s: PNM of %" PRIu64 " x %" PRIu64 " pixels, maximum %" PRIu64
                         "; expected sides of 1..%d, maximum 1..255",
@@ -337,7 +341,10 @@ static ipt_status check_tga(const view *v)
     return IPT_OK;
 }
 
-static bool starts(const view *v, const char *mark, size_t n) { return v->n >= n && memcmp(v->d, mark, n) == 0; }
+static bool starts(const view *v, const char *mark, size_t n)
+{
+    return v->n >= n && memcmp(v->d, mark, n) == 0;
+}
 
 static bool is_text(const view *v)
 {
@@ -369,7 +376,8 @@ static const char *what_it_is(const view *v)
     return is_text(v) ? "a text file" : "unknown data";
 }
 
-ipt_status ipt_image_check(ipt_ctx *ctx, const char *name, const uint8_t *d, size_t n, ipt_image_kind *kind)
+ipt_status ipt_image_check(ipt_ctx *ctx, const char *name, const uint8_t *d, size_t n,
+                           ipt_image_kind *kind)
 {
     view v = {ctx, name, d, n};
     size_t len = strlen(name);
@@ -385,7 +393,8 @@ ipt_status ipt_image_check(ipt_ctx *ctx, const char *name, const uint8_t *d, siz
         *kind = IPT_IMAGE_GIF;
         return check_gif(&v);
     }
-    if (n > 2 && d[0] == 'P' && (d[1] == '5' || d[1] == '6') && (d[2] == ' ' || (d[2] >= 9 && d[2] <= 13))) {
+    if (n > 2 && d[0] == 'P' && (d[1] == '5' || d[1] == '6') &&
+        (d[2] == ' ' || (d[2] >= 9 && d[2] <= 13))) {
         *kind = IPT_IMAGE_PNM;
         return check_pnm(&v);
     }
@@ -397,6 +406,7 @@ ipt_status ipt_image_check(ipt_ctx *ctx, const char *name, const uint8_t *d, siz
         *kind = IPT_IMAGE_TGA;
         return check_tga(&v);
     }
-    return ipt_fail(ctx, IPT_ERR_FORMAT, "%s: found %s, expected a PNG, JPEG, BMP, GIF, PNM or TGA picture",
-                    name, what_it_is(&v));
+    return ipt_fail(ctx, IPT_ERR_FORMAT,
+                    "%s: found %s, expected a PNG, JPEG, BMP, GIF, PNM or TGA picture", name,
+                    what_it_is(&v));
 }

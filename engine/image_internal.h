@@ -12,7 +12,11 @@ typedef enum ipt_image_kind {
     IPT_IMAGE_TGA,
 } ipt_image_kind;
 
-enum { IPT_IMAGE_MAX_PIXELS = 1 << 26, IPT_IMAGE_MAX_SIDE = 1 << 16, IPT_IMAGE_MAX_BYTES = 256 << 20 };
+enum {
+    IPT_IMAGE_MAX_PIXELS = 1 << 26,
+    IPT_IMAGE_MAX_SIDE = 1 << 16,
+    IPT_IMAGE_MAX_BYTES = 256 << 20
+};
 
 /* Finds the format and walks its structure: a file that ends too early or whose parts do not fit
  * is refused here, because the decoder fills what is missing with zeros.  TGA has no mark of its
@@ -23,8 +27,8 @@ IPT_CHECKED ipt_status ipt_image_check(ipt_ctx *ctx, const char *name, const uin
 /* EXIF orientation 1..8 of a checked JPEG; 1 when it has none. */
 int ipt_image_orientation(const uint8_t *d, size_t n);
 
-/* The decoder (image_stb.c).  *rgba: [h,w,4], freed with ipt_stb_free.  *why: reason of a failure, a
- * static text. */
+/* The decoder (image_stb.c).  *rgba: [h,w,4], freed with ipt_stb_free.  *why: reason of a failure,
+ * a static text. */
 IPT_CHECKED bool ipt_stb_info(const uint8_t *d, size_t n, int *w, int *h, const char **why);
 IPT_CHECKED bool ipt_stb_decode(const uint8_t *d, size_t n, int *w, int *h, uint8_t **rgba,
                                 const char **why);

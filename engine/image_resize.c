@@ -1,6 +1,7 @@
-/* engine/image_resize.c - Lanczos-3 in two passes over 8-bit values, columns first, then rows, with 22
- * fractional bits.  The reference pipelines resize their inputs with Pillow's LANCZOS: the result is
- * the same bit by bit (Pillow 13 takes rows first for some sizes that only grow in one direction). */
+/* engine/image_resize.c - Lanczos-3 in two passes over 8-bit values, columns first, then rows, with
+ * 22 fractional bits.  The reference pipelines resize their inputs with Pillow's LANCZOS: the
+ * result is the same bit by bit (Pillow 13 takes rows first for some sizes that only grow in one
+ * direction). */
 #include "engine/impasto.h"
 
 #include <math.h>
@@ -22,7 +23,8 @@ static double sinc(double x)
 static double lanczos(double x) { return x >= -LOBES && x < LOBES ? sinc(x) * sinc(x / LOBES) : 0; }
 
 /* taps [to], k [to][*width]: fixed-point coefficients that sum to about 1 << FRACTION. */
-static ipt_status make_taps(ipt_ctx *ctx, int32_t from, int32_t to, tap **taps, int32_t **k, int32_t *width)
+static ipt_status make_taps(ipt_ctx *ctx, int32_t from, int32_t to, tap **taps, int32_t **k,
+                            int32_t *width)
 {
     double scale = (double)from / to, stretch = scale < 1 ? 1 : scale, support = LOBES * stretch;
     *width = (int32_t)ceil(support) * 2 + 1;
@@ -59,7 +61,8 @@ static uint8_t clip8(int64_t v)
     return (uint8_t)(v < 0 ? 0 : v > 255 ? 255 : v);
 }
 
-/* One pass: `lines` independent lines; element j of line l of src is at l * src_line + j * src_step. */
+/* One pass: `lines` independent lines; element j of line l of src is at l * src_line + j *
+ * src_step. */
 typedef struct pass {
     int32_t from, to;
     size_t lines, src_line, src_step, dst_line, dst_step;
@@ -75,7 +78,8 @@ static ipt_status run_pass(ipt_ctx *ctx, const pass *p, const uint8_t *src, uint
             const int32_t *row = k + (size_t)i * (size_t)width;
             int64_t sum[3] = {1 << (FRACTION - 1), 1 << (FRACTION - 1), 1 << (FRACTION - 1)};
             for (int32_t j = 0; j < taps[i].n; j++) {
-                const uint8_t *s = src + l * p->src_line + (size_t)(taps[i].first + j) * p->src_step;
+                const uint8_t *s =
+                    src + l * p->src_line + (size_t)(taps[i].first + j) * p->src_step;
                 for (int c = 0; c < 3; c++)
                     sum[c] += (int64_t)s[c] * row[j];
             }

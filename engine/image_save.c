@@ -1,5 +1,6 @@
 /* engine/image_save.c - PNG and JPEG with the texts that other programs read back.  Everything is
- * encoded into memory and written by ipt_file_write, so that a file is either whole or not there. */
+ * encoded into memory and written by ipt_file_write, so that a file is either whole or not there.
+ */
 #include "engine/image_internal.h"
 #include "engine/impasto.h"
 
@@ -68,7 +69,8 @@ static void to_clean_utf8(const char *s, char *dst)
     *dst = 0;
 }
 
-/* --- PNG ----------------------------------------------------------------------------------------- */
+/* --- PNG -----------------------------------------------------------------------------------------
+ */
 static void png_failed(png_structp png, png_const_charp why)
 {
     sink *s = png_get_error_ptr(png);
@@ -91,14 +93,15 @@ static void png_put(png_structp png, png_bytep p, size_t n)
 static void png_flush_nothing(png_structp png) { (void)png; }
 
 /* Everything that can jump; returns false after a jump. */
-static bool png_encode(png_structp png, png_infop info, sink *s, const ipt_image *im, png_text *text, int n_text)
+static bool png_encode(png_structp png, png_infop info, sink *s, const ipt_image *im,
+                       png_text *text, int n_text)
 {
     if (setjmp(s->jump))
         return false;
     png_set_write_fn(png, s, png_put, png_flush_nothing);
     png_set_user_limits(png, 0x7fffffff, 0x7fffffff);
-    png_set_IHDR(png, info, (png_uint_32)im->w, (png_uint_32)im->h, 8, PNG_COLOR_TYPE_RGB, PNG_INTERLACE_NONE,
-                 PNG_COMPRESSION_TYPE_DEFAULT, PNG_FILTER_TYPE_DEFAULT);
+    png_set_IHDR(png, info, (png_uint_32)im->w, (png_uint_32)im->h, 8, PNG_COLOR_TYPE_RGB,
+                 PNG_INTERLACE_NONE, PNG_COMPRESSION_TYPE_DEFAULT, PNG_FILTER_TYPE_DEFAULT);
     png_set_sRGB(png, info, PNG_sRGB_INTENT_PERCEPTUAL);
     if (n_text)
         png_set_text(png, info, text, n_text);
@@ -128,13 +131,20 @@ static ipt_status encode_png(sink *s, const ipt_image *im, const char *text, con
         bool latin = to_latin1(text, a);
         if (!latin)
             to_clean_utf8(text, a);
-        chunk[n++] = (png_text){.compression = latin ? PNG_TEXT_COMPRESSION_NONE : PNG_ITXT_COMPRESSION_NONE,
-                                .key = key_text, .text = a, .lang = none, .lang_key = none};
+        chunk[n++] =
+            (png_text){.compression = latin ? PNG_TEXT_COMPRESSION_NONE : PNG_ITXT_COMPRESSION_NONE,
+                       .key = key_text,
+                       .text = a,
+                       .lang = none,
+                       .lang_key = none};
     }
     if (b) {
         to_clean_utf8(json, b);
         chunk[n++] = (png_text){.compression = PNG_ITXT_COMPRESSION_NONE,
-                                .key = key_json, .text = b, .lang = none, .lang_key = none};
+                                .key = key_json,
+                                .text = b,
+                                .lang = none,
+                                .lang_key = none};
     }
     png = png_create_write_struct(PNG_LIBPNG_VER_STRING, s, png_failed, png_warned);
     info = png ? png_create_info_struct(png) : NULL;
@@ -144,10 +154,13 @@ end:
     png_destroy_write_struct(&png, &info);
     ipt_free(a);
     ipt_free(b);
-    return ok ? IPT_OK : s->no_memory ? ipt_fail(s->ctx, IPT_ERR_NOMEM, "no memory for a PNG") : IPT_ERR_OUTPUT;
+    return ok             ? IPT_OK
+           : s->no_memory ? ipt_fail(s->ctx, IPT_ERR_NOMEM, "no memory for a PNG")
+                          : IPT_ERR_OUTPUT;
 }
 
-/* --- JPEG ---------------------------------------------------------------------------------------- */
+/* --- JPEG ----------------------------------------------------------------------------------------
+ */
 enum { MARKER_ROOM = 65533 }; /* bytes that one marker can hold */
 
 typedef struct jpeg_errors {
@@ -173,10 +186,13 @@ static void jpeg_warned(j_common_ptr c, int level)
 static bool put_exif(sink *s, const char *text)
 {
     static const uint8_t head[] = {
-        'E', 'x', 'i', 'f', 0, 0, 'M', 'M', 0, 42, 0, 0, 0, 8, /* TIFF, first directory at 8 */
-        0, 1, 0x87, 0x69, 0, 4, 0, 0, 0, 1, 0, 0, 0, 26, 0, 0, 0, 0, /* 0x8769: Exif directory at 26 */
-        0, 1, 0x92, 0x86, 0, 7, 0, 0, 0, 0, 0, 0, 0, 44, 0, 0, 0, 0, /* 0x9286: n bytes at 44 */
-        'U', 'N', 'I', 'C', 'O', 'D', 'E', 0};
+        'E', 'x', 'i',  'f',  0,   0,   'M', 'M', 0, 42, 0, 0, 0, 8, /* TIFF, first directory at 8
+                                                                      */
+        0,   1,   0x87, 0x69, 0,   4,   0,   0,   0, 1,  0, 0, 0, 26, 0,
+        0,   0,   0, /* 0x8769: Exif directory at 26 */
+        0,   1,   0x92, 0x86, 0,   7,   0,   0,   0, 0,  0, 0, 0, 44, 0,
+        0,   0,   0, /* 0x9286: n bytes at 44 */
+        'U', 'N', 'I',  'C',  'O', 'D', 'E', 0};
     enum { AT_COUNT = 38, AT_VALUE = 50 };
     if (!put(s, head, sizeof head))
         return false;
@@ -251,7 +267,8 @@ static bool jpeg_encode(jpeg_job *j, sink *exif, const ipt_image *im, const char
     jpeg_set_defaults(&j->c);
     jpeg_set_quality(&j->c, 95, TRUE);
     j->c.optimize_coding = TRUE;
-    j->c.comp_info[0].h_samp_factor = j->c.comp_info[0].v_samp_factor = 1; /* full colour resolution */
+    j->c.comp_info[0].h_samp_factor = j->c.comp_info[0].v_samp_factor =
+        1; /* full colour resolution */
     jpeg_start_compress(&j->c, TRUE);
     if (exif->n)
         jpeg_write_marker(&j->c, JPEG_APP0 + 1, exif->data, (unsigned)exif->n);
@@ -265,7 +282,8 @@ static bool jpeg_encode(jpeg_job *j, sink *exif, const ipt_image *im, const char
     return true;
 }
 
-static ipt_status save_jpeg(sink *s, const char *path, const ipt_image *im, const char *text, const char *json)
+static ipt_status save_jpeg(sink *s, const char *path, const ipt_image *im, const char *text,
+                            const char *json)
 {
     ipt_status status = IPT_OK;
     jpeg_job *j = ipt_calloc(s->ctx, 1, sizeof *j);
@@ -280,8 +298,9 @@ static ipt_status save_jpeg(sink *s, const char *path, const ipt_image *im, cons
     j->dest.term_destination = jpeg_put_end;
     j->out.ctx = s->ctx;
     if (im->w > JPEG_MAX_DIMENSION || im->h > JPEG_MAX_DIMENSION)
-        status = ipt_fail(s->ctx, IPT_ERR_OUTPUT, "%s: cannot write: a JPEG side is at most %ld pixels", path,
-                          JPEG_MAX_DIMENSION);
+        status =
+            ipt_fail(s->ctx, IPT_ERR_OUTPUT, "%s: cannot write: a JPEG side is at most %ld pixels",
+                     path, JPEG_MAX_DIMENSION);
     else if (text && !put_exif(s, text))
         status = IPT_ERR_NOMEM;
     else if (!jpeg_encode(j, s, im, json))
@@ -294,13 +313,15 @@ static ipt_status save_jpeg(sink *s, const char *path, const ipt_image *im, cons
     return status;
 }
 
-ipt_status ipt_image_save(ipt_ctx *ctx, const char *path, const ipt_image *im, const char *text, const char *json)
+ipt_status ipt_image_save(ipt_ctx *ctx, const char *path, const ipt_image *im, const char *text,
+                          const char *json)
 {
     const char *dot = strrchr(path, '.');
     bool is_png = dot && strcasecmp(dot, ".png") == 0;
     bool is_jpeg = dot && (strcasecmp(dot, ".jpg") == 0 || strcasecmp(dot, ".jpeg") == 0);
     if (!is_png && !is_jpeg)
-        return ipt_fail(ctx, IPT_ERR_ARG, "%s: the name of a picture ends in .png, .jpg or .jpeg", path);
+        return ipt_fail(ctx, IPT_ERR_ARG, "%s: the name of a picture ends in .png, .jpg or .jpeg",
+                        path);
     if (!im->rgb || im->w < 1 || im->h < 1)
         return ipt_fail(ctx, IPT_ERR_ARG, "%s: an empty picture", path);
     sink *s = ipt_calloc(ctx, 1, sizeof *s);

@@ -1,4 +1,4 @@
-/* engine/image_stb.c - the only file that compiles stb_image, with the formats impasto.h names.  The
+/* engine/image_stb.c - the only file that compiles stb_image, with the formats impasto.h names. The
  * header is a system include, so that the house's warnings stay out of it. */
 #include "engine/image_internal.h"
 

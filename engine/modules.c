@@ -1,5 +1,5 @@
-/* engine/modules.c - see modules.h.  A graph is built without a device and asked for its weights, so
- * that there is no second list of names to keep in step with the models. */
+/* engine/modules.c - see modules.h.  A graph is built without a device and asked for its weights,
+ * so that there is no second list of names to keep in step with the models. */
 #include "engine/modules.h"
 
 #include <string.h>
@@ -80,7 +80,8 @@ static size_t module_length(const ipt_want *w)
     static const char end[] = ".weight";
     static const char *const tables[] = {"token_embedding", "position_embedding"};
     size_t n = strlen(w->name);
-    if (w->shape.rank < 2 || n <= sizeof end - 1 || strcmp(w->name + n - (sizeof end - 1), end) != 0)
+    if (w->shape.rank < 2 || n <= sizeof end - 1 ||
+        strcmp(w->name + n - (sizeof end - 1), end) != 0)
         return 0;
     n -= sizeof end - 1;
     for (size_t i = 0; i < IPT_COUNT(tables); i++) {

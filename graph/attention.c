@@ -109,14 +109,6 @@ double ipt_attn_log_sum(const ipt_attn_ref *g, const double *q, const double *k,
     return top + log(sum);
 }
 
-uint32_t ipt_attn_bind(const ipt_launch *l, ipt_dispatch *d, ipt_bind_kind kind, ipt_src src,
-                       int index, bool write, uint64_t first, uint64_t count, uint64_t elt)
-{
-    uint64_t off = first * elt / l->dev->align * l->dev->align;
-    ipt_launch_bind_range(d, kind, src, index, write, off, (first + count) * elt - off);
-    return (uint32_t)(off / elt);
-}
-
 uint32_t ipt_attn_below(const ipt_launch *l, uint64_t first, uint64_t elt)
 {
     return (uint32_t)(first * elt / l->dev->align * l->dev->align / elt);
@@ -174,8 +166,7 @@ static void bind_matrix(const ipt_attn_geo *g, ipt_launch *l, ipt_dispatch *d,
     if (m->batch == 0)
         ipt_launch_bind(d, IPT_BIND_SSBO, m->src, m->index, write);
     else
-        ipt_attn_bind(l, d, IPT_BIND_SSBO, m->src, m->index, write, first, last * m->batch - first,
-                      g->elt);
+        ipt_launch_bind_part(l, d, &(ipt_bind){IPT_BIND_SSBO, m->src, (uint8_t)(m->index), write, first * g->elt, (last * m->batch - first) * g->elt});
 }
 
 void ipt_attn_mm(const ipt_attn_geo *g, ipt_launch *l, const char *name, const ipt_attn_pairs *p,

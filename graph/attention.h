@@ -54,11 +54,7 @@ double ipt_attn_log_sum(const ipt_attn_ref *g, const double *q, const double *k,
                         size_t i);
 
 /* --- dispatches ------------------------------------------------------------------------------ */
-/* Binds elements first .. first + count, from the last aligned byte before them; returns the
- * element where the binding starts. */
-uint32_t ipt_attn_bind(const ipt_launch *l, ipt_dispatch *d, ipt_bind_kind kind, ipt_src src,
-                       int index, bool write, uint64_t first, uint64_t count, uint64_t elt);
-/* The element at which such a binding starts. */
+/* The element at which an ipt_launch_bind_part from element `first` starts. */
 uint32_t ipt_attn_below(const ipt_launch *l, uint64_t first, uint64_t elt);
 /* Sets the grid; d may be NULL. */
 void ipt_attn_groups(ipt_dispatch *d, uint32_t x, uint32_t y, uint32_t z);

@@ -41,6 +41,13 @@ void ipt_launch_bind(ipt_dispatch *d, ipt_bind_kind kind, ipt_src src, int index
     ipt_launch_bind_range(d, kind, src, index, write, 0, 0);
 }
 
+void ipt_launch_bind_part(const ipt_launch *l, ipt_dispatch *d, const ipt_bind *part)
+{
+    uint64_t off = part->off / l->dev->align * l->dev->align;
+    ipt_launch_bind_range(d, part->kind, part->src, part->index, part->write, off,
+                          part->off + part->bytes - off);
+}
+
 void ipt_launch_spec(ipt_dispatch *d, uint32_t value)
 {
     if (d && d->k.n_spec < IPT_MAX_SPEC)

@@ -93,6 +93,9 @@ void ipt_launch_bind(ipt_dispatch *d, ipt_bind_kind kind, ipt_src src, int index
 /* Same with a byte range of the tensor. */
 void ipt_launch_bind_range(ipt_dispatch *d, ipt_bind_kind kind, ipt_src src, int index, bool write,
                            uint64_t off, uint64_t bytes);
+/* The same with any off: the binding starts at the last aligned byte at or before it; the shader is
+ * told by how much. */
+void ipt_launch_bind_part(const ipt_launch *l, ipt_dispatch *d, const ipt_bind *part);
 void ipt_launch_spec(ipt_dispatch *d, uint32_t value); /* next specialisation constant */
 int ipt_launch_scratch(ipt_launch *l, uint64_t bytes); /* returns its number */
 /* n work items in workgroups of `wg`: groups x and y so that neither passes the device limit; the

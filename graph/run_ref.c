@@ -91,9 +91,9 @@ ipt_status ipt_host_exec(ipt_plan *p, uint32_t segment)
             in[k] = n->in[k] ? p->host->value[n->in[k]] : NULL;
         for (int k = 0; k < n->n_out; k++)
             out[k] = p->host->value[n->out[k]];
-        if (def->view)
+        if (def->view && in[0] && out[0])
             memcpy(out[0], in[0], count_of(p, n->out[0]) * sizeof(double));
-        else
+        else if (!def->view)
             def->ref(n, in, out);
     }
     return IPT_OK;

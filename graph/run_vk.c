@@ -119,7 +119,7 @@ static ipt_status record_dispatch(recorder *r, const ipt_planned_node *pn, const
 {
     ipt_plan *p = r->p;
     ipt_binding b[IPT_MAX_BIND];
-    span spans[IPT_MAX_BIND];
+    span spans[IPT_MAX_BIND] = {0};
     size_t n_span = 0;
     ipt_kernel *kernel = NULL;
     bool wait = false;
@@ -377,7 +377,7 @@ static double nmse(const double *ref, const double *got, size_t n)
     for (size_t i = 0; i < n; i++) {
         double e = got[i] - ref[i];
         if (!(isfinite(got[i])) && isfinite(ref[i]))
-            return INFINITY;
+            return (double)INFINITY;
         err += e * e;
         sum += ref[i] * ref[i];
     }

@@ -1,5 +1,5 @@
-/* tests/test_cli.c - the program from outside: exit codes, one-line messages, JSON, help, signals, bad
- * input of every kind.  Runs IPT_PROGRAM by fork and exec in a folder of its own. */
+/* tests/test_cli.c - the program from outside: exit codes, one-line messages, JSON, help, signals,
+ * bad input of every kind.  Runs IPT_PROGRAM by fork and exec in a folder of its own. */
 #include "tests/support.h"
 
 #include <errno.h>
@@ -90,15 +90,20 @@ static void done(result *r)
     ipt_free(r->err);
 }
 
-static result run_args(const place *p, const char *const *args) { return finish(p, start(p, args, false)); }
+static result run_args(const place *p, const char *const *args)
+{
+    return finish(p, start(p, args, false));
+}
 #define RUN(p, ...) run_args(p, (const char *const[]){__VA_ARGS__, NULL})
 
 /* Fails unless the run ended with rc and said one line "impasto: ..." that holds `text`. */
 static void expect_line(result *r, int rc, const char *text, const char *what)
 {
     const char *end = strchr(r->err, '\n');
-    if (r->rc != rc || strncmp(r->err, "impasto: ", 9) != 0 || !end || end[1] != 0 || !strstr(r->err, text))
-        fail_msg("%s: exit %d, expected %d and one line with '%s'; said: %s", what, r->rc, rc, text, r->err);
+    if (r->rc != rc || strncmp(r->err, "impasto: ", 9) != 0 || !end || end[1] != 0 ||
+        !strstr(r->err, text))
+        fail_msg("%s: exit %d, expected %d and one line with '%s'; said: %s", what, r->rc, rc, text,
+                 r->err);
     done(r);
 }
 
@@ -139,7 +144,8 @@ static int tear_down(void **state)
     return 0;
 }
 
-/* --- usage -------------------------------------------------------------------------------------------- */
+/* --- usage
+ * -------------------------------------------------------------------------------------------- */
 static void test_usage_errors(void **state)
 {
     static const struct {
@@ -213,8 +219,9 @@ static void test_usage_errors(void **state)
 
 static void test_help(void **state)
 {
-    static const char *const commands[][3] = {{"generate"},         {"devices"},  {"model", "inspect"},
-                                              {"lora", "inspect"}, {"tokenize"}, {"bench"}};
+    static const char *const commands[][3] = {{"generate"},         {"devices"},
+                                              {"model", "inspect"}, {"lora", "inspect"},
+                                              {"tokenize"},         {"bench"}};
     place *p = *state;
     for (size_t i = 0; i < IPT_COUNT(commands); i++) {
         bool two = commands[i][1] != NULL;
@@ -246,12 +253,15 @@ static void test_help(void **state)
     done(&r);
 }
 
-/* --- devices -------------------------------------------------------------------------------------------- */
+/* --- devices
+ * -------------------------------------------------------------------------------------------- */
 static void test_no_device(void **state)
 {
     place *p = *state;
-    static const char *const runs[][8] = {
-        {"devices"}, {"devices", "--json"}, {"generate", "-p", "x", "-o", "n.png"}, {"bench", "gemm"}};
+    static const char *const runs[][8] = {{"devices"},
+                                          {"devices", "--json"},
+                                          {"generate", "-p", "x", "-o", "n.png"},
+                                          {"bench", "gemm"}};
     for (size_t i = 0; i < IPT_COUNT(runs); i++) {
         result r = finish(p, start(p, runs[i], true));
         expect_line(&r, 69, "Vulkan", runs[i][0]);
@@ -274,7 +284,9 @@ static void test_devices(void **state)
     expect_line(&r, 69, "no such device", "device by name");
 }
 
-/* --- output ------------------------------------------------------------------------------------------------ */
+/* --- output
+ * ------------------------------------------------------------------------------------------------
+ */
 static void test_output(void **state)
 {
     place *p = *state;
@@ -293,7 +305,8 @@ static void test_output(void **state)
     assert_false(ipt_is_file(in(p, path, "a.png")));
 }
 
-/* --- bad input ---------------------------------------------------------------------------------------------- */
+/* --- bad input
+ * ---------------------------------------------------------------------------------------------- */
 enum {
     TRUNCATED,
     HUGE_HEADER,
@@ -307,8 +320,9 @@ enum {
     PNG_CUT,
     N_BAD
 };
-static const char *const bad_name[N_BAD] = {"truncated", "huge-header", "overlap", "nan",   "wrong-shape",
-                                            "pickle",    "zip",         "text",    "empty", "png-cut"};
+static const char *const bad_name[N_BAD] = {"truncated",   "huge-header", "overlap", "nan",
+                                            "wrong-shape", "pickle",      "zip",     "text",
+                                            "empty",       "png-cut"};
 
 static void write_text(const place *p, const char *name, const void *data, size_t n)
 {
@@ -332,7 +346,8 @@ static void write_spoilt(const place *p, const char *name, const char *from, boo
         values[i] = calloc(count, sizeof **values);
         assert_non_null(values[i]);
         ipt_st_to_f32(t, 0, t->count, values[i]);
-        w[i] = (ipt_st_write){.name = t->name, .dtype = IPT_ST_F32, .rank = t->rank, .data = values[i]};
+        w[i] = (ipt_st_write){
+            .name = t->name, .dtype = IPT_ST_F32, .rank = t->rank, .data = values[i]};
         memcpy(w[i].dim, t->dim, sizeof t->dim);
         if (nan && t->count > 0)
             memset(values[i] + t->count / 2, 0xff, sizeof **values);
@@ -345,7 +360,8 @@ static void write_spoilt(const place *p, const char *name, const char *from, boo
     size_t n_meta = 0;
     for (void *it = json_object_iter((json_t *)(uintptr_t)meta); it && n_meta < 64;
          it = json_object_iter_next((json_t *)(uintptr_t)meta, it))
-        m[n_meta++] = (ipt_st_meta){json_object_iter_key(it), json_string_value(json_object_iter_value(it))};
+        m[n_meta++] =
+            (ipt_st_meta){json_object_iter_key(it), json_string_value(json_object_iter_value(it))};
     assert_ok(p->ctx, ipt_safetensors_write(p->ctx, in(p, path, name), w, n, m, n_meta));
     for (size_t i = 0; i < n; i++)
         free(values[i]);
@@ -354,7 +370,8 @@ static void write_spoilt(const place *p, const char *name, const char *from, boo
     ipt_safetensors_close(&st);
 }
 
-static void write_header(const place *p, const char *name, const char *json, uint64_t said, size_t data)
+static void write_header(const place *p, const char *name, const char *json, uint64_t said,
+                         size_t data)
 {
     uint8_t buf[1024] = {0};
     size_t n = strlen(json);
@@ -367,9 +384,11 @@ static void write_header(const place *p, const char *name, const char *json, uin
 /* Every kind of bad file made from a good one; names "<prefix>-<kind>". */
 static void make_bad(const place *p, const char *prefix, const char *good)
 {
-    static const char overlap[] = "{\"a\":{\"dtype\":\"F32\",\"shape\":[4],\"data_offsets\":[0,16]},"
-                                  "\"b\":{\"dtype\":\"F32\",\"shape\":[4],\"data_offsets\":[8,24]}}";
-    static const uint8_t png[] = {0x89, 'P', 'N', 'G', 13, 10, 26, 10, 0, 0, 0, 13, 'I', 'H', 'D', 'R', 0, 0, 0, 1};
+    static const char overlap[] =
+        "{\"a\":{\"dtype\":\"F32\",\"shape\":[4],\"data_offsets\":[0,16]},"
+        "\"b\":{\"dtype\":\"F32\",\"shape\":[4],\"data_offsets\":[8,24]}}";
+    static const uint8_t png[] = {0x89, 'P', 'N', 'G', 13,  10,  26, 10, 0, 0,
+                                  0,    13,  'I', 'H', 'D', 'R', 0,  0,  0, 1};
     char name[N_BAD][64], *data = NULL;
     size_t n = 0;
     for (int i = 0; i < N_BAD; i++)
@@ -406,7 +425,8 @@ static void test_bad_checkpoint(void **state)
     for (int i = 0; i < N_BAD; i++) {
         char name[64], twice[128];
         ipt_name(name, sizeof name, "model-%s", bad_name[i]);
-        const char *generate[] = {"generate", "-q", "-m", name, "-p", "x", "--steps", "1", "-o", "bad.png", NULL};
+        const char *generate[] = {"generate", "-q", "-m", name,      "-p", "x",
+                                  "--steps",  "1",  "-o", "bad.png", NULL};
         expect_bad(p, generate, name);
         const char *inspect[] = {"model", "inspect", name, NULL};
         if (i != HAS_NAN && i != WRONG_SHAPE)
@@ -430,10 +450,10 @@ static void test_bad_vae(void **state)
     for (int i = 0; i < N_BAD; i++) {
         char name[64];
         ipt_name(name, sizeof name, "vae-%s", bad_name[i]);
-        const char *args[] = {"generate", "-q",  "-m", IPT_TEST_DATA "/models/sd1",
-                              "--vae",    name,  "-p", "x",
-                              "--steps",  "1",   "-W", "64",
-                              "-H",       "64",  "-o", "bad.png",
+        const char *args[] = {"generate", "-q", "-m", IPT_TEST_DATA "/models/sd1",
+                              "--vae",    name, "-p", "x",
+                              "--steps",  "1",  "-W", "64",
+                              "-H",       "64", "-o", "bad.png",
                               NULL};
         expect_bad(p, args, name);
     }
@@ -448,8 +468,11 @@ static void test_bad_lora(void **state)
     for (int i = 0; i < N_BAD; i++) {
         char name[64];
         ipt_name(name, sizeof name, "lora-%s", bad_name[i]);
-        const char *generate[] = {"generate", "-q", "-m", IPT_TEST_DATA "/models/sd1", "--lora", name, "-p", "x",
-                                  "--steps",  "1",  "-W", "64", "-H", "64", "-o", "bad.png", NULL};
+        const char *generate[] = {"generate", "-q", "-m", IPT_TEST_DATA "/models/sd1",
+                                  "--lora",   name, "-p", "x",
+                                  "--steps",  "1",  "-W", "64",
+                                  "-H",       "64", "-o", "bad.png",
+                                  NULL};
         expect_bad(p, generate, name);
         const char *inspect[] = {"lora", "inspect", name, "-m", IPT_TEST_DATA "/models/sd1", NULL};
         expect_bad(p, inspect, name);
@@ -465,12 +488,15 @@ static void test_bad_image(void **state)
     for (int i = 0; i < N_BAD; i++) {
         char name[64];
         ipt_name(name, sizeof name, "image-%s", bad_name[i]);
-        const char *args[] = {"generate", "-q", "--init", name, "-p", "x", "--steps", "1", "-o", "bad.png", NULL};
+        const char *args[] = {"generate", "-q", "--init", name,      "-p", "x",
+                              "--steps",  "1",  "-o",     "bad.png", NULL};
         expect_bad(p, args, name);
     }
 }
 
-/* --- good input ------------------------------------------------------------------------------------------------ */
+/* --- good input
+ * ------------------------------------------------------------------------------------------------
+ */
 static const char *const sd1 = IPT_TEST_DATA "/models/sd1";
 
 static void test_inspect(void **state)
@@ -481,10 +507,12 @@ static void test_inspect(void **state)
     assert_int_equal(r.rc, 0);
     assert_string_equal(ipt_json_str(o, "architecture", ""), "sd1");
     assert_int_equal(json_object_size(parts), 3);
-    assert_int_equal(json_array_size(json_object_get(json_object_get(parts, "unet"), "missing")), 0);
+    assert_int_equal(json_array_size(json_object_get(json_object_get(parts, "unet"), "missing")),
+                     0);
     json_decref(o);
     done(&r);
-    r = RUN(p, "lora", "inspect", IPT_TEST_DATA "/golden_lora_kohya.safetensors", "-m", sd1, "--json");
+    r = RUN(p, "lora", "inspect", IPT_TEST_DATA "/golden_lora_kohya.safetensors", "-m", sd1,
+            "--json");
     o = json_loads(r.out, 0, NULL);
     assert_int_equal(r.rc, 0);
     assert_string_equal(ipt_json_str(o, "family", ""), "kohya");
@@ -504,15 +532,17 @@ static void test_tokenize(void **state)
 {
     place *p = *state;
     write_text(p, "lines.txt", "a cat\r\n\nlast", 12);
-    result r = RUN(p, "tokenize", "-m", IPT_TEST_DATA "/model_sd1_single_f16.safetensors", "--file", "lines.txt",
-                   "--json");
-    json_t *o = json_loads(r.out, 0, NULL), *lines = json_object_get(o, "lines"), *first = json_array_get(lines, 0);
+    result r = RUN(p, "tokenize", "-m", IPT_TEST_DATA "/model_sd1_single_f16.safetensors", "--file",
+                   "lines.txt", "--json");
+    json_t *o = json_loads(r.out, 0, NULL), *lines = json_object_get(o, "lines"),
+           *first = json_array_get(lines, 0);
     static const int ids[] = {49406, 320, 2368, 49407}; /* openai/CLIP: "a cat" */
     assert_int_equal(r.rc, 0);
     assert_int_equal(json_array_size(lines), 3);
     assert_int_equal(ipt_json_int(first, "count", 0), 4);
     for (size_t i = 0; i < IPT_COUNT(ids); i++)
-        assert_int_equal(json_integer_value(json_array_get(json_object_get(first, "ids"), i)), ids[i]);
+        assert_int_equal(json_integer_value(json_array_get(json_object_get(first, "ids"), i)),
+                         ids[i]);
     assert_int_equal(ipt_json_int(json_array_get(lines, 1), "count", 0), 2);
     json_decref(o);
     done(&r);
@@ -522,17 +552,17 @@ static void test_tokenize(void **state)
 
 static void test_generate(void **state)
 {
-    static const char *const keys[] = {"model",     "seed",        "files",           "width",
-                                       "height",    "steps",       "ms",              "ms_per_step",
-                                       "unet_rows", "peak_host_mib", "peak_device_mib", "device",
-                                       "adapters",  "compose"};
+    static const char *const keys[] = {
+        "model",           "seed",   "files",       "width",     "height",
+        "steps",           "ms",     "ms_per_step", "unet_rows", "peak_host_mib",
+        "peak_device_mib", "device", "adapters",    "compose"};
     place *p = *state;
     char path[PATH_MAX];
     if (!p->has_device)
         skip();
-    result r = RUN(p, "generate", "-m", sd1, "-p", "a cat", "--steps", "2", "-W", "64", "-H", "64", "--seed", "5",
-                   "--count", "2", "-o", "g.png", "--sheet", "s.jpg", "--json", "-q", "--lora",
-                   IPT_TEST_DATA "/golden_lora_kohya.safetensors:0.5:0@sks");
+    result r = RUN(p, "generate", "-m", sd1, "-p", "a cat", "--steps", "2", "-W", "64", "-H", "64",
+                   "--seed", "5", "--count", "2", "-o", "g.png", "--sheet", "s.jpg", "--json", "-q",
+                   "--lora", IPT_TEST_DATA "/golden_lora_kohya.safetensors:0.5:0@sks");
     json_t *o = json_loads(r.out, 0, NULL);
     if (r.rc != 0)
         fail_msg("exit %d: %s", r.rc, r.err);
@@ -549,9 +579,12 @@ static void test_generate(void **state)
     assert_true(ipt_is_file(in(p, path, "g-2.png")));
     assert_true(ipt_is_file(in(p, path, "s.jpg")));
     assert_false(ipt_is_file(in(p, path, "g.png")));
-    r = RUN(p, "generate", "-m", sd1, "-p", "a cat", "--steps", "2", "-W", "64", "-H", "64", "-o", "plain.jpg",
-            "--init", "g-1.png", "--strength", "0.6");
-    assert_int_equal(r.rc, 0);
+    r = RUN(p, "generate", "-m", sd1, "-p", "a cat", "--steps", "2", "-W", "64", "-H", "64", "-o",
+            "plain.jpg", "--init", "g-1.png", "--strength", "0.6", "--compose", "switch", "--lora",
+            IPT_TEST_DATA
+            "/golden_lora_kohya.safetensors:0.5,start=0.0,end=0.5,blocks=down:1/mid:0/up:0.5@sks");
+    if (r.rc != 0)
+        fail_msg("exit %d: %s", r.rc, r.err);
     assert_string_equal(r.out, "plain.jpg\n");
     assert_non_null(strstr(r.err, "sampling"));
     assert_null(strchr(r.err, '\r'));
@@ -567,9 +600,12 @@ static void test_signals(void **state)
     if (!p->has_device)
         skip();
     for (size_t i = 0; i < IPT_COUNT(signals); i++) {
-        static const char *const args[] = {"generate", "-m",  IPT_TEST_DATA "/models/sd1", "-p", "x", "--steps",
-                                           "900",      "-W",  "64",  "-H", "64",  "--sampler", "ddim", "-o",
-                                           "sig.png",  NULL};
+        static const char *const args[] = {"generate", "-m", IPT_TEST_DATA "/models/sd1",
+                                           "-p",       "x",  "--steps",
+                                           "900",      "-W", "64",
+                                           "-H",       "64", "--sampler",
+                                           "ddim",     "-o", "sig.png",
+                                           NULL};
         pid_t pid = start(p, args, false);
         for (int t = 0; t < 600; t++) { /* until it samples */
             char *err = NULL;
@@ -585,7 +621,8 @@ static void test_signals(void **state)
         kill(pid, signals[i]);
         result r = finish(p, pid);
         assert_int_equal(r.rc, codes[i]);
-        assert_non_null(strstr(r.err, signals[i] == SIGINT ? "impasto: interrupted\n" : "impasto: terminated\n"));
+        assert_non_null(strstr(r.err, signals[i] == SIGINT ? "impasto: interrupted\n"
+                                                           : "impasto: terminated\n"));
         done(&r);
         assert_false(ipt_is_file(in(p, path, "sig.png")));
     }
@@ -594,10 +631,12 @@ static void test_signals(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_usage_errors),   cmocka_unit_test(test_help),     cmocka_unit_test(test_no_device),
-        cmocka_unit_test(test_devices),        cmocka_unit_test(test_output),   cmocka_unit_test(test_bad_checkpoint),
-        cmocka_unit_test(test_bad_vae),        cmocka_unit_test(test_bad_lora), cmocka_unit_test(test_bad_image),
-        cmocka_unit_test(test_inspect),        cmocka_unit_test(test_tokenize), cmocka_unit_test(test_generate),
+        cmocka_unit_test(test_usage_errors), cmocka_unit_test(test_help),
+        cmocka_unit_test(test_no_device),    cmocka_unit_test(test_devices),
+        cmocka_unit_test(test_output),       cmocka_unit_test(test_bad_checkpoint),
+        cmocka_unit_test(test_bad_vae),      cmocka_unit_test(test_bad_lora),
+        cmocka_unit_test(test_bad_image),    cmocka_unit_test(test_inspect),
+        cmocka_unit_test(test_tokenize),     cmocka_unit_test(test_generate),
         cmocka_unit_test(test_signals),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);

@@ -1,5 +1,5 @@
-/* tests/test_image.c - pictures in and out: round trips, metadata as other programs read it, damaged
- * files. */
+/* tests/test_image.c - pictures in and out: round trips, metadata as other programs read it,
+ * damaged files. */
 #include "tests/support.h"
 
 #include <stdio.h>
@@ -12,10 +12,10 @@
 
 /* A 3 x 2 picture: BMP, 24 bits, bottom row first, rows padded to 4 bytes. */
 static const uint8_t bmp[] = {
-    'B', 'M', 78, 0, 0, 0, 0, 0, 0, 0, 54, 0, 0, 0, 40, 0, 0, 0, 3, 0, 0, 0, 2, 0, 0, 0, 1, 0, 24, 0,
-    0, 0, 0, 0, 24, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
-    0, 0, 255, 0, 255, 0, 255, 0, 0, 0, 0, 0, /* red, green, blue */
-    9, 8, 7, 6, 5, 4, 3, 2, 1, 0, 0, 0};
+    'B', 'M', 78, 0, 0, 0,  0, 0, 0, 0, 54,  0,  0,   0, 40,  0, 0, 0, 3, 0, 0, 0, 2,
+    0,   0,   0,  1, 0, 24, 0, 0, 0, 0, 0,   24, 0,   0, 0,   0, 0, 0, 0, 0, 0, 0, 0,
+    0,   0,   0,  0, 0, 0,  0, 0, 0, 0, 255, 0,  255, 0, 255, 0, 0, 0, 0, 0, /* red, green, blue */
+    9,   8,   7,  6, 5, 4,  3, 2, 1, 0, 0,   0};
 
 /* A folder of its own for each test; removed by the test. */
 static void temp_name(char *buf, size_t n, const char *name)
@@ -57,7 +57,8 @@ static void test_pnm_and_tga(void **state)
 {
     (void)state;
     static const char ppm[] = "P6 # comment\n2 1\n255\nabcdef", pgm[] = "P5\n2 1\n255\nxy";
-    static const uint8_t tga[] = {0, 0, 10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 3, 0, 1, 0, 24, 0x20, 0x82, 1, 2, 3};
+    static const uint8_t tga[] = {0, 0, 10, 0, 0, 0,  0,    0,    0, 0, 0,
+                                  0, 3, 0,  1, 0, 24, 0x20, 0x82, 1, 2, 3};
     ipt_ctx *ctx = test_ctx();
     ipt_image im = {0};
     assert_ok(ctx, ipt_image_load_memory(ctx, "a.ppm", ppm, sizeof ppm - 1, &im));
@@ -92,7 +93,8 @@ static bool contains(const char *data, size_t n, const void *what, size_t m)
 static void test_png(void **state)
 {
     (void)state;
-    static const char text[] = "a caf\xc3\xa9\nSteps: 20", json[] = "{\"prompt\":\"a caf\xc3\xa9\"}";
+    static const char text[] = "a caf\xc3\xa9\nSteps: 20",
+                      json[] = "{\"prompt\":\"a caf\xc3\xa9\"}";
     static const char latin[] = "tEXtparameters\0a caf\xe9\nSteps: 20";
     static const char other[] = "iTXtparameters\0\0\0\0\0\xe6\x97\xa5";
     char path[256];
@@ -123,14 +125,17 @@ static void test_png(void **state)
 static void test_jpeg(void **state)
 {
     (void)state;
-    static const uint8_t comment[] = {'U', 'N', 'I', 'C', 'O', 'D', 'E', 0,    0,    'a',
-                                      0xd8, 0x3d, 0xde, 0x00, 0, 'b'}; /* a, U+1F600, b */
+    static const uint8_t comment[] = {'U', 'N',  'I',  'C',  'O',  'D', 'E', 0, 0,
+                                      'a', 0xd8, 0x3d, 0xde, 0x00, 0,   'b'}; /* a, U+1F600, b */
     char path[256];
     size_t n = 0;
     ipt_ctx *ctx = test_ctx();
     ipt_image im = gradient(ctx, 40, 24), back = {0};
     temp_name(path, sizeof path, "a.jpg");
-    assert_ok(ctx, ipt_image_save(ctx, path, &im, "a\xf0\x9f\x98\x80" "b", "{}"));
+    assert_ok(ctx, ipt_image_save(ctx, path, &im,
+                                  "a\xf0\x9f\x98\x80"
+                                  "b",
+                                  "{}"));
     assert_ok(ctx, ipt_image_load(ctx, path, &back));
     assert_int_equal(back.w, 40);
     assert_int_equal(back.h, 24);
@@ -156,11 +161,13 @@ static void test_jpeg(void **state)
 static void test_orientation(void **state)
 {
     (void)state;
-    uint8_t j[] = {0xff, 0xd8, 0xff, 0xe1, 0, 34, 'E', 'x', 'i', 'f', 0, 0, 'M', 'M', 0, 42, 0, 0, 0, 8,
-                   0, 1, 0x01, 0x12, 0, 3, 0, 0, 0, 1, 0, 6, 0, 0, 0, 0, 0, 0,
-                   0xff, 0xc4, 0, 20, 0x00, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
-                   0xff, 0xc4, 0, 20, 0x10, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
-                   0xff, 0xda, 0, 8, 1, 1, 0, 0, 63, 0, 0x55, 0xff, 0, 0xff, 0xd9};
+    uint8_t j[] = {0xff, 0xd8, 0xff, 0xe1, 0,    34,   'E', 'x', 'i',  'f',  0,    0,    'M',  'M',
+                   0,    42,   0,    0,    0,    8,    0,   1,   0x01, 0x12, 0,    3,    0,    0,
+                   0,    1,    0,    6,    0,    0,    0,   0,   0,    0,    0xff, 0xc4, 0,    20,
+                   0x00, 1,    0,    0,    0,    0,    0,   0,   0,    0,    0,    0,    0,    0,
+                   0,    0,    0,    0,    0xff, 0xc4, 0,   20,  0x10, 1,    0,    0,    0,    0,
+                   0,    0,    0,    0,    0,    0,    0,   0,   0,    0,    0,    0,    0xff, 0xda,
+                   0,    8,    1,    1,    0,    0,    63,  0,   0x55, 0xff, 0,    0xff, 0xd9};
     assert_int_equal(ipt_image_orientation(j, sizeof j), 6);
     j[31] = 9;
     assert_int_equal(ipt_image_orientation(j, sizeof j), 1);
@@ -199,7 +206,8 @@ static void test_resize(void **state)
     ipt_ctx_destroy(&ctx);
 }
 
-/* Every cut of a whole file is refused with one line that names it, and nothing is left allocated. */
+/* Every cut of a whole file is refused with one line that names it, and nothing is left allocated.
+ */
 static void check_cuts(ipt_ctx *ctx, const char *name, const char *data, size_t n)
 {
     for (size_t cut = 0; cut < n; cut += cut < 200 ? 1 : 13) {
@@ -257,7 +265,8 @@ static void test_not_pictures(void **state)
     ipt_ctx *ctx = test_ctx();
     ipt_image im = {0};
     for (size_t i = 0; i < IPT_COUNT(cases); i++) {
-        assert_int_equal(ipt_image_load_memory(ctx, "x", cases[i].data, cases[i].n, &im), IPT_ERR_FORMAT);
+        assert_int_equal(ipt_image_load_memory(ctx, "x", cases[i].data, cases[i].n, &im),
+                         IPT_ERR_FORMAT);
         if (!strstr(ipt_last_error(ctx), cases[i].said))
             fail_msg("case %zu: '%s' lacks '%s'", i, ipt_last_error(ctx), cases[i].said);
     }
@@ -270,19 +279,23 @@ static void test_not_pictures(void **state)
 static void test_bomb(void **state)
 {
     (void)state;
-    static const uint8_t png[] = {0x89, 'P', 'N', 'G', 13, 10, 26, 10, 0, 0, 0, 13, 'I', 'H', 'D', 'R', 0, 0, 0x1f,
-                                  0xff, 0, 0, 0x1f, 0xff, 8, 2, 0, 0, 0, 0, 0, 0, 0, /* 8191 x 8191 */
-                                  0, 0, 0, 1, 'I', 'D', 'A', 'T', 0, 0, 0, 0, 0,
-                                  0, 0, 0, 0, 'I', 'E', 'N', 'D', 0xae, 0x42, 0x60, 0x82};
+    static const uint8_t png[] = {0x89, 'P', 'N', 'G', 13,  10,  26,   10,   0,   0,    0,    13,
+                                  'I',  'H', 'D', 'R', 0,   0,   0x1f, 0xff, 0,   0,    0x1f, 0xff,
+                                  8,    2,   0,   0,   0,   0,   0,    0,    0, /* 8191 x 8191 */
+                                  0,    0,   0,   1,   'I', 'D', 'A',  'T',  0,   0,    0,    0,
+                                  0,    0,   0,   0,   0,   'I', 'E',  'N',  'D', 0xae, 0x42, 0x60,
+                                  0x82};
     ipt_ctx *ctx = test_ctx();
     ipt_image im = {0};
     assert_int_equal(ipt_image_load_memory(ctx, "bomb.png", png, sizeof png, &im), IPT_ERR_FORMAT);
     assert_non_null(strstr(ipt_last_error(ctx), "CRC"));
     ipt_ctx_destroy(&ctx);
-    static const char wide[] = "BM\x36\0\0\0\0\0\0\0\x36\0\0\0\x28\0\0\0\xff\xff\0\0\xff\xff\0\0\1\0\x18\0\0\0\0\0"
-                               "\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
+    static const char wide[] =
+        "BM\x36\0\0\0\0\0\0\0\x36\0\0\0\x28\0\0\0\xff\xff\0\0\xff\xff\0\0\1\0\x18\0\0\0\0\0"
+        "\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
     ctx = test_ctx();
-    assert_int_equal(ipt_image_load_memory(ctx, "bomb.bmp", wide, sizeof wide, &im), IPT_ERR_FORMAT);
+    assert_int_equal(ipt_image_load_memory(ctx, "bomb.bmp", wide, sizeof wide, &im),
+                     IPT_ERR_FORMAT);
     assert_non_null(strstr(ipt_last_error(ctx), "expected at least"));
     ipt_ctx_destroy(&ctx);
 }
@@ -301,7 +314,8 @@ static void test_save_fails(void **state)
     ipt_ctx_destroy(&ctx);
 }
 
-/* Every allocation of a save and a load fails in turn: a status, no leak (ASan watches), no file. */
+/* Every allocation of a save and a load fails in turn: a status, no leak (ASan watches), no file.
+ */
 static void test_no_memory(void **state)
 {
     (void)state;
@@ -334,10 +348,12 @@ static void test_no_memory(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_bmp),          cmocka_unit_test(test_pnm_and_tga), cmocka_unit_test(test_png),
-        cmocka_unit_test(test_jpeg),         cmocka_unit_test(test_orientation), cmocka_unit_test(test_resize),
-        cmocka_unit_test(test_truncated),    cmocka_unit_test(test_not_pictures), cmocka_unit_test(test_bomb),
-        cmocka_unit_test(test_save_fails),   cmocka_unit_test(test_no_memory),
+        cmocka_unit_test(test_bmp),         cmocka_unit_test(test_pnm_and_tga),
+        cmocka_unit_test(test_png),         cmocka_unit_test(test_jpeg),
+        cmocka_unit_test(test_orientation), cmocka_unit_test(test_resize),
+        cmocka_unit_test(test_truncated),   cmocka_unit_test(test_not_pictures),
+        cmocka_unit_test(test_bomb),        cmocka_unit_test(test_save_fails),
+        cmocka_unit_test(test_no_memory),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -250,7 +250,7 @@ static double nmse(const float *ref, const float *got, size_t n)
     for (size_t i = 0; i < n; i++) {
         double e = (double)got[i] - (double)ref[i];
         if (!isfinite(got[i]))
-            return INFINITY;
+            return (double)INFINITY;
         err += e * e;
         sum += (double)ref[i] * (double)ref[i];
     }

@@ -1,7 +1,7 @@
 """Stage 6: trains text encoder and UNet jointly on the cached latents; writes unet.pt (resumable).
 
 The learning rate depends on the step alone: warm-up, constant, then a cosine to zero over the last
-30 %. The number of steps is read from control.json in the working folder when it is there, so that
+42 %. The number of steps is read from control.json in the working folder when it is there, so that
 a run can be lengthened or shortened before its decay begins.
 """
 import argparse
@@ -37,7 +37,7 @@ def build():
     return UNet2DConditionModel(**UNET_CONFIG), CLIPTextModel(CLIPTextConfig(**TEXT_CONFIG))
 
 
-def rate(step, steps, warm=200, tail=0.3):
+def rate(step, steps, warm=200, tail=0.42):
     up = min(1.0, (step + 1) / warm)
     left = max(0.0, (steps - step) / (tail * steps))
     return up * (1.0 if left >= 1.0 else 0.5 * (1 - math.cos(math.pi * left)))
