@@ -149,7 +149,7 @@ static ipt_val build_case(bench *b, ipt_graph *g, const op_case *k)
 {
     ipt_dtype t = b->act;
     if (strcmp(k->op, "gemm") == 0) /* a x c times c x b */
-        return ipt_linear(g, ipt_leaf(g, IPT_INPUT, "x", ipt_shape2(t, k->a, k->c)), "w", k->b,
+        return ipt_linear(g, ipt_leaf(g, IPT_INPUT, "x", ipt_shape2(t, k->a, k->c)), k->name, k->b,
                           false);
     if (strcmp(k->op, "attention") == 0) { /* a queries, b keys, width c */
         ipt_val q = ipt_leaf(g, IPT_INPUT, "x", ipt_shape3(t, 1, k->a, k->c));
@@ -164,7 +164,7 @@ static ipt_val build_case(bench *b, ipt_graph *g, const op_case *k)
     ipt_val x = ipt_leaf(g, IPT_INPUT, "x",
                          ipt_shape4(t, 1, k->a, k->b, k->c)); /* a x b pixels, c channels */
     if (strcmp(k->op, "conv") == 0)
-        return ipt_conv2d(g, x, "w", k->d,
+        return ipt_conv2d(g, x, k->name, k->d, /* its own weights: shapes differ */
                           (ipt_conv){.kernel = 3, .stride = 1, .pad_lo = 1, .pad_hi = 1});
     if (strcmp(k->op, "group_norm") == 0)
         return ipt_group_norm(g, x, "w", 32, 1e-5f, true);

@@ -71,6 +71,7 @@ struct ipt_plan {
     ipt_value *value;
     uint32_t n_value;
     uint32_t *place; /* value id -> slot + 1 */
+    ipt_shape *panel; /* value id -> logical shape of a PARAM kept as packed panels; rank 0: row-major */
     ipt_planned_node *node;
     uint32_t n_node, n_segment;
     ipt_slot *slot;

@@ -281,6 +281,11 @@ static ipt_status matmul_kernel(const ipt_node *n, ipt_launch *l)
     } else {
         IPT_TRY(ipt_gemm_left(l, n, 0, &g.a));
     }
+    if (n->in_is_panel[1]) { /* packed when it was written */
+        g.b = ipt_operand_in(1);
+        g.b_type = b->dtype;
+        return ipt_gemm_launch(l, &g);
+    }
     ipt_pack p = {.src = ipt_operand_in(1),
                   .type = b->dtype,
                   .src_bytes = ipt_shape_bytes(b),

@@ -9,7 +9,8 @@ static ipt_status copy_values(ipt_plan *p, const ipt_graph *g)
     p->n_value = g->n_value;
     p->value = ipt_arena_alloc(&p->arena, g->n_value * sizeof *p->value);
     p->place = ipt_arena_alloc(&p->arena, g->n_value * sizeof *p->place);
-    if (!p->value || !p->place)
+    p->panel = ipt_arena_alloc(&p->arena, g->n_value * sizeof *p->panel);
+    if (!p->value || !p->place || !p->panel)
         return IPT_ERR_NOMEM;
     memcpy(p->value, g->value, g->n_value * sizeof *p->value);
     for (uint32_t v = 1; v < p->n_value; v++)

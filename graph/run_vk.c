@@ -28,6 +28,68 @@ struct ipt_device_run {
     size_t n_row;
 };
 
+/* --- operands the host packs ------------------------------------------------------------------ */
+/* Logical weight shape of a right operand [K,N] or [k*k*I,O]; rank 0: the operator cannot take panels. */
+static ipt_shape panel_shape(const ipt_node *n, int operand)
+{
+    const ipt_shape *w = &n->in_shape[operand];
+    int32_t k = n->attr.conv.kernel;
+    if (operand == 1 && w->rank == 2 && n->op == IPT_OP_MATMUL && !n->attr.matmul.ta)
+        return ipt_shape2(w->dtype, w->dim[1], w->dim[0]);
+    if (operand == 1 && w->rank == 2 && n->op == IPT_OP_CONV2D)
+        return ipt_shape4(w->dtype, w->dim[1], k, k, w->dim[0] / (k * k));
+    return (ipt_shape){.rank = 0};
+}
+
+/* Adapter factors that are only ever right operands are packed once, when they are written, instead of
+ * at every run.  Factors with gradients have other readers and stay row-major. */
+static ipt_status choose_panels(ipt_plan *p)
+{
+    uint8_t *refused = ipt_calloc(p->ctx, p->n_value, 1);
+    if (!refused)
+        return IPT_ERR_NOMEM;
+    for (uint32_t i = 0; i < p->n_node; i++)
+        for (int k = 0; k < p->node[i].n.n_in; k++) {
+            uint32_t v = p->node[i].n.in[k];
+            const ipt_value *value = &p->value[v];
+            if (!v || value->node || value->role != IPT_PARAM)
+                continue;
+            ipt_shape s = panel_shape(&p->node[i].n, k);
+            if (s.rank == 0 || value->is_output || (p->panel[v].rank && !ipt_shape_same(&s, &p->panel[v])))
+                refused[v] = 1;
+            p->panel[v] = s;
+        }
+    for (uint32_t v = 1; v < p->n_value; v++) {
+        if (refused[v])
+            p->panel[v].rank = 0;
+        if (p->panel[v].rank)
+            p->slot[p->place[v] - 1].bytes = ipt_panel_bytes(&p->panel[v], p->panel[v].dtype);
+    }
+    for (uint32_t i = 0; i < p->n_node; i++)
+        for (int k = 0; k < p->node[i].n.n_in; k++)
+            if (p->panel[p->node[i].n.in[k]].rank)
+                p->node[i].n.in_is_panel[k] = true;
+    ipt_free(refused);
+    return IPT_OK;
+}
+
+static float get_f32(const void *data, size_t i) { return ((const float *)data)[i]; }
+
+static ipt_status write_panel(ipt_plan *p, uint32_t v, const void *src, uint64_t off)
+{
+    const ipt_shape *s = &p->panel[v];
+    size_t o = (size_t)s->dim[0], i = (size_t)s->dim[s->rank - 1], kw = s->rank == 4 ? (size_t)s->dim[2] : 1;
+    uint64_t bytes = ipt_panel_bytes(s, s->dtype);
+    void *packed = ipt_alloc(p->ctx, bytes);
+    if (!packed)
+        return IPT_ERR_NOMEM;
+    ipt_panel_src from = {.data = src, .get = get_f32, .so = 1, .si = o, .sx = i * o, .sy = kw * i * o};
+    ipt_panel_pack(s, &from, s->dtype, packed);
+    ipt_status status = ipt_buffer_write(p->gpu, p->dev->arena, off, packed, bytes);
+    ipt_free(packed);
+    return status;
+}
+
 /* --- creation -------------------------------------------------------------------------------- */
 static ipt_status bind_weights(ipt_plan *p, ipt_planned_node *pn)
 {
@@ -88,7 +150,7 @@ static ipt_status resolve(const ipt_plan *p, const ipt_planned_node *pn, const i
     } else {
         uint32_t v = b->src == IPT_SRC_IN ? pn->n.in[b->index] : pn->n.out[b->index];
         slot = p->place[v];
-        size = ipt_shape_bytes(&p->value[v].shape);
+        size = slot && p->panel[v].rank ? p->slot[slot - 1].bytes : ipt_shape_bytes(&p->value[v].shape);
     }
     if (!slot || b->off >= size || b->off + b->bytes > size)
         return ipt_fail(p->ctx, IPT_ERR_ARG, "%s: binding %d out of range", pn->n.name, b->index);
@@ -202,6 +264,8 @@ ipt_status ipt_device_create(ipt_plan *p)
     p->dev = ipt_arena_alloc(&p->arena, sizeof *p->dev);
     if (!p->dev)
         return IPT_ERR_NOMEM;
+    if (!p->opts.check) /* which reads operands back */
+        IPT_TRY(choose_panels(p));
     for (uint32_t i = 0; i < p->n_node; i++) {
         if (ipt_cancelled(p->ctx)) /* loading weights takes seconds */
             return ipt_fail(p->ctx, IPT_ERR_CANCELLED, "cancelled");
@@ -239,6 +303,8 @@ ipt_status ipt_device_write(ipt_plan *p, uint32_t v, const void *src)
     const ipt_shape *s = &p->value[v].shape;
     uint64_t off = p->slot[p->place[v] - 1].off;
     size_t n = ipt_shape_count(s);
+    if (p->panel[v].rank)
+        return write_panel(p, v, src, off);
     if (s->dtype != IPT_F16)
         return ipt_buffer_write(p->gpu, p->dev->arena, off, src, n * 4);
     uint16_t *half = ipt_calloc(p->ctx, n, 2);

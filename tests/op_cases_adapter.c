@@ -55,5 +55,9 @@ const op_case op_cases_adapter[] = {
     {"side_path/linear", side_linear, true, 0, 0, 0},
     {"side_path/conv", side_conv, true, 0, 0, 0},
     {"side_path/conv_up", side_conv_up, true, 0, 0, 0},
+    /* without gradients the factors are packed when written */
+    {"side_path/linear_packed", side_linear, false, 0, 0, 0},
+    {"side_path/conv_packed", side_conv, false, 0, 0, 0},
+    {"side_path/conv_up_packed", side_conv_up, false, 0, 0, 0},
     {NULL, NULL, false, 0, 0, 0},
 };

@@ -161,7 +161,8 @@ def main():
         for name in LORAS:
             if args.only in (None, name):
                 train(name, args.model, args)
-    before_after(args.model, args.sheet or os.path.join(MODELS, "loras", "before_after.png"))
+    if args.sheet or not args.only:
+        before_after(args.model, args.sheet or os.path.join(MODELS, "loras", "before_after.png"))
 
 
 if __name__ == "__main__":
