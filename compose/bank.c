@@ -1,5 +1,5 @@
-/* compose/bank.c - the loaded adapters of a request, stacked per module: columns of all adapters side by
- * side, a slot number for each column, padded to a multiple of four. */
+/* compose/bank.c - the loaded adapters of a request, stacked per module: columns of all adapters
+ * side by side, a slot number for each column, padded to a multiple of four. */
 #include "compose/compose.h"
 
 #include <stdlib.h>
@@ -8,8 +8,8 @@
 enum { RANK_ALIGN = 4 };
 
 typedef struct bank_site {
-    size_t module;  /* index into the module list */
-    uint16_t rank;  /* padded */
+    size_t module; /* index into the module list */
+    uint16_t rank; /* padded */
 } bank_site;
 
 struct ipt_bank {
@@ -56,12 +56,14 @@ static ipt_status stack(ipt_bank *b, size_t n_modules, uint32_t *rank)
         if (!rank[m])
             continue;
         if (padded > UINT16_MAX)
-            return ipt_fail(b->ctx, IPT_ERR_ARG, "%s: the adapters' ranks add up to %u, at most 65532",
+            return ipt_fail(b->ctx, IPT_ERR_ARG,
+                            "%s: the adapters' ranks add up to %u, at most 65532",
                             b->modules[m].name, padded);
         size_t k = b->n_site[c]++;
         b->from[c][k] = (bank_site){m, (uint16_t)padded};
-        b->site[c][k] = (ipt_adapter_site){b->modules[m].name, (uint16_t)padded,
-                                           c == IPT_COMP_UNET ? row_of(b->modules[m].name) : (uint16_t)0};
+        b->site[c][k] =
+            (ipt_adapter_site){b->modules[m].name, (uint16_t)padded,
+                               c == IPT_COMP_UNET ? row_of(b->modules[m].name) : (uint16_t)0};
     }
     return IPT_OK;
 }
@@ -70,7 +72,8 @@ ipt_status ipt_bank_create(ipt_ctx *ctx, const ipt_module *modules, size_t n_mod
                            ipt_adapter_file *const *file, size_t n_file, ipt_bank **out)
 {
     if (n_file > IPT_MAX_SLOT)
-        return ipt_fail(ctx, IPT_ERR_ARG, "%zu adapters given, at most %d at once", n_file, IPT_MAX_SLOT);
+        return ipt_fail(ctx, IPT_ERR_ARG, "%zu adapters given, at most %d at once", n_file,
+                        IPT_MAX_SLOT);
     ipt_bank *b = ipt_alloc(ctx, sizeof *b);
     uint32_t *rank = ipt_calloc(ctx, n_modules + 1, sizeof *rank);
     ipt_status status = b && rank ? IPT_OK : IPT_ERR_NOMEM;
@@ -117,7 +120,8 @@ bool ipt_bank_same_layout(const ipt_bank *a, const ipt_bank *b, int comp)
     if (na != nb || (na > 0 && ipt_bank_n_slot(a) != ipt_bank_n_slot(b)))
         return false;
     for (size_t i = 0; i < na; i++)
-        if (strcmp(sa[i].site, sb[i].site) != 0 || sa[i].n_rank != sb[i].n_rank || sa[i].row != sb[i].row)
+        if (strcmp(sa[i].site, sb[i].site) != 0 || sa[i].n_rank != sb[i].n_rank ||
+            sa[i].row != sb[i].row)
             return false;
     return true;
 }
@@ -126,7 +130,8 @@ bool ipt_bank_same_layout(const ipt_bank *a, const ipt_bank *b, int comp)
 static ipt_status write_site(const ipt_bank *b, const bank_site *s, ipt_plan *p, uint64_t *uploaded)
 {
     const ipt_module *m = &b->modules[s->module];
-    size_t k = (size_t)m->in * (size_t)m->kh * (size_t)m->kw, o = (size_t)m->out, r = s->rank, col = 0;
+    size_t k = (size_t)m->in * (size_t)m->kh * (size_t)m->kw, o = (size_t)m->out, r = s->rank,
+           col = 0;
     float *fa = ipt_calloc(b->ctx, k * r, sizeof *fa), *fb = ipt_calloc(b->ctx, r * o, sizeof *fb);
     int32_t *slot = ipt_calloc(b->ctx, r, sizeof *slot);
     ipt_status status = fa && fb && slot ? IPT_OK : IPT_ERR_NOMEM;
@@ -143,11 +148,14 @@ static ipt_status write_site(const ipt_bank *b, const bank_site *s, ipt_plan *p,
                 slot[col++] = (int32_t)f;
         }
     if (status == IPT_OK)
-        status = ipt_plan_write(p, ipt_name(name, sizeof name, "%s.lora_a", m->name), fa, k * r * 4);
+        status =
+            ipt_plan_write(p, ipt_name(name, sizeof name, "%s.lora_a", m->name), fa, k * r * 4);
     if (status == IPT_OK)
-        status = ipt_plan_write(p, ipt_name(name, sizeof name, "%s.lora_b", m->name), fb, r * o * 4);
+        status =
+            ipt_plan_write(p, ipt_name(name, sizeof name, "%s.lora_b", m->name), fb, r * o * 4);
     if (status == IPT_OK)
-        status = ipt_plan_write(p, ipt_name(name, sizeof name, "%s.lora_slot", m->name), slot, r * 4);
+        status =
+            ipt_plan_write(p, ipt_name(name, sizeof name, "%s.lora_slot", m->name), slot, r * 4);
     *uploaded += (k * r + r * o + r) * 4;
     ipt_free(fa);
     ipt_free(fb);
@@ -162,7 +170,7 @@ ipt_status ipt_bank_write(const ipt_bank *b, int comp, ipt_plan *p, uint64_t *up
     return IPT_OK;
 }
 
-/* --- block weights ------------------------------------------------------------------------------- */
+/* --- block weights ---------------------------------------------------------------------------- */
 ipt_status ipt_block_weights(ipt_ctx *ctx, const char *text, float row[IPT_GATE_ROWS])
 {
     for (int i = 0; i < IPT_GATE_ROWS; i++)
@@ -195,6 +203,7 @@ ipt_status ipt_block_weights(ipt_ctx *ctx, const char *text, float row[IPT_GATE_
     }
     if (!text || !*text)
         return IPT_OK;
-    return ipt_fail(ctx, IPT_ERR_ARG,
-                    "blocks=%s: expected parts like down:1, down.2:0.5, mid:0, up:0.5 joined by '/'", text);
+    return ipt_fail(
+        ctx, IPT_ERR_ARG,
+        "blocks=%s: expected parts like down:1, down.2:0.5, mid:0, up:0.5 joined by '/'", text);
 }

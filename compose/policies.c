@@ -1,5 +1,5 @@
-/* compose/policies.c - Merge, Switch and Composite: which worlds at a step, and how they are blended.
- * Source: Zhong et al. 2024 (arXiv 2402.16843), section 3; steps count from 0 here. */
+/* compose/policies.c - Merge, Switch and Composite: which worlds at a step, and how they are
+ * blended. Source: Zhong et al. 2024 (arXiv 2402.16843), section 3; steps count from 0 here. */
 #include "compose/compose.h"
 
 #include <stdlib.h>
@@ -22,7 +22,8 @@ const char *ipt_policy_names(void) { return "merge switch composite"; }
 
 const char *ipt_policy_option_help(void)
 {
-    return "  te=active|merged|none   adapters in the text encoder: of the row's world, all, none [active]\n"
+    return "  te=active|merged|none   adapters in the text encoder: of the row's world, all, none "
+           "[active]\n"
            "  tau=N                   switch: steps before the next adapter takes over [5]\n";
 }
 
@@ -37,7 +38,8 @@ static ipt_status read_option(ipt_policy *p, ipt_ctx *ctx, const char *opt)
                 p->te = (te_mode)i;
                 return IPT_OK;
             }
-        return ipt_fail(ctx, IPT_ERR_ARG, "compose option te=%s: expected active, merged or none", eq + 1);
+        return ipt_fail(ctx, IPT_ERR_ARG, "compose option te=%s: expected active, merged or none",
+                        eq + 1);
     }
     if (n == 3 && strncmp(opt, "tau", n) == 0 && p->kind == POLICY_SWITCH) {
         char *end = NULL;
@@ -47,7 +49,8 @@ static ipt_status read_option(ipt_policy *p, ipt_ctx *ctx, const char *opt)
         p->tau = (int32_t)tau;
         return IPT_OK;
     }
-    return ipt_fail(ctx, IPT_ERR_ARG, "unknown option '%s' for compose method %s", opt, names[p->kind]);
+    return ipt_fail(ctx, IPT_ERR_ARG, "unknown option '%s' for compose method %s", opt,
+                    names[p->kind]);
 }
 
 ipt_status ipt_policy_create(const char *name, const ipt_job *job, ipt_policy **out)
@@ -60,7 +63,8 @@ ipt_status ipt_policy_create(const char *name, const ipt_job *job, ipt_policy **
         return ipt_fail(job->ctx, IPT_ERR_ARG, "unknown compose method '%s'; there are: %s", name,
                         ipt_policy_names());
     if (job->n_slot > IPT_MAX_SLOT)
-        return ipt_fail(job->ctx, IPT_ERR_ARG, "%d adapters given, at most %d at once", job->n_slot, IPT_MAX_SLOT);
+        return ipt_fail(job->ctx, IPT_ERR_ARG, "%d adapters given, at most %d at once", job->n_slot,
+                        IPT_MAX_SLOT);
     ipt_policy *p = ipt_alloc(job->ctx, sizeof *p);
     if (!p)
         return IPT_ERR_NOMEM;
@@ -79,7 +83,8 @@ ipt_status ipt_policy_create(const char *name, const ipt_job *job, ipt_policy **
     }
     if (p->kind == POLICY_SWITCH && p->job.n_slot > 1 && p->tau * p->job.n_slot > p->job.n_step) {
         int32_t fit = p->job.n_step / p->job.n_slot;
-        ipt_log(job->ctx, IPT_LOG_WARN, "switch: %d adapters of %d steps do not fit into %d steps; taking tau=%d",
+        ipt_log(job->ctx, IPT_LOG_WARN,
+                "switch: %d adapters of %d steps do not fit into %d steps; taking tau=%d",
                 p->job.n_slot, p->tau, p->job.n_step, fit > 0 ? fit : 1);
         p->tau = fit > 0 ? fit : 1;
     }
@@ -119,8 +124,8 @@ const ipt_world *ipt_policy_step(ipt_policy *p, int32_t i, size_t *n)
     return p->world;
 }
 
-void ipt_policy_blend(const ipt_policy *p, const float *const *u, const float *const *c, size_t n, float *eps_u,
-                      float *eps_c)
+void ipt_policy_blend(const ipt_policy *p, const float *const *u, const float *const *c, size_t n,
+                      float *eps_u, float *eps_c)
 {
     float scale = 1.0F / (float)n; /* one world: times 1, exactly the plain prediction */
     for (size_t i = 0; i < p->job.n_latent; i++) {

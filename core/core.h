@@ -59,7 +59,12 @@ typedef enum ipt_status {
 
 /* --- context ----------------------------------------------------------------------------- */
 typedef struct ipt_ctx ipt_ctx;
-typedef enum ipt_log_level { IPT_LOG_ERROR, IPT_LOG_WARN, IPT_LOG_INFO, IPT_LOG_DEBUG } ipt_log_level;
+typedef enum ipt_log_level {
+    IPT_LOG_ERROR,
+    IPT_LOG_WARN,
+    IPT_LOG_INFO,
+    IPT_LOG_DEBUG
+} ipt_log_level;
 /* One line without its newline; called on the thread that uses the ctx. */
 typedef void (*ipt_log_fn)(void *user, ipt_log_level level, const char *line);
 
@@ -128,8 +133,8 @@ float ipt_f8e5m2_to_f32(uint8_t v); /* OCP E5M2, bias 15 */
  * core/DistributionsHelper.h (normal_distribution<double>). */
 typedef struct ipt_rng_torch {
     uint32_t mt[624];
-    uint32_t at;       /* next word, 624 = refill first      */
-    bool has_cached;   /* second value of the last pair held */
+    uint32_t at;     /* next word, 624 = refill first      */
+    bool has_cached; /* second value of the last pair held */
     double cached;
 } ipt_rng_torch;
 void ipt_rng_torch_seed(ipt_rng_torch *r, uint64_t seed);
@@ -150,7 +155,8 @@ IPT_CHECKED ipt_status ipt_file_read(ipt_ctx *ctx, const char *path, size_t max_
                                      size_t *size);
 /* Writes `size` bytes to a temporary sibling, fsyncs, renames over `path`.  On failure nothing
  * is left behind.  Errors: IPT_ERR_OUTPUT. */
-IPT_CHECKED ipt_status ipt_file_write(ipt_ctx *ctx, const char *path, const void *data, size_t size);
+IPT_CHECKED ipt_status ipt_file_write(ipt_ctx *ctx, const char *path, const void *data,
+                                      size_t size);
 bool ipt_is_dir(const char *path);
 bool ipt_is_file(const char *path);
 /* dir + "/" + name into buf; false when it does not fit. */
@@ -182,6 +188,6 @@ bool ipt_json_bool(const struct json_t *o, const char *key, bool dflt);
 const char *ipt_json_str(const struct json_t *o, const char *key, const char *dflt);
 
 /* --- clocks and the process ------------------------------------------------------------------ */
-double ipt_now_ms(void);          /* monotonic */
+double ipt_now_ms(void);            /* monotonic */
 uint64_t ipt_peak_host_bytes(void); /* peak resident set of this process; 0 = unknown */
 #endif

@@ -13,8 +13,8 @@ ipt_status ipt_json_parse(ipt_ctx *ctx, const char *what, const char *text, size
     if (!root) {
         if (json_error_code(&err) == json_error_out_of_memory)
             return ipt_fail(ctx, IPT_ERR_NOMEM, "%s: out of memory while reading JSON", what);
-        return ipt_fail(ctx, IPT_ERR_FORMAT, "%s: not valid JSON: %.200s (line %d, column %d)", what,
-                        err.text, err.line, err.column);
+        return ipt_fail(ctx, IPT_ERR_FORMAT, "%s: not valid JSON: %.200s (line %d, column %d)",
+                        what, err.text, err.line, err.column);
     }
     *out = root;
     return IPT_OK;

@@ -44,10 +44,7 @@ static uint32_t mt_next(ipt_rng_torch *r)
     return y ^ (y >> 18);
 }
 
-static float mt_uniform(ipt_rng_torch *r)
-{
-    return (float)(mt_next(r) & 0xffffffu) * 0x1p-24f;
-}
+static float mt_uniform(ipt_rng_torch *r) { return (float)(mt_next(r) & 0xffffffu) * 0x1p-24f; }
 
 static double mt_uniform_double(ipt_rng_torch *r)
 {
@@ -142,10 +139,7 @@ uint64_t ipt_rng_next(uint64_t *state)
     return z ^ (z >> 31);
 }
 
-float ipt_rng_uniform(uint64_t *state)
-{
-    return (float)(ipt_rng_next(state) >> 40) * 0x1p-24f;
-}
+float ipt_rng_uniform(uint64_t *state) { return (float)(ipt_rng_next(state) >> 40) * 0x1p-24f; }
 
 float ipt_rng_normal(uint64_t *state)
 {

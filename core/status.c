@@ -45,10 +45,19 @@ const char *ipt_last_error(const ipt_ctx *ctx) { return ctx ? ctx->message : "";
 
 const char *ipt_status_name(ipt_status s)
 {
-    static const char *const names[] = {
-        "ok",          "bad argument", "out of host memory", "out of device memory", "input/output error",
-        "bad format",  "bad shape",    "missing",            "unsupported",          "device lost",
-        "cancelled",   "no device",    "cannot write output"};
+    static const char *const names[] = {"ok",
+                                        "bad argument",
+                                        "out of host memory",
+                                        "out of device memory",
+                                        "input/output error",
+                                        "bad format",
+                                        "bad shape",
+                                        "missing",
+                                        "unsupported",
+                                        "device lost",
+                                        "cancelled",
+                                        "no device",
+                                        "cannot write output"};
     return (size_t)s < IPT_COUNT(names) ? names[s] : "unknown status";
 }
 

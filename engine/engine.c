@@ -1,4 +1,5 @@
-/* engine/engine.c - the device, the model and the adapters that an engine keeps between requests. */
+/* engine/engine.c - the device, the model and the adapters that an engine keeps between requests.
+ */
 #include "engine/internal.h"
 
 #include <limits.h>
@@ -26,7 +27,8 @@ ipt_status ipt_engine_open_device(ipt_engine *e)
 {
     if (e->gpu)
         return IPT_OK;
-    ipt_gpu_opts o = {.device = e->opts.device, .validate = e->opts.validate, .memory_limit = e->opts.vram_limit};
+    ipt_gpu_opts o = {
+        .device = e->opts.device, .validate = e->opts.validate, .memory_limit = e->opts.vram_limit};
     IPT_TRY(ipt_gpu_create(e->ctx, &o, &e->gpu));
     const ipt_traits *t = ipt_gpu_traits(e->gpu);
     bool f32 = e->opts.precision == IPT_PRECISION_F32;
@@ -35,10 +37,13 @@ ipt_status ipt_engine_open_device(ipt_engine *e)
     return IPT_OK;
 }
 
-const char *ipt_engine_device_name(const ipt_engine *e) { return e->gpu ? ipt_gpu_get_info(e->gpu)->name : ""; }
+const char *ipt_engine_device_name(const ipt_engine *e)
+{
+    return e->gpu ? ipt_gpu_get_info(e->gpu)->name : "";
+}
 ipt_gpu *ipt_engine_gpu(ipt_engine *e) { return e->gpu; }
 
-/* --- default model -------------------------------------------------------------------------------- */
+/* --- default model ---------------------------------------------------------------------------- */
 static bool try_model(char *buf, size_t n, const char *root, const char *rest)
 {
     char index[IPT_MAX_PATH];
@@ -63,16 +68,19 @@ ipt_status ipt_default_model(ipt_ctx *ctx, char *buf, size_t n)
             break;
         *slash = 0;
         len = slash - exe;
-        if (try_model(buf, n, exe, "models/default") || try_model(buf, n, exe, "share/impasto/models/default"))
+        if (try_model(buf, n, exe, "models/default") ||
+            try_model(buf, n, exe, "share/impasto/models/default"))
             return IPT_OK;
     }
-    if (try_model(buf, n, IPT_INSTALL_SHARE, "models/default") || try_model(buf, n, IPT_SOURCE_ROOT, "models/default"))
+    if (try_model(buf, n, IPT_INSTALL_SHARE, "models/default") ||
+        try_model(buf, n, IPT_SOURCE_ROOT, "models/default"))
         return IPT_OK;
-    return ipt_fail(ctx, IPT_ERR_MISSING,
-                    "the default model was not found; give a model with -m or set IMPASTO_MODEL to its folder");
+    return ipt_fail(
+        ctx, IPT_ERR_MISSING,
+        "the default model was not found; give a model with -m or set IMPASTO_MODEL to its folder");
 }
 
-/* --- dropping -------------------------------------------------------------------------------------- */
+/* --- dropping --------------------------------------------------------------------------------- */
 void ipt_engine_drop_plans(ipt_engine *e)
 {
     ipt_plan_destroy(&e->unet.plan);
@@ -132,7 +140,7 @@ void ipt_engine_destroy(ipt_engine **ep)
     *ep = NULL;
 }
 
-/* --- model ------------------------------------------------------------------------------------------- */
+/* --- model ------------------------------------------------------------------------------------ */
 static ipt_status open_tokenizer(ipt_engine *e, int which)
 {
     static const int comp[2] = {IPT_COMP_TEXT, IPT_COMP_TEXT2};
@@ -140,7 +148,8 @@ static ipt_status open_tokenizer(ipt_engine *e, int which)
     char path[IPT_MAX_PATH], model[IPT_MAX_PATH];
     if (folder)
         return ipt_tokenizer_load_folder(e->ctx, folder, &e->tokenizer[which]);
-    /* single files carry no tokenizer: CLIP's own, padded as OpenCLIP does in SD 2.x and SDXL's second */
+    /* single files carry no tokenizer: CLIP's own, padded as OpenCLIP does in SD 2.x and SDXL's
+     * second */
     bool open_clip = which == 1 || e->config.arch == IPT_ARCH_SD2;
     IPT_TRY(ipt_default_model(e->ctx, model, sizeof model));
     ipt_name(path, sizeof path, "%s/../clip/merges.txt", model);
@@ -159,8 +168,8 @@ static ipt_status check_component(ipt_engine *e, int comp)
     if (status == IPT_OK) {
         status = ipt_check_status(e->model, comp, &check);
         if (status == IPT_OK && check.n_unclaimed > 0)
-            ipt_log(e->ctx, IPT_LOG_WARN, "%s: %zu tensors are not used (first: %s)", ipt_comp_name(comp),
-                    check.n_unclaimed, check.unclaimed[0]);
+            ipt_log(e->ctx, IPT_LOG_WARN, "%s: %zu tensors are not used (first: %s)",
+                    ipt_comp_name(comp), check.n_unclaimed, check.unclaimed[0]);
         ipt_check_finish(&check);
     }
     ipt_wants_finish(&want);
@@ -177,7 +186,8 @@ static ipt_status open_model(ipt_engine *e, const ipt_request *r, const char *pa
     static const int need[] = {IPT_COMP_UNET, IPT_COMP_TEXT, IPT_COMP_VAE};
     for (size_t i = 0; i < IPT_COUNT(need); i++)
         if (!e->config.has[need[i]])
-            return ipt_fail(e->ctx, IPT_ERR_MISSING, "%s: has no %s%s", path, ipt_comp_name(need[i]),
+            return ipt_fail(e->ctx, IPT_ERR_MISSING, "%s: has no %s%s", path,
+                            ipt_comp_name(need[i]),
                             need[i] == IPT_COMP_VAE ? "; give one with --vae" : "");
     if (e->config.arch == IPT_ARCH_SDXL && !e->config.has[IPT_COMP_TEXT2])
         return ipt_fail(e->ctx, IPT_ERR_MISSING, "%s: has no text_encoder_2", path);
@@ -215,7 +225,8 @@ static ipt_status load_taesd(ipt_engine *e, const char *path)
     ipt_want_list want = {0};
     ipt_check check = {0};
     if (!config.vae.tiny)
-        return ipt_fail(e->ctx, IPT_ERR_FORMAT, "%s: not a TAESD decoder (a whole VAE goes with --vae)", path);
+        return ipt_fail(e->ctx, IPT_ERR_FORMAT,
+                        "%s: not a TAESD decoder (a whole VAE goes with --vae)", path);
     IPT_TRY(ipt_wants_create(e->ctx, &config, IPT_COMP_VAE, &want));
     ipt_status status = ipt_model_check(e->taesd, IPT_COMP_VAE, want.want, want.n, &check);
     if (status == IPT_OK) {
@@ -224,14 +235,16 @@ static ipt_status load_taesd(ipt_engine *e, const char *path)
     }
     ipt_wants_finish(&want);
     IPT_TRY(status);
-    IPT_TRY(ipt_model_weights(e->taesd, IPT_COMP_VAE, e->gpu, e->weight_type, NULL, &e->taesd_store));
+    IPT_TRY(
+        ipt_model_weights(e->taesd, IPT_COMP_VAE, e->gpu, e->weight_type, NULL, &e->taesd_store));
     ipt_name(e->taesd_key, sizeof e->taesd_key, "%s", path);
     return IPT_OK;
 }
 
-/* --- adapters ------------------------------------------------------------------------------------------ */
+/* --- adapters --------------------------------------------------------------------------------- */
 /* A path as given, or a name (with or without ending) in one of the LoRA folders. */
-static ipt_status find_lora(ipt_engine *e, const ipt_request *r, const char *name, char *buf, size_t n)
+static ipt_status find_lora(ipt_engine *e, const ipt_request *r, const char *name, char *buf,
+                            size_t n)
 {
     static const char *const endings[] = {"", ".safetensors"};
     if (ipt_is_file(name) || ipt_is_dir(name)) {
@@ -248,11 +261,13 @@ static ipt_status find_lora(ipt_engine *e, const ipt_request *r, const char *nam
                     r->n_lora_dirs ? ", nor a LoRA of that name in the LoRA folders" : "");
 }
 
-static ipt_status load_adapters(ipt_engine *e, const ipt_request *r, const ipt_prompt_lora *extra, size_t n_extra)
+static ipt_status load_adapters(ipt_engine *e, const ipt_request *r, const ipt_prompt_lora *extra,
+                                size_t n_extra)
 {
     size_t n = r->n_lora + n_extra;
     if (n > IPT_MAX_SLOT)
-        return ipt_fail(e->ctx, IPT_ERR_ARG, "%zu adapters given, at most %d at once", n, IPT_MAX_SLOT);
+        return ipt_fail(e->ctx, IPT_ERR_ARG, "%zu adapters given, at most %d at once", n,
+                        IPT_MAX_SLOT);
     char(*key)[IPT_MAX_PATH] = ipt_calloc(e->ctx, IPT_MAX_SLOT, IPT_MAX_PATH);
     if (!key)
         return IPT_ERR_NOMEM;
@@ -272,8 +287,8 @@ static ipt_status load_adapters(ipt_engine *e, const ipt_request *r, const ipt_p
             e->n_file = i + 1;
             ipt_name(e->file_key[i], IPT_MAX_PATH, "%s", key[i]);
             if (e->file[i]->n_unmatched > 0)
-                ipt_log(e->ctx, IPT_LOG_WARN, "%s: %zu keys fit nothing in this model (first: %s)", key[i],
-                        e->file[i]->n_unmatched, e->file[i]->unmatched[0]);
+                ipt_log(e->ctx, IPT_LOG_WARN, "%s: %zu keys fit nothing in this model (first: %s)",
+                        key[i], e->file[i]->n_unmatched, e->file[i]->unmatched[0]);
         }
         if (status == IPT_OK && n > 0)
             status = ipt_bank_create(e->ctx, e->modules.module, e->modules.n, e->file, n, &e->bank);
@@ -284,14 +299,16 @@ static ipt_status load_adapters(ipt_engine *e, const ipt_request *r, const ipt_p
     return status;
 }
 
-ipt_status ipt_engine_load(ipt_engine *e, const ipt_request *r, const ipt_prompt_lora *extra, size_t n_extra)
+ipt_status ipt_engine_load(ipt_engine *e, const ipt_request *r, const ipt_prompt_lora *extra,
+                           size_t n_extra)
 {
     char path[IPT_MAX_PATH], key[3 * IPT_MAX_PATH];
     if (r->model)
         ipt_name(path, sizeof path, "%s", r->model);
     else
         IPT_TRY(ipt_default_model(e->ctx, path, sizeof path));
-    ipt_name(key, sizeof key, "%s|%s|%s", path, r->vae ? r->vae : "", r->config_dir ? r->config_dir : "");
+    ipt_name(key, sizeof key, "%s|%s|%s", path, r->vae ? r->vae : "",
+             r->config_dir ? r->config_dir : "");
     if (!e->model || strcmp(key, e->model_key) != 0) {
         drop_model(e);
         ipt_status status = open_model(e, r, path);

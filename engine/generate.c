@@ -1,6 +1,6 @@
-/* engine/generate.c - one request from prompt to pictures: settings, embeddings, the sampling loop over
- * worlds and rows, guidance, decoding.  Latents are [C,h,w] on the host (the order in which the reference
- * draws noise); the UNet's inputs are channels last. */
+/* engine/generate.c - one request from prompt to pictures: settings, embeddings, the sampling loop
+ * over worlds and rows, guidance, decoding.  Latents are [C,h,w] on the host (the order in which
+ * the reference draws noise); the UNet's inputs are channels last. */
 #include "engine/internal.h"
 
 #include <jansson.h>
@@ -51,7 +51,12 @@ static void progress(run *u, const char *stage, int32_t done, int32_t total, int
 {
     if (!u->r->progress)
         return;
-    ipt_progress p = {.stage = stage, .done = done, .total = total, .image = image, .n_image = u->count, .eta_ms = -1,
+    ipt_progress p = {.stage = stage,
+                      .done = done,
+                      .total = total,
+                      .image = image,
+                      .n_image = u->count,
+                      .eta_ms = -1,
                       .step_ms = u->step_ms};
     if (u->step_ms > 0) {
         int32_t left = u->n_eval * u->count - u->done_eval;
@@ -61,7 +66,7 @@ static void progress(run *u, const char *stage, int32_t done, int32_t total, int
     u->r->progress(u->r->user, &p);
 }
 
-/* --- settings ------------------------------------------------------------------------------------------- */
+/* --- settings --------------------------------------------------------------------------------- */
 static ipt_status overlay_scheduler(run *u, const json_t *scheduler)
 {
     json_t *o = (json_t *)(uintptr_t)scheduler; /* jansson iterates over non-const objects only */
@@ -98,17 +103,21 @@ static ipt_status choose_sampler(run *u)
     u->kind = IPT_SAMPLER_DPMPP_2M; /* single files name no scheduler: what their users take */
     u->schedule = IPT_SCHEDULE_DEFAULT;
     if (r->sampler && !ipt_sampler_from_name(r->sampler, &u->kind))
-        return ipt_fail(ctx, IPT_ERR_ARG, "unknown sampler '%s'; there are: %s", r->sampler, ipt_sampler_names());
+        return ipt_fail(ctx, IPT_ERR_ARG, "unknown sampler '%s'; there are: %s", r->sampler,
+                        ipt_sampler_names());
     if (!r->sampler && json) {
         const char *name = ipt_json_str(json, "_class_name", "");
         if (!ipt_sampler_from_class(name, ipt_json_str(json, "algorithm_type", NULL), &u->kind))
-            return ipt_fail(ctx, IPT_ERR_UNSUPPORTED, "%s: scheduler %s is not known; choose one with --sampler",
+            return ipt_fail(ctx, IPT_ERR_UNSUPPORTED,
+                            "%s: scheduler %s is not known; choose one with --sampler",
                             ipt_model_path(u->e->model), name);
     }
     if (!r->sampler && !json && !r->schedule)
         u->schedule = IPT_SCHEDULE_KARRAS;
-    if (r->schedule && strcmp(r->schedule, "default") != 0 && !ipt_schedule_from_name(r->schedule, &u->schedule))
-        return ipt_fail(ctx, IPT_ERR_ARG, "unknown schedule '%s'; there are: %s", r->schedule, ipt_schedule_names());
+    if (r->schedule && strcmp(r->schedule, "default") != 0 &&
+        !ipt_schedule_from_name(r->schedule, &u->schedule))
+        return ipt_fail(ctx, IPT_ERR_ARG, "unknown schedule '%s'; there are: %s", r->schedule,
+                        ipt_schedule_names());
     if (json) {
         ipt_sampler_config_default(u->kind, &u->config);
         IPT_TRY(overlay_scheduler(u, json));
@@ -119,7 +128,8 @@ static ipt_status choose_sampler(run *u)
     /* asked for by name, PNDM means PLMS as in every SD tool, without the Runge-Kutta start */
     if (u->kind == IPT_SAMPLER_PNDM && r->sampler && !json_object_get(json, "skip_prk_steps"))
         u->config.skip_prk_steps = true;
-    if (u->e->config.arch != IPT_ARCH_SDXL) { /* diffusers' SD pipeline corrects old configurations so */
+    if (u->e->config.arch !=
+        IPT_ARCH_SDXL) { /* diffusers' SD pipeline corrects old configurations so */
         u->config.steps_offset = 1;
         u->config.clip_sample = false;
     }
@@ -140,17 +150,21 @@ static ipt_status choose_size(run *u)
         dflt = 512;
     u->width = r->width ? r->width : r->init ? r->init->w / f * f : dflt;
     u->height = r->height ? r->height : r->init ? r->init->h / f * f : dflt;
-    if (u->width < f || u->height < f || u->width > 16384 || u->height > 16384 || u->width % f || u->height % f)
-        return ipt_fail(u->e->ctx, IPT_ERR_ARG, "picture size %dx%d: sides must be multiples of %d, from %d to 16384",
+    if (u->width < f || u->height < f || u->width > 16384 || u->height > 16384 || u->width % f ||
+        u->height % f)
+        return ipt_fail(u->e->ctx, IPT_ERR_ARG,
+                        "picture size %dx%d: sides must be multiples of %d, from %d to 16384",
                         u->width, u->height, f, f);
     u->w = u->width / f;
     u->h = u->height / f;
     u->channels = c->unet.out_channels;
     if (c->vae.latent_channels != u->channels)
-        return ipt_fail(u->e->ctx, IPT_ERR_SHAPE, "the unet gives %d latent channels, the vae takes %d", u->channels,
+        return ipt_fail(u->e->ctx, IPT_ERR_SHAPE,
+                        "the unet gives %d latent channels, the vae takes %d", u->channels,
                         c->vae.latent_channels);
     if (c->unet.in_channels != u->channels && c->unet.in_channels != 2 * u->channels + 1)
-        return ipt_fail(u->e->ctx, IPT_ERR_UNSUPPORTED, "a unet with %d input channels is not supported (4 or 9)",
+        return ipt_fail(u->e->ctx, IPT_ERR_UNSUPPORTED,
+                        "a unet with %d input channels is not supported (4 or 9)",
                         c->unet.in_channels);
     u->n = (size_t)u->channels * (size_t)u->h * (size_t)u->w;
     return IPT_OK;
@@ -166,12 +180,15 @@ static ipt_status choose_settings(run *u)
     u->steps = r->steps ? r->steps : few ? 4 : 20;
     u->count = r->count ? r->count : 1;
     if (u->steps < 1 || u->steps > u->config.num_train_timesteps)
-        return ipt_fail(ctx, IPT_ERR_ARG, "%d steps: expected 1 to %d", u->steps, u->config.num_train_timesteps);
+        return ipt_fail(ctx, IPT_ERR_ARG, "%d steps: expected 1 to %d", u->steps,
+                        u->config.num_train_timesteps);
     if (u->count < 1 || u->count > 10000)
         return ipt_fail(ctx, IPT_ERR_ARG, "%d pictures: expected 1 to 10000", u->count);
     u->cfg = isnan(r->cfg) ? (few ? 1.5 : 7.0) : r->cfg;
     if (!(u->cfg >= -100 && u->cfg <= 1000) || !(r->cfg_rescale >= 0 && r->cfg_rescale <= 1))
-        return ipt_fail(ctx, IPT_ERR_ARG, "guidance %g (expected -100 to 1000), rescale %g (0 to 1)", u->cfg, r->cfg_rescale);
+        return ipt_fail(ctx, IPT_ERR_ARG,
+                        "guidance %g (expected -100 to 1000), rescale %g (0 to 1)", u->cfg,
+                        r->cfg_rescale);
     if (r->clip_skip < 0 || r->clip_skip > 64)
         return ipt_fail(ctx, IPT_ERR_ARG, "clip skip %d: expected 0 to 64", r->clip_skip);
     u->lcm_guidance = u->e->config.unet.time_cond_dim > 0;
@@ -179,12 +196,14 @@ static ipt_status choose_settings(run *u)
     const char *rng = r->rng ? r->rng : "torch-cpu";
     u->philox = strcmp(rng, "philox") == 0;
     if (!u->philox && strcmp(rng, "torch-cpu") != 0)
-        return ipt_fail(ctx, IPT_ERR_ARG, "unknown noise source '%s'; there are: torch-cpu philox", rng);
+        return ipt_fail(ctx, IPT_ERR_ARG, "unknown noise source '%s'; there are: torch-cpu philox",
+                        rng);
     bool inpaint_model = u->e->config.unet.in_channels != u->channels;
     if (r->mask && !r->init)
         return ipt_fail(ctx, IPT_ERR_ARG, "a mask needs a picture to change: give --init");
     if (inpaint_model && (!r->init || !r->mask))
-        return ipt_fail(ctx, IPT_ERR_ARG, "%s is an inpainting model: give --init and --mask", ipt_model_path(u->e->model));
+        return ipt_fail(ctx, IPT_ERR_ARG, "%s is an inpainting model: give --init and --mask",
+                        ipt_model_path(u->e->model));
     if (r->init) {
         double s = isnan(r->strength) ? (r->mask ? 1.0 : 0.75) : r->strength;
         IPT_TRY(ipt_sampler_skip(ctx, u->steps, s, &u->skip));
@@ -192,7 +211,7 @@ static ipt_status choose_settings(run *u)
     return IPT_OK;
 }
 
-/* --- adapters and embeddings ------------------------------------------------------------------------------ */
+/* --- adapters and embeddings ------------------------------------------------------------------ */
 /* <lora:...> tags of the prompt (the negative's are ignored, as in A1111). */
 static ipt_status read_tags(run *u, ipt_prompt **out)
 {
@@ -205,19 +224,30 @@ static ipt_status make_policy(run *u, const ipt_prompt *tags)
     const ipt_request *r = u->r;
     size_t n = 0;
     for (size_t i = 0; i < r->n_lora; i++, n++) {
-        u->slot[n] = (ipt_slot_use){.weight = r->lora[i].weight, .te_weight = r->lora[i].te_weight,
-                                    .start = r->lora[i].start, .end = r->lora[i].end};
+        u->slot[n] = (ipt_slot_use){.weight = r->lora[i].weight,
+                                    .te_weight = r->lora[i].te_weight,
+                                    .start = r->lora[i].start,
+                                    .end = r->lora[i].end};
         IPT_TRY(ipt_block_weights(u->e->ctx, r->lora[i].blocks, u->slot[n].block));
-        if (!isfinite(r->lora[i].weight) || !isfinite(r->lora[i].te_weight) || !(r->lora[i].start <= r->lora[i].end))
-            return ipt_fail(u->e->ctx, IPT_ERR_ARG, "%s: weight or time range is not usable", r->lora[i].path);
+        if (!isfinite(r->lora[i].weight) || !isfinite(r->lora[i].te_weight) ||
+            !(r->lora[i].start <= r->lora[i].end))
+            return ipt_fail(u->e->ctx, IPT_ERR_ARG, "%s: weight or time range is not usable",
+                            r->lora[i].path);
     }
     for (size_t i = 0; i < tags->n_lora; i++, n++) {
-        u->slot[n] = (ipt_slot_use){.weight = (float)tags->loras[i].weight, .te_weight = (float)tags->loras[i].te_weight,
-                                    .start = 0, .end = 1};
+        u->slot[n] = (ipt_slot_use){.weight = (float)tags->loras[i].weight,
+                                    .te_weight = (float)tags->loras[i].te_weight,
+                                    .start = 0,
+                                    .end = 1};
         IPT_TRY(ipt_block_weights(u->e->ctx, NULL, u->slot[n].block));
     }
-    ipt_job job = {.ctx = u->e->ctx, .n_step = u->steps, .n_slot = (int32_t)n, .slot = u->slot, .n_latent = u->n,
-                   .opt = r->compose_opt, .n_opt = r->n_compose_opt};
+    ipt_job job = {.ctx = u->e->ctx,
+                   .n_step = u->steps,
+                   .n_slot = (int32_t)n,
+                   .slot = u->slot,
+                   .n_latent = u->n,
+                   .opt = r->compose_opt,
+                   .n_opt = r->n_compose_opt};
     return ipt_policy_create(r->compose ? r->compose : "merge", &job, &u->policy);
 }
 
@@ -242,7 +272,8 @@ static ipt_status text_of(run *u, const ipt_world *world, size_t *index)
             return IPT_OK;
         }
     if (u->n_text >= IPT_COUNT(u->text))
-        return ipt_fail(u->e->ctx, IPT_ERR_UNSUPPORTED, "too many different text encodings in one request");
+        return ipt_fail(u->e->ctx, IPT_ERR_UNSUPPORTED,
+                        "too many different text encodings in one request");
     size_t i = u->n_text;
     memcpy(u->text_gate[i], gate, sizeof gate);
     for (int which = 0; which < (u->two_rows || u->r->trace ? 2 : 1); which++)
@@ -269,7 +300,7 @@ static ipt_status encode_all(run *u, size_t *max_worlds)
     return IPT_OK;
 }
 
-/* --- the UNet ------------------------------------------------------------------------------------------------ */
+/* --- the UNet --------------------------------------------------------------------------------- */
 static ipt_status record_unet(run *u, const ipt_unet_key *key, const int32_t want[8])
 {
     ipt_engine *e = u->e;
@@ -303,10 +334,17 @@ static ipt_status unet_plan(run *u, size_t rows)
     size_t chunks = (rows + IPT_MAX_ROWS - 1) / IPT_MAX_ROWS;
     int32_t limit = u->r->batch > 0 ? u->r->batch : (int32_t)((rows + chunks - 1) / chunks);
     const ipt_unet_config *c = &e->config.unet;
-    ipt_unet_key key = {limit < (int32_t)rows ? limit : (int32_t)rows, u->h, u->w, u->text[0][0].tokens, e->act_type};
+    ipt_unet_key key = {limit < (int32_t)rows ? limit : (int32_t)rows, u->h, u->w,
+                        u->text[0][0].tokens, e->act_type};
     for (;;) {
-        const int32_t want[8] = {key.batch, key.h, key.w, key.tokens, (int32_t)key.act,
-                                 (int32_t)ipt_bank_n_slot(e->bank), 0, 1};
+        const int32_t want[8] = {key.batch,
+                                 key.h,
+                                 key.w,
+                                 key.tokens,
+                                 (int32_t)key.act,
+                                 (int32_t)ipt_bank_n_slot(e->bank),
+                                 0,
+                                 1};
         if (e->unet.plan && memcmp(e->unet.key, want, sizeof want) == 0)
             break;
         ipt_status status = record_unet(u, &key, want);
@@ -333,7 +371,8 @@ static ipt_status fill_add(run *u, const ipt_encoded *text, float *add)
     const ipt_unet_config *c = &u->e->config.unet;
     const double ids[6] = {u->height, u->width, 0, 0, u->height, u->width};
     if (text->pooled_width + 6 * c->add_time_dim != c->add_in_dim)
-        return ipt_fail(u->e->ctx, IPT_ERR_SHAPE, "added conditions: %d pooled + 6 x %d values, the unet takes %d",
+        return ipt_fail(u->e->ctx, IPT_ERR_SHAPE,
+                        "added conditions: %d pooled + 6 x %d values, the unet takes %d",
                         text->pooled_width, c->add_time_dim, c->add_in_dim);
     memcpy(add, text->pooled, (size_t)text->pooled_width * sizeof *add);
     for (int i = 0; i < 6; i++)
@@ -351,7 +390,8 @@ typedef struct row {
 /* Channels last, with mask and masked picture for inpainting models. */
 static void fill_x(const run *u, const float *x, float *out)
 {
-    size_t hw = (size_t)u->h * (size_t)u->w, c = (size_t)u->channels, in = (size_t)u->e->config.unet.in_channels;
+    size_t hw = (size_t)u->h * (size_t)u->w, c = (size_t)u->channels,
+           in = (size_t)u->e->config.unet.in_channels;
     for (size_t i = 0; i < hw; i++) {
         for (size_t k = 0; k < c; k++)
             out[i * in + k] = x[k * hw + i];
@@ -364,12 +404,16 @@ static void fill_x(const run *u, const float *x, float *out)
 }
 
 /* Evaluates up to `batch` rows; the rest of the batch repeats the last row. */
-static ipt_status evaluate_batch(run *u, const float *x, double t, int32_t step, const row *rows, size_t n)
+static ipt_status evaluate_batch(run *u, const float *x, double t, int32_t step, const row *rows,
+                                 size_t n)
 {
     const ipt_unet_config *c = &u->e->config.unet;
-    size_t b = (size_t)u->batch, hw = (size_t)u->h * (size_t)u->w, slots = ipt_bank_n_slot(u->e->bank);
-    size_t x_row = hw * (size_t)c->in_channels, text_row = (size_t)rows[0].text->tokens * (size_t)c->cross_dim[0];
-    float *t_emb = ipt_calloc(u->e->ctx, b * (size_t)(c->channels[0] + c->time_cond_dim + 1), sizeof *t_emb);
+    size_t b = (size_t)u->batch, hw = (size_t)u->h * (size_t)u->w,
+           slots = ipt_bank_n_slot(u->e->bank);
+    size_t x_row = hw * (size_t)c->in_channels,
+           text_row = (size_t)rows[0].text->tokens * (size_t)c->cross_dim[0];
+    float *t_emb =
+        ipt_calloc(u->e->ctx, b * (size_t)(c->channels[0] + c->time_cond_dim + 1), sizeof *t_emb);
     if (!t_emb)
         return IPT_ERR_NOMEM;
     float *w_emb = t_emb + b * (size_t)c->channels[0];
@@ -377,9 +421,11 @@ static ipt_status evaluate_batch(run *u, const float *x, double t, int32_t step,
     for (size_t k = 0; k < b; k++) {
         const row *r = &rows[k < n ? k : n - 1];
         fill_x(u, x, u->in_x + k * x_row);
-        ipt_timestep_embedding(t, c->channels[0], c->flip_sin_to_cos, (double)c->freq_shift, t_emb + k * (size_t)c->channels[0]);
+        ipt_timestep_embedding(t, c->channels[0], c->flip_sin_to_cos, (double)c->freq_shift,
+                               t_emb + k * (size_t)c->channels[0]);
         if (c->time_cond_dim > 0)
-            ipt_guidance_embedding(u->cfg - 1.0, c->time_cond_dim, w_emb + k * (size_t)c->time_cond_dim);
+            ipt_guidance_embedding(u->cfg - 1.0, c->time_cond_dim,
+                                   w_emb + k * (size_t)c->time_cond_dim);
         memcpy(u->in_text + k * text_row, r->text->text, text_row * sizeof(float));
         if (c->text_time)
             IPT_TRY_GOTO(fill_add(u, r->text, u->in_add + k * (size_t)c->add_in_dim), done);
@@ -390,11 +436,14 @@ static ipt_status evaluate_batch(run *u, const float *x, double t, int32_t step,
     IPT_TRY_GOTO(ipt_plan_write(u->unet, "t_emb", t_emb, b * (size_t)c->channels[0] * 4), done);
     IPT_TRY_GOTO(ipt_plan_write(u->unet, "text", u->in_text, b * text_row * 4), done);
     if (c->text_time)
-        IPT_TRY_GOTO(ipt_plan_write(u->unet, "add", u->in_add, b * (size_t)c->add_in_dim * 4), done);
+        IPT_TRY_GOTO(ipt_plan_write(u->unet, "add", u->in_add, b * (size_t)c->add_in_dim * 4),
+                     done);
     if (c->time_cond_dim > 0)
-        IPT_TRY_GOTO(ipt_plan_write(u->unet, "w_emb", w_emb, b * (size_t)c->time_cond_dim * 4), done);
+        IPT_TRY_GOTO(ipt_plan_write(u->unet, "w_emb", w_emb, b * (size_t)c->time_cond_dim * 4),
+                     done);
     if (ipt_bank_has(u->e->bank, IPT_COMP_UNET))
-        IPT_TRY_GOTO(ipt_plan_write(u->unet, "gates", u->in_gates, IPT_GATE_ROWS * b * slots * 4), done);
+        IPT_TRY_GOTO(ipt_plan_write(u->unet, "gates", u->in_gates, IPT_GATE_ROWS * b * slots * 4),
+                     done);
     IPT_TRY_GOTO(ipt_plan_run(u->unet, 0), done);
     IPT_TRY_GOTO(ipt_plan_read(u->unet, "eps", u->eps, b * u->n * 4), done);
     for (size_t k = 0; k < n; k++)
@@ -408,7 +457,8 @@ done:
 }
 
 /* Guided prediction of one evaluation: rows of all worlds, blended, guided. */
-static ipt_status evaluate(run *u, const float *x, double t, int32_t step, float *scratch, float *eps)
+static ipt_status evaluate(run *u, const float *x, double t, int32_t step, float *scratch,
+                           float *eps)
 {
     size_t n = 0, n_row = 0, pair = u->two_rows ? 2 : 1;
     const ipt_world *world = ipt_policy_step(u->policy, step, &n);
@@ -435,12 +485,14 @@ static ipt_status evaluate(run *u, const float *x, double t, int32_t step, float
     for (size_t i = 0; i < u->n; i++)
         if (!isfinite(eps[i]))
             return ipt_fail(u->e->ctx, IPT_ERR_FORMAT,
-                            "the unet's prediction at step %d is not finite: broken weights, an adapter that is too strong, "
-                            "or f16 overflow (try --precision f32)", step + 1);
+                            "the unet's prediction at step %d is not finite: broken weights, an "
+                            "adapter that is too strong, "
+                            "or f16 overflow (try --precision f32)",
+                            step + 1);
     return IPT_OK;
 }
 
-/* --- noise -------------------------------------------------------------------------------------------------------- */
+/* --- noise ------------------------------------------------------------------------------------ */
 typedef struct noise_source {
     ipt_rng_torch torch;
     uint64_t seed;
@@ -456,7 +508,7 @@ static void draw(noise_source *s, float *out, size_t n)
         ipt_rng_torch_randn(&s->torch, out, n);
 }
 
-/* --- img2img and inpainting ---------------------------------------------------------------------------------------- */
+/* --- img2img and inpainting ------------------------------------------------------------------- */
 static ipt_status resized(run *u, const ipt_image *im, ipt_image *out)
 {
     size_t n = (size_t)im->w * (size_t)im->h * 3;
@@ -481,7 +533,9 @@ static ipt_status prepare_mask(run *u)
     if (u->mask)
         for (int32_t y = 0; y < u->h; y++)
             for (int32_t x = 0; x < u->w; x++) { /* nearest, as diffusers shrinks masks */
-                size_t at = ((size_t)(y * (u->height / u->h)) * (size_t)u->width + (size_t)(x * (u->width / u->w))) * 3;
+                size_t at = ((size_t)(y * (u->height / u->h)) * (size_t)u->width +
+                             (size_t)(x * (u->width / u->w))) *
+                            3;
                 u->mask[(size_t)y * (size_t)u->w + (size_t)x] = m.rgb[at] >= 128 ? 1.0F : 0.0F;
             }
     ipt_image_finish(&m);
@@ -539,10 +593,11 @@ static void sample_init(run *u, noise_source *source, float *z)
     const ipt_vae_config *v = &u->e->config.vae;
     draw(source, z, u->n);
     for (size_t i = 0; i < u->n; i++)
-        u->init_latent[i] = (u->init_mean[i] + u->init_deviation[i] * z[i] - v->shift_factor) * v->scaling_factor;
+        u->init_latent[i] =
+            (u->init_mean[i] + u->init_deviation[i] * z[i] - v->shift_factor) * v->scaling_factor;
 }
 
-/* --- one picture ----------------------------------------------------------------------------------------------------- */
+/* --- one picture ------------------------------------------------------------------------------ */
 typedef struct buffers {
     float *x, *in, *eps, *noise, *fresh, *scratch, *keep;
 } buffers;
@@ -558,7 +613,8 @@ static ipt_status trace_latent(run *u, ipt_trace *t, const char *what, int32_t i
     return ipt_trace_f32(t, name, v, dim, 4);
 }
 
-static ipt_status sample_loop(run *u, ipt_sampler *s, const buffers *b, noise_source *source, ipt_trace *trace, int32_t image)
+static ipt_status sample_loop(run *u, ipt_sampler *s, const buffers *b, noise_source *source,
+                              ipt_trace *trace, int32_t image)
 {
     int32_t n = ipt_sampler_n_evals(s);
     for (int32_t i = 0; i < n; i++) {
@@ -567,7 +623,8 @@ static ipt_status sample_loop(run *u, ipt_sampler *s, const buffers *b, noise_so
             return ipt_fail(u->e->ctx, IPT_ERR_CANCELLED, "cancelled");
         progress(u, "sample", i, n, image);
         ipt_sampler_scale_input(s, i, b->x, b->in);
-        IPT_TRY(evaluate(u, b->in, ipt_sampler_timestep(s, i), u->skip + ipt_sampler_step_of(s, i), b->scratch, b->eps));
+        IPT_TRY(evaluate(u, b->in, ipt_sampler_timestep(s, i), u->skip + ipt_sampler_step_of(s, i),
+                         b->scratch, b->eps));
         bool fresh = ipt_sampler_needs_noise(s, i);
         if (fresh)
             draw(source, b->fresh, u->n);
@@ -584,7 +641,9 @@ static ipt_status sample_loop(run *u, ipt_sampler *s, const buffers *b, noise_so
         if (u->done_eval == 0)
             u->rep->ms_first_step = ms;
         u->done_eval++;
-        u->step_ms = u->done_eval <= 2 ? ms : 0.7 * u->step_ms + 0.3 * ms; /* the first one compiles shaders */
+        u->step_ms = u->done_eval <= 2
+                         ? ms
+                         : 0.7 * u->step_ms + 0.3 * ms; /* the first one compiles shaders */
     }
     progress(u, "sample", n, n, image);
     return IPT_OK;
@@ -594,12 +653,15 @@ static ipt_status trace_text(run *u, ipt_trace *t)
 {
     const ipt_encoded *e = u->text[0];
     for (int which = 0; t && which < 2; which++) {
-        const int64_t text[3] = {1, e[which].tokens, e[which].width}, pooled[2] = {1, e[which].pooled_width}, six[2] = {1, 6};
-        const float ids[6] = {(float)u->height, (float)u->width, 0, 0, (float)u->height, (float)u->width};
+        const int64_t text[3] = {1, e[which].tokens, e[which].width},
+                      pooled[2] = {1, e[which].pooled_width}, six[2] = {1, 6};
+        const float ids[6] = {(float)u->height, (float)u->width, 0, 0,
+                              (float)u->height, (float)u->width};
         IPT_TRY(ipt_trace_i32(t, which ? "ids_negative" : "ids", e[which].ids, e[which].tokens));
         IPT_TRY(ipt_trace_f32(t, which ? "text_negative" : "text", e[which].text, text, 3));
         if (e[which].pooled_width > 0) {
-            IPT_TRY(ipt_trace_f32(t, which ? "pooled_negative" : "pooled", e[which].pooled, pooled, 2));
+            IPT_TRY(
+                ipt_trace_f32(t, which ? "pooled_negative" : "pooled", e[which].pooled, pooled, 2));
             if (which == 0)
                 IPT_TRY(ipt_trace_f32(t, "time_ids", ids, six, 2));
         }
@@ -667,12 +729,12 @@ static ipt_status emit_picture(run *u, const float *rgb, int32_t k, ipt_image_fn
     return status;
 }
 
-/* --- report ------------------------------------------------------------------------------------------------------------ */
+/* --- report ----------------------------------------------------------------------------------- */
 static ipt_status fill_report(run *u)
 {
     ipt_engine *e = u->e;
     ipt_report *rep = u->rep;
-    static const char *const arch[] = {"unknown", "SD 1.x", "SD 2.x", "SDXL"};
+    static const char *const arch[] = {"unknown", "sd1", "sd2", "sdxl"};
     rep->model = ipt_model_path(e->model);
     rep->model_arch = arch[e->config.arch];
     rep->sampler = ipt_sampler_name(u->kind);
@@ -680,7 +742,9 @@ static ipt_status fill_report(run *u)
     rep->rng = u->philox ? "philox" : "torch-cpu";
     rep->compose = u->r->compose ? u->r->compose : "merge";
     rep->device = ipt_engine_device_name(e);
-    rep->precision = e->weight_type == IPT_F32 ? "f32" : e->act_type == IPT_F16 ? "f16" : "f16 weights, f32 activations";
+    rep->precision = e->weight_type == IPT_F32 ? "f32"
+                     : e->act_type == IPT_F16  ? "f16"
+                                               : "f16 weights, f32 activations";
     rep->width = u->width;
     rep->height = u->height;
     rep->steps = u->steps;
@@ -691,10 +755,18 @@ static ipt_status fill_report(run *u)
         return IPT_ERR_NOMEM;
     for (size_t i = 0; i < e->n_file; i++) {
         const ipt_adapter_file *f = e->file[i];
-        a[i] = (ipt_adapter_report){.file = f->path, .name = f->name, .family = ipt_adapter_family_name(f->family),
-                                    .algo = f->has_conv ? "locon" : "lora", .sha256 = f->sha256, .autov2 = f->autov2,
-                                    .rank_min = f->rank_min, .rank_max = f->rank_max, .modules = f->n_module,
-                                    .matched = f->n_module, .n_unmatched = f->n_unmatched, .unmatched = f->unmatched};
+        a[i] = (ipt_adapter_report){.file = f->path,
+                                    .name = f->name,
+                                    .family = ipt_adapter_family_name(f->family),
+                                    .algo = f->has_conv ? "locon" : "lora",
+                                    .sha256 = f->sha256,
+                                    .autov2 = f->autov2,
+                                    .rank_min = f->rank_min,
+                                    .rank_max = f->rank_max,
+                                    .modules = f->n_module,
+                                    .matched = f->n_module,
+                                    .n_unmatched = f->n_unmatched,
+                                    .unmatched = f->unmatched};
     }
     rep->adapter = a;
     return IPT_OK;
@@ -756,7 +828,8 @@ done:
     return status;
 }
 
-ipt_status ipt_generate(ipt_engine *e, const ipt_request *r, ipt_image_fn image, void *user, ipt_report *report)
+ipt_status ipt_generate(ipt_engine *e, const ipt_request *r, ipt_image_fn image, void *user,
+                        ipt_report *report)
 {
     run *u = ipt_alloc(e->ctx, sizeof *u);
     ipt_report local;

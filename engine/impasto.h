@@ -1,7 +1,8 @@
-/* engine/impasto.h - the library's face: one engine (device, model, adapters), requests in, pictures out.
+/* engine/impasto.h - the library's face: one engine (device, model, adapters), requests in,
+ * pictures out.
  *
- * Life: ipt_engine_create -> ipt_generate any number of times -> ipt_engine_destroy.  The engine keeps
- *       the model, the adapters and the recorded plans of the last requests: the next request with
+ * Life: ipt_engine_create -> ipt_generate any number of times -> ipt_engine_destroy.  The engine
+ * keeps the model, the adapters and the recorded plans of the last requests: the next request with
  *       the same model and size loads nothing.
  * Threads: an engine belongs to one thread at a time; ipt_cancel(ctx) may come from anywhere.
  * Errors: every function that can fail returns a status; the text is ipt_last_error(ctx). */
@@ -12,16 +13,17 @@
 typedef struct ipt_engine ipt_engine;
 
 typedef enum ipt_precision {
-    IPT_PRECISION_AUTO, /* f16 weights; activations f16 on GPUs with 16-bit storage, f32 on CPU devices */
+    IPT_PRECISION_AUTO, /* f16 weights; activations f16 on GPUs with 16-bit storage, f32 on CPU
+                           devices */
     IPT_PRECISION_F16,  /* f16 weights, activations as AUTO */
     IPT_PRECISION_F32,  /* everything f32 */
 } ipt_precision;
 
 typedef struct ipt_engine_opts {
-    const char *device;    /* as ipt_gpu_opts.device */
+    const char *device; /* as ipt_gpu_opts.device */
     ipt_precision precision;
-    uint64_t vram_limit;   /* bytes; 0: none */
-    bool validate;         /* Vulkan validation layer, for tests */
+    uint64_t vram_limit; /* bytes; 0: none */
+    bool validate;       /* Vulkan validation layer, for tests */
 } ipt_engine_opts;
 /* ctx outlives the engine.  The device is opened at the first request that needs it.
  * Errors: IPT_ERR_NOMEM. */
@@ -32,73 +34,77 @@ IPT_CHECKED ipt_status ipt_engine_open_device(ipt_engine *e);
 const char *ipt_engine_device_name(const ipt_engine *e); /* "" before it is open */
 struct ipt_gpu *ipt_engine_gpu(ipt_engine *e);           /* NULL before it is open */
 
-/* Folder of the default model ("models/default"): beside the program, in the installation or the source
- * tree; env IMPASTO_MODEL overrides.  Errors: IPT_ERR_MISSING. */
+/* Folder of the default model ("models/default"): beside the program, in the installation or the
+ * source tree; env IMPASTO_MODEL overrides.  Errors: IPT_ERR_MISSING. */
 IPT_CHECKED ipt_status ipt_default_model(ipt_ctx *ctx, char *buf, size_t n);
 
-/* --- pictures ------------------------------------------------------------------------------------ */
+/* --- pictures --------------------------------------------------------------------------------- */
 typedef struct ipt_image {
     int32_t w, h;
     uint8_t *rgb; /* [h,w,3], freed with ipt_image_finish */
 } ipt_image;
 void ipt_image_finish(ipt_image *im); /* safe on zeroed */
-/* PNG, JPEG, BMP, TGA, GIF, PNM through stb_image; alpha over white; EXIF orientation of JPEG honoured.
- * Limits: 64 megapixels, 256 MB.  Errors: IPT_ERR_IO, IPT_ERR_FORMAT (not a picture: what it is), IPT_ERR_NOMEM. */
+/* PNG, JPEG, BMP, TGA, GIF, PNM through stb_image; alpha over white; EXIF orientation of JPEG
+ * honoured. Limits: 64 megapixels, 256 MB.  Errors: IPT_ERR_IO, IPT_ERR_FORMAT (not a picture: what
+ * it is), IPT_ERR_NOMEM. */
 IPT_CHECKED ipt_status ipt_image_load(ipt_ctx *ctx, const char *path, ipt_image *out);
-IPT_CHECKED ipt_status ipt_image_load_memory(ipt_ctx *ctx, const char *name, const void *data, size_t n, ipt_image *out);
-/* By the ending of path: .png (tEXt "parameters" and iTXt "impasto" with the request as JSON) or .jpg /
- * .jpeg (the same text as EXIF UserComment, quality 95).  Atomic.  text, json may be NULL.
+IPT_CHECKED ipt_status ipt_image_load_memory(ipt_ctx *ctx, const char *name, const void *data,
+                                             size_t n, ipt_image *out);
+/* By the ending of path: .png (tEXt "parameters" and iTXt "impasto" with the request as JSON) or
+ * .jpg / .jpeg (the same text as EXIF UserComment, quality 95).  Atomic.  text, json may be NULL.
  * Errors: IPT_ERR_ARG (other ending), IPT_ERR_OUTPUT, IPT_ERR_NOMEM. */
-IPT_CHECKED ipt_status ipt_image_save(ipt_ctx *ctx, const char *path, const ipt_image *im, const char *text,
-                                      const char *json);
+IPT_CHECKED ipt_status ipt_image_save(ipt_ctx *ctx, const char *path, const ipt_image *im,
+                                      const char *text, const char *json);
 /* Lanczos-3 to w x h (antialiased when shrinking), in place. */
 IPT_CHECKED ipt_status ipt_image_resize(ipt_ctx *ctx, ipt_image *im, int32_t w, int32_t h);
 
-/* --- requests -------------------------------------------------------------------------------------- */
+/* --- requests --------------------------------------------------------------------------------- */
 typedef struct ipt_lora {
-    const char *path;         /* file, or a name searched in lora_dirs */
-    float weight, te_weight;  /* UNet and text encoder */
-    const char *word;         /* prompt word(s) it is bound to, NULL: none */
-    float start, end;         /* active while start <= progress < end, 0..1; 0,1: always */
-    const char *blocks;       /* "down:1/mid:0/up:0.5", NULL: all 1 */
+    const char *path;        /* file, or a name searched in lora_dirs */
+    float weight, te_weight; /* UNet and text encoder */
+    const char *word;        /* prompt word(s) it is bound to, NULL: none */
+    float start, end;        /* active while start <= progress < end, 0..1; 0,1: always */
+    const char *blocks;      /* "down:1/mid:0/up:0.5", NULL: all 1 */
 } ipt_lora;
 
 typedef struct ipt_progress {
     const char *stage;   /* "load", "text", "sample", "vae", "save" */
     int32_t done, total; /* units of the stage: UNet evaluations, ... */
     int32_t image, n_image;
-    double eta_ms;       /* for the whole request; < 0: not known yet */
-    double step_ms;      /* of the last unit */
+    double eta_ms;  /* for the whole request; < 0: not known yet */
+    double step_ms; /* of the last unit */
 } ipt_progress;
 typedef void (*ipt_progress_fn)(void *user, const ipt_progress *p);
 
 typedef struct ipt_request {
-    const char *model;    /* file or folder; NULL: default model */
-    const char *vae, *taesd; /* NULL: the model's own */
-    const char *config_dir;  /* diffusers folder whose configs a single file follows; NULL */
-    const char *prediction;  /* "epsilon" or "v_prediction"; NULL: what the files say */
+    const char *model;             /* file or folder; NULL: default model */
+    const char *vae, *taesd;       /* NULL: the model's own */
+    const char *config_dir;        /* diffusers folder whose configs a single file follows; NULL */
+    const char *prediction;        /* "epsilon" or "v_prediction"; NULL: what the files say */
     const char *prompt, *negative; /* A1111 syntax; NULL: "" */
-    int32_t width, height;   /* pixels; 0: the model's size */
-    int32_t steps;           /* 0: 20 */
-    double cfg;              /* guidance; <= 1: one row only.  NAN: 7 (LCM, TCD: 1.5) */
+    int32_t width, height;         /* pixels; 0: the model's size */
+    int32_t steps;                 /* 0: 20 */
+    double cfg;                    /* guidance; <= 1: one row only.  NAN: 7 (LCM, TCD: 1.5) */
     double cfg_rescale;
-    int32_t clip_skip;       /* A1111's count: 0 or 1 none, 2 the layer before the last */
+    int32_t clip_skip; /* A1111's count: 0 or 1 none, 2 the layer before the last */
     uint64_t seed;
-    int32_t count;           /* pictures; picture k has seed + k; 0: 1 */
-    const char *sampler, *schedule, *rng; /* NULL: the model's own scheduler; "default"; "torch-cpu" */
-    const ipt_image *init, *mask;         /* img2img; white = repaint.  Borrowed for the call */
-    double strength;         /* 0..1; NAN: 0.75 (1.0 with a mask) */
+    int32_t count; /* pictures; picture k has seed + k; 0: 1 */
+    const char *sampler, *schedule,
+        *rng;                     /* NULL: the model's own scheduler; "default"; "torch-cpu" */
+    const ipt_image *init, *mask; /* img2img; white = repaint.  Borrowed for the call */
+    double strength;              /* 0..1; NAN: 0.75 (1.0 with a mask) */
     const ipt_lora *lora;
     size_t n_lora;
-    const char *compose;     /* NULL "merge"; "switch", "composite" */
+    const char *compose;            /* NULL "merge"; "switch", "composite" */
     const char *const *compose_opt; /* "key=value" */
     size_t n_compose_opt;
-    const char *const *lora_dirs, *const *embedding_dirs; /* searched for <lora:name> and names in prompts */
+    const char *const *lora_dirs,
+        *const *embedding_dirs; /* searched for <lora:name> and names in prompts */
     size_t n_lora_dirs, n_embedding_dirs;
-    int32_t vae_tile;        /* 0 auto, -1 never, else tile size in pixels */
-    int32_t batch;           /* UNet rows evaluated at once; 0: auto */
-    bool allow_partial;      /* take a LoRA of which some modules do not fit */
-    const char *trace;       /* safetensors file of every intermediate of picture 0, or NULL */
+    int32_t vae_tile;   /* 0 auto, -1 never, else tile size in pixels */
+    int32_t batch;      /* UNet rows evaluated at once; 0: auto */
+    bool allow_partial; /* take a LoRA of which some modules do not fit */
+    const char *trace;  /* safetensors file of every intermediate of picture 0, or NULL */
     ipt_progress_fn progress;
     void *user;
 } ipt_request;
@@ -126,17 +132,23 @@ typedef struct ipt_report {
     size_t n_adapter;
 } ipt_report;
 
-/* Called for each picture as it is done, in order; text = its A1111 parameters, json = the request. */
-typedef ipt_status (*ipt_image_fn)(void *user, int32_t index, const ipt_image *im, const char *text, const char *json);
-/* Runs the request.  Errors: IPT_ERR_ARG (a value out of range: names it and the range), those of files,
- * devices and `image`; IPT_ERR_CANCELLED within a step. */
-IPT_CHECKED ipt_status ipt_generate(ipt_engine *e, const ipt_request *r, ipt_image_fn image, void *user, ipt_report *report);
+/* Called for each picture as it is done, in order; text = its A1111 parameters, json = the request.
+ */
+typedef ipt_status (*ipt_image_fn)(void *user, int32_t index, const ipt_image *im, const char *text,
+                                   const char *json);
+/* Runs the request.  Errors: IPT_ERR_ARG (a value out of range: names it and the range), those of
+ * files, devices and `image`; IPT_ERR_CANCELLED within a step. */
+IPT_CHECKED ipt_status ipt_generate(ipt_engine *e, const ipt_request *r, ipt_image_fn image,
+                                    void *user, ipt_report *report);
 
-/* --- looking at files -------------------------------------------------------------------------------- */
-/* JSON descriptions (one object, caller frees with ipt_free) used by `model inspect`, `lora inspect` and
- * `tokenize`.  Errors: those of the files. */
-IPT_CHECKED ipt_status ipt_model_describe(ipt_ctx *ctx, const char *model, const char *config_dir, char **json);
-IPT_CHECKED ipt_status ipt_lora_describe(ipt_ctx *ctx, const char *lora, const char *model, const char *config_dir, char **json);
+/* --- looking at files ------------------------------------------------------------------------- */
+/* JSON descriptions (one object, caller frees with ipt_free) used by `model inspect`, `lora
+ * inspect` and `tokenize`.  Errors: those of the files. */
+IPT_CHECKED ipt_status ipt_model_describe(ipt_ctx *ctx, const char *model, const char *config_dir,
+                                          char **json);
+IPT_CHECKED ipt_status ipt_lora_describe(ipt_ctx *ctx, const char *lora, const char *model,
+                                         const char *config_dir, char **json);
 /* One object {"lines":[{"ids":[...],"pieces":[...],"count":n}]}; model NULL: default model. */
-IPT_CHECKED ipt_status ipt_tokenize_describe(ipt_ctx *ctx, const char *model, const char *const *text, size_t n, char **json);
+IPT_CHECKED ipt_status ipt_tokenize_describe(ipt_ctx *ctx, const char *model,
+                                             const char *const *text, size_t n, char **json);
 #endif

@@ -1,4 +1,5 @@
-/* engine/infotext.c - what a picture says about itself: A1111's "parameters" text and the request as JSON. */
+/* engine/infotext.c - what a picture says about itself: A1111's "parameters" text and the request
+ * as JSON. */
 #include "engine/internal.h"
 
 #include <jansson.h>
@@ -12,14 +13,22 @@ static const char *sampler_label(const char *name)
 {
     static const struct {
         const char *name, *label;
-    } labels[] = {{"ddim", "DDIM"},           {"euler", "Euler"},
-                  {"euler_a", "Euler a"},     {"heun", "Heun"},
-                  {"dpm_2", "DPM2"},          {"dpm_2_a", "DPM2 a"},
-                  {"lms", "LMS"},             {"dpmpp_2m", "DPM++ 2M"},
-                  {"dpmpp_sde", "DPM++ SDE"}, {"dpmpp_2m_sde", "DPM++ 2M SDE"},
-                  {"unipc", "UniPC"},         {"dpmpp_3m_sde", "DPM++ 3M SDE"},
-                  {"pndm", "PLMS"},           {"lcm", "LCM"},
-                  {"deis", "DEIS"},           {"tcd", "TCD"}};
+    } labels[] = {{"ddim", "DDIM"},
+                  {"euler", "Euler"},
+                  {"euler_a", "Euler a"},
+                  {"heun", "Heun"},
+                  {"dpm_2", "DPM2"},
+                  {"dpm_2_a", "DPM2 a"},
+                  {"lms", "LMS"},
+                  {"dpmpp_2m", "DPM++ 2M"},
+                  {"dpmpp_sde", "DPM++ SDE"},
+                  {"dpmpp_2m_sde", "DPM++ 2M SDE"},
+                  {"unipc", "UniPC"},
+                  {"dpmpp_3m_sde", "DPM++ 3M SDE"},
+                  {"pndm", "PLMS"},
+                  {"lcm", "LCM"},
+                  {"deis", "DEIS"},
+                  {"tcd", "TCD"}};
     for (size_t i = 0; i < IPT_COUNT(labels); i++)
         if (strcmp(labels[i].name, name) == 0)
             return labels[i].label;
@@ -32,7 +41,10 @@ static double cfg_of(const ipt_request *r, const ipt_report *rep)
     return isnan(r->cfg) ? (few ? 1.5 : 7.0) : r->cfg;
 }
 
-static double strength_of(const ipt_request *r) { return isnan(r->strength) ? (r->mask ? 1.0 : 0.75) : r->strength; }
+static double strength_of(const ipt_request *r)
+{
+    return isnan(r->strength) ? (r->mask ? 1.0 : 0.75) : r->strength;
+}
 
 static const char *base_name(const char *path)
 {
@@ -52,7 +64,8 @@ static void put(char *buf, size_t n, size_t *at, const char *fmt, ...)
         *at = *at + (size_t)len < n ? *at + (size_t)len : n - 1;
 }
 
-char *ipt_infotext(ipt_engine *e, const ipt_request *r, const ipt_report *rep, uint64_t seed, ipt_arena *arena)
+char *ipt_infotext(ipt_engine *e, const ipt_request *r, const ipt_report *rep, uint64_t seed,
+                   ipt_arena *arena)
 {
     const char *prompt = r->prompt ? r->prompt : "", *negative = r->negative ? r->negative : "";
     size_t n = strlen(prompt) + strlen(negative) + 1024 + rep->n_adapter * 400, at = 0;
@@ -61,14 +74,15 @@ char *ipt_infotext(ipt_engine *e, const ipt_request *r, const ipt_report *rep, u
         return NULL;
     put(buf, n, &at, "%s", prompt);
     for (size_t i = 0; i < r->n_lora; i++) /* as if typed: tags carry the strengths */
-        put(buf, n, &at, " <lora:%s:%g:%g>", e->file[i]->name, (double)r->lora[i].weight, (double)r->lora[i].te_weight);
+        put(buf, n, &at, " <lora:%s:%g:%g>", e->file[i]->name, (double)r->lora[i].weight,
+            (double)r->lora[i].te_weight);
     if (*negative)
         put(buf, n, &at, "\nNegative prompt: %s", negative);
     put(buf, n, &at, "\nSteps: %d, Sampler: %s", rep->steps, sampler_label(rep->sampler));
     if (strcmp(rep->schedule, "default") != 0)
         put(buf, n, &at, ", Schedule type: %s", rep->schedule);
-    put(buf, n, &at, ", CFG scale: %g, Seed: %" PRIu64 ", Size: %dx%d, Model: %s", cfg_of(r, rep), seed, rep->width,
-        rep->height, base_name(rep->model));
+    put(buf, n, &at, ", CFG scale: %g, Seed: %" PRIu64 ", Size: %dx%d, Model: %s", cfg_of(r, rep),
+        seed, rep->width, rep->height, base_name(rep->model));
     if (r->clip_skip > 1)
         put(buf, n, &at, ", Clip skip: %d", r->clip_skip);
     if (r->init)
@@ -108,7 +122,8 @@ static json_t *lora_json(const ipt_request *r)
     return list;
 }
 
-char *ipt_request_json(ipt_engine *e, const ipt_request *r, const ipt_report *rep, uint64_t seed, ipt_arena *arena)
+char *ipt_request_json(ipt_engine *e, const ipt_request *r, const ipt_report *rep, uint64_t seed,
+                       ipt_arena *arena)
 {
     json_t *o = json_object();
     (void)e;

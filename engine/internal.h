@@ -1,4 +1,5 @@
-/* engine/internal.h - the engine's own parts: kept model, stores, adapters, plans; stages of a request. */
+/* engine/internal.h - the engine's own parts: kept model, stores, adapters, plans; stages of a
+ * request. */
 #ifndef IPT_ENGINE_INTERNAL_H
 #define IPT_ENGINE_INTERNAL_H
 #include "engine/impasto.h"
@@ -52,20 +53,20 @@ struct ipt_engine {
     ipt_arena report_arena;
 };
 
-/* --- engine.c -------------------------------------------------------------------------------------- */
-IPT_CHECKED ipt_status ipt_engine_load(ipt_engine *e, const ipt_request *r, const ipt_prompt_lora *extra,
-                                       size_t n_extra);
+/* --- engine.c --------------------------------------------------------------------------------- */
+IPT_CHECKED ipt_status ipt_engine_load(ipt_engine *e, const ipt_request *r,
+                                       const ipt_prompt_lora *extra, size_t n_extra);
 void ipt_engine_drop_plans(ipt_engine *e);
 void ipt_engine_drop_device(ipt_engine *e); /* and all that lives on it */
 /* The weight store of a component, made at first use. */
 IPT_CHECKED ipt_status ipt_engine_store(ipt_engine *e, int comp, ipt_weights **out);
 
-/* --- text.c: prompts to embeddings ----------------------------------------------------------------- */
+/* --- text.c: prompts to embeddings ------------------------------------------------------------ */
 typedef struct ipt_encoded {
     int32_t tokens, width, pooled_width;
-    float *text;     /* [tokens, width] */
-    float *pooled;   /* [pooled_width] or NULL */
-    int32_t *ids;    /* [tokens] of the first encoder */
+    float *text;   /* [tokens, width] */
+    float *pooled; /* [pooled_width] or NULL */
+    int32_t *ids;  /* [tokens] of the first encoder */
 } ipt_encoded;
 typedef struct ipt_prompts {
     ipt_prompt *prompt[2][2]; /* [positive, negative][encoder] */
@@ -76,29 +77,34 @@ typedef struct ipt_prompts {
 } ipt_prompts;
 IPT_CHECKED ipt_status ipt_prompts_read(ipt_engine *e, const ipt_request *r, ipt_prompts *out);
 void ipt_prompts_finish(ipt_prompts *p);
-/* Encodes prompt `which` (0 positive, 1 negative) under the adapters' gates [n_slot]; memory from arena. */
-IPT_CHECKED ipt_status ipt_encode(ipt_engine *e, const ipt_request *r, const ipt_prompts *p, int which,
-                                  const float *gates, ipt_arena *arena, ipt_encoded *out);
+/* Encodes prompt `which` (0 positive, 1 negative) under the adapters' gates [n_slot]; memory from
+ * arena. */
+IPT_CHECKED ipt_status ipt_encode(ipt_engine *e, const ipt_request *r, const ipt_prompts *p,
+                                  int which, const float *gates, ipt_arena *arena,
+                                  ipt_encoded *out);
 
-/* --- latent.c: pictures to latents and back ---------------------------------------------------------- */
+/* --- latent.c: pictures to latents and back --------------------------------------------------- */
 /* z [C,h,w] sampler latent -> rgb [3,8h,8w]... f32 in 0..1, stored [H,W,3]. */
-IPT_CHECKED ipt_status ipt_decode(ipt_engine *e, const ipt_request *r, const float *latent, int32_t h, int32_t w,
-                                  float *rgb);
+IPT_CHECKED ipt_status ipt_decode(ipt_engine *e, const ipt_request *r, const float *latent,
+                                  int32_t h, int32_t w, float *rgb);
 /* rgb [H,W,3] in -1..1 -> mean and standard deviation [C,h,w] of the unscaled latent. */
-IPT_CHECKED ipt_status ipt_encode_image(ipt_engine *e, const float *rgb, int32_t H, int32_t W, float *mean,
-                                        float *deviation);
+IPT_CHECKED ipt_status ipt_encode_image(ipt_engine *e, const float *rgb, int32_t H, int32_t W,
+                                        float *mean, float *deviation);
 
-/* --- trace.c ------------------------------------------------------------------------------------------ */
+/* --- trace.c ---------------------------------------------------------------------------------- */
 typedef struct ipt_trace ipt_trace;
 IPT_CHECKED ipt_status ipt_trace_create(ipt_ctx *ctx, ipt_trace **out);
 void ipt_trace_destroy(ipt_trace **t);
 /* Copies; t NULL: nothing happens. */
-IPT_CHECKED ipt_status ipt_trace_f32(ipt_trace *t, const char *name, const float *v, const int64_t *dim, int rank);
+IPT_CHECKED ipt_status ipt_trace_f32(ipt_trace *t, const char *name, const float *v,
+                                     const int64_t *dim, int rank);
 IPT_CHECKED ipt_status ipt_trace_i32(ipt_trace *t, const char *name, const int32_t *v, int64_t n);
 IPT_CHECKED ipt_status ipt_trace_write(ipt_trace *t, const char *path);
 
-/* --- infotext.c --------------------------------------------------------------------------------------- */
+/* --- infotext.c ------------------------------------------------------------------------------- */
 /* A1111 "parameters" and the request as JSON; memory from arena, NULL when it ran out. */
-char *ipt_infotext(ipt_engine *e, const ipt_request *r, const ipt_report *rep, uint64_t seed, ipt_arena *arena);
-char *ipt_request_json(ipt_engine *e, const ipt_request *r, const ipt_report *rep, uint64_t seed, ipt_arena *arena);
+char *ipt_infotext(ipt_engine *e, const ipt_request *r, const ipt_report *rep, uint64_t seed,
+                   ipt_arena *arena);
+char *ipt_request_json(ipt_engine *e, const ipt_request *r, const ipt_report *rep, uint64_t seed,
+                       ipt_arena *arena);
 #endif

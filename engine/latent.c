@@ -39,7 +39,10 @@ static ipt_status decode_plan(ipt_engine *e, int32_t h, int32_t w, ipt_plan **ou
     return IPT_OK;
 }
 
-static int32_t factor_of(const ipt_engine *e) { return e->taesd || e->config.vae.tiny ? 8 : ipt_vae_factor(&e->config.vae); }
+static int32_t factor_of(const ipt_engine *e)
+{
+    return e->taesd || e->config.vae.tiny ? 8 : ipt_vae_factor(&e->config.vae);
+}
 
 /* Decodes z [h,w,C] (channels last) to rgb [fh,fw,3] in 0..1. */
 static ipt_status decode_whole(ipt_engine *e, const float *z, int32_t h, int32_t w, float *rgb)
@@ -77,13 +80,14 @@ typedef struct tile {
     int32_t y, x, h, w; /* latent pixels */
 } tile;
 
-static void blend_tile(const tile *t, const float *part, int32_t f, int32_t overlap, int32_t h, int32_t w, float *rgb,
-                       float *sum)
+static void blend_tile(const tile *t, const float *part, int32_t f, int32_t overlap, int32_t h,
+                       int32_t w, float *rgb, float *sum)
 {
     int32_t th = t->h * f, tw = t->w * f, o = overlap * f;
     for (int32_t y = 0; y < th; y++)
         for (int32_t x = 0; x < tw; x++) {
-            float k = ramp(y, th, o, t->y > 0, t->y + t->h < h) * ramp(x, tw, o, t->x > 0, t->x + t->w < w);
+            float k = ramp(y, th, o, t->y > 0, t->y + t->h < h) *
+                      ramp(x, tw, o, t->x > 0, t->x + t->w < w);
             size_t at = (size_t)(t->y * f + y) * (size_t)(w * f) + (size_t)(t->x * f + x);
             for (size_t c = 0; c < 3; c++)
                 rgb[at * 3 + c] += k * part[((size_t)y * (size_t)tw + (size_t)x) * 3 + c];
@@ -91,9 +95,11 @@ static void blend_tile(const tile *t, const float *part, int32_t f, int32_t over
         }
 }
 
-static ipt_status decode_tiled(ipt_engine *e, const float *z, int32_t h, int32_t w, int32_t side, float *rgb)
+static ipt_status decode_tiled(ipt_engine *e, const float *z, int32_t h, int32_t w, int32_t side,
+                               float *rgb)
 {
-    int32_t f = factor_of(e), overlap = side / 4 > 0 ? side / 4 : 1, step = side - overlap > 0 ? side - overlap : 1;
+    int32_t f = factor_of(e), overlap = side / 4 > 0 ? side / 4 : 1,
+            step = side - overlap > 0 ? side - overlap : 1;
     size_t c = (size_t)e->config.unet.out_channels, n = (size_t)h * (size_t)w * (size_t)(f * f);
     size_t area = (size_t)side * (size_t)side;
     float *part = ipt_calloc(e->ctx, area * (size_t)(f * f) * 3, sizeof *part);
@@ -106,7 +112,8 @@ static ipt_status decode_tiled(ipt_engine *e, const float *z, int32_t h, int32_t
             t.x = x + side < w ? x : (w > side ? w - side : 0);
             t.w = side < w ? side : w;
             for (int32_t i = 0; i < t.h; i++)
-                memcpy(in + (size_t)(i * t.w) * c, z + ((size_t)(t.y + i) * (size_t)w + (size_t)t.x) * c,
+                memcpy(in + (size_t)(i * t.w) * c,
+                       z + ((size_t)(t.y + i) * (size_t)w + (size_t)t.x) * c,
                        (size_t)t.w * c * sizeof *in);
             status = decode_whole(e, in, t.h, t.w, part);
             if (status == IPT_OK)
@@ -127,7 +134,8 @@ static ipt_status decode_tiled(ipt_engine *e, const float *z, int32_t h, int32_t
 
 enum { AUTO_TILE = 512, AUTO_WHOLE = 1024 * 1024 }; /* pixels */
 
-ipt_status ipt_decode(ipt_engine *e, const ipt_request *r, const float *latent, int32_t h, int32_t w, float *rgb)
+ipt_status ipt_decode(ipt_engine *e, const ipt_request *r, const float *latent, int32_t h,
+                      int32_t w, float *rgb)
 {
     size_t c = (size_t)e->config.unet.out_channels, hw = (size_t)h * (size_t)w;
     const ipt_vae_config *v = &e->config.vae;
@@ -136,31 +144,38 @@ ipt_status ipt_decode(ipt_engine *e, const ipt_request *r, const float *latent, 
         return IPT_ERR_NOMEM;
     for (size_t k = 0; k < c; k++)
         for (size_t i = 0; i < hw; i++)
-            z[i * c + k] = e->taesd || v->tiny ? latent[k * hw + i] : latent[k * hw + i] / v->scaling_factor + v->shift_factor;
+            z[i * c + k] = e->taesd || v->tiny
+                               ? latent[k * hw + i]
+                               : latent[k * hw + i] / v->scaling_factor + v->shift_factor;
     int32_t f = factor_of(e), side = r->vae_tile > 0 ? r->vae_tile / f : AUTO_TILE / f;
     bool fits = h <= side && w <= side;
-    bool whole = r->vae_tile < 0 || fits || (r->vae_tile == 0 && hw * (size_t)(f * f) <= AUTO_WHOLE);
+    bool whole =
+        r->vae_tile < 0 || fits || (r->vae_tile == 0 && hw * (size_t)(f * f) <= AUTO_WHOLE);
     side = side > 8 ? side : 8;
     ipt_status status = IPT_ERR_DEVICE_MEM;
     if (whole)
         status = decode_whole(e, z, h, w, rgb);
     if (!whole || (status == IPT_ERR_DEVICE_MEM && r->vae_tile == 0 && !fits)) {
         if (whole)
-            ipt_log(e->ctx, IPT_LOG_WARN, "the picture does not fit in device memory at once: decoding in tiles of %d pixels",
-                    side * f);
+            ipt_log(
+                e->ctx, IPT_LOG_WARN,
+                "the picture does not fit in device memory at once: decoding in tiles of %d pixels",
+                side * f);
         status = decode_tiled(e, z, h, w, side, rgb);
     }
     ipt_free(z);
     return status;
 }
 
-ipt_status ipt_encode_image(ipt_engine *e, const float *rgb, int32_t H, int32_t W, float *mean, float *deviation)
+ipt_status ipt_encode_image(ipt_engine *e, const float *rgb, int32_t H, int32_t W, float *mean,
+                            float *deviation)
 {
     const int32_t want[8] = {H, W, 0, 0, 0, 0, 0, 1};
     int32_t f = ipt_vae_factor(&e->config.vae);
     size_t c = (size_t)e->config.vae.latent_channels, hw = (size_t)(H / f) * (size_t)(W / f);
     if (e->config.vae.tiny)
-        return ipt_fail(e->ctx, IPT_ERR_UNSUPPORTED, "the model's tiny VAE cannot encode pictures; give one with --vae");
+        return ipt_fail(e->ctx, IPT_ERR_UNSUPPORTED,
+                        "the model's tiny VAE cannot encode pictures; give one with --vae");
     if (!e->encode.plan || memcmp(e->encode.key, want, sizeof want) != 0) {
         ipt_graph *g = NULL;
         ipt_weights *store = NULL;
@@ -178,7 +193,8 @@ ipt_status ipt_encode_image(ipt_engine *e, const float *rgb, int32_t H, int32_t 
     float *m = ipt_calloc(e->ctx, hw * 2 * c, sizeof *m);
     if (!m)
         return IPT_ERR_NOMEM;
-    ipt_status status = ipt_plan_write(e->encode.plan, "picture", rgb, (size_t)H * (size_t)W * 3 * sizeof *rgb);
+    ipt_status status =
+        ipt_plan_write(e->encode.plan, "picture", rgb, (size_t)H * (size_t)W * 3 * sizeof *rgb);
     if (status == IPT_OK)
         status = ipt_plan_run(e->encode.plan, 0);
     if (status == IPT_OK)
@@ -186,7 +202,9 @@ ipt_status ipt_encode_image(ipt_engine *e, const float *rgb, int32_t H, int32_t 
     for (size_t i = 0; status == IPT_OK && i < hw; i++)
         for (size_t k = 0; k < c; k++) {
             float lv = m[i * 2 * c + c + k];
-            lv = lv < -30.0F ? -30.0F : lv > 20.0F ? 20.0F : lv; /* diffusers DiagonalGaussianDistribution */
+            lv = lv < -30.0F  ? -30.0F
+                 : lv > 20.0F ? 20.0F
+                              : lv; /* diffusers DiagonalGaussianDistribution */
             mean[k * hw + i] = m[i * 2 * c + k];
             deviation[k * hw + i] = expf(0.5F * lv);
         }

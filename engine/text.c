@@ -1,5 +1,5 @@
-/* engine/text.c - prompts to embeddings: chunks through the text encoders, emphasis, textual inversions,
- * adapters in the text encoder as gates. */
+/* engine/text.c - prompts to embeddings: chunks through the text encoders, emphasis, textual
+ * inversions, adapters in the text encoder as gates. */
 #define _GNU_SOURCE /* strcasestr */
 #include "engine/internal.h"
 
@@ -17,9 +17,10 @@ typedef struct ipt_ti {
 
 static int n_encoders(const ipt_engine *e) { return e->config.has[IPT_COMP_TEXT2] ? 2 : 1; }
 
-/* --- textual inversions ------------------------------------------------------------------------------ */
+/* --- textual inversions ----------------------------------------------------------------------- */
 /* Copies n vectors for one encoder when they fit it; false when out of memory. */
-static bool keep_vectors(ipt_arena *arena, ipt_ti *ti, int encoder, const float *v, int32_t n, int32_t width)
+static bool keep_vectors(ipt_arena *arena, ipt_ti *ti, int encoder, const float *v, int32_t n,
+                         int32_t width)
 {
     float *copy = ipt_arena_alloc(arena, (size_t)n * (size_t)width * sizeof *copy);
     if (!copy)
@@ -45,23 +46,27 @@ static ipt_status read_inversion(ipt_engine *e, ipt_prompts *p, const char *path
             !keep_vectors(&p->arena, ti, i, f.vector[i], f.n_vector, f.width[i]))
             status = IPT_ERR_NOMEM;
     if (status == IPT_OK && !ti->vector[0] && !ti->vector[1])
-        status = ipt_fail(e->ctx, IPT_ERR_SHAPE, "%s: vectors of width %d, this model's text encoder has %d", path,
+        status = ipt_fail(e->ctx, IPT_ERR_SHAPE,
+                          "%s: vectors of width %d, this model's text encoder has %d", path,
                           f.width[0] ? f.width[0] : f.width[1], c[0]->width);
     if (status == IPT_OK && ti->n > IPT_TOKEN_CONTENT)
-        status = ipt_fail(e->ctx, IPT_ERR_SHAPE, "%s: %d vectors, expected at most %d", path, ti->n, IPT_TOKEN_CONTENT);
+        status = ipt_fail(e->ctx, IPT_ERR_SHAPE, "%s: %d vectors, expected at most %d", path, ti->n,
+                          IPT_TOKEN_CONTENT);
     p->n_embedding += status == IPT_OK;
     ipt_embedding_close(&f);
     return status;
 }
 
 /* A word and its vector inside an adapter file. */
-static ipt_status read_adapter_word(ipt_engine *e, ipt_prompts *p, const char *file, const ipt_adapter_embedding *a)
+static ipt_status read_adapter_word(ipt_engine *e, ipt_prompts *p, const char *file,
+                                    const ipt_adapter_embedding *a)
 {
     const ipt_st_tensor *t = a->vector;
     int32_t width = e->config.text.width;
     ipt_ti *ti = &p->embedding[p->n_embedding];
     if (t->count != (size_t)width)
-        return ipt_fail(e->ctx, IPT_ERR_SHAPE, "%s: %s: %zu values, expected %d", file, a->word, t->count, width);
+        return ipt_fail(e->ctx, IPT_ERR_SHAPE, "%s: %s: %zu values, expected %d", file, a->word,
+                        t->count, width);
     float *v = ipt_calloc(e->ctx, t->count, sizeof *v);
     if (!v)
         return IPT_ERR_NOMEM;
@@ -88,7 +93,8 @@ static ipt_status find_inversions(ipt_engine *e, const ipt_request *r, ipt_promp
     for (size_t d = 0; d < r->n_embedding_dirs; d++) {
         DIR *dir = opendir(r->embedding_dirs[d]);
         if (!dir)
-            return ipt_fail(e->ctx, IPT_ERR_IO, "%s: cannot open the embeddings folder", r->embedding_dirs[d]);
+            return ipt_fail(e->ctx, IPT_ERR_IO, "%s: cannot open the embeddings folder",
+                            r->embedding_dirs[d]);
         ipt_status status = IPT_OK;
         for (struct dirent *entry; status == IPT_OK && (entry = readdir(dir)) != NULL;) {
             char name[256], path[IPT_MAX_PATH];
@@ -97,7 +103,8 @@ static ipt_status find_inversions(ipt_engine *e, const ipt_request *r, ipt_promp
             if (!dot || strcmp(dot, ".safetensors") != 0 || dot == name)
                 continue;
             *dot = 0;
-            bool used = (r->prompt && strcasestr(r->prompt, name)) || (r->negative && strcasestr(r->negative, name));
+            bool used = (r->prompt && strcasestr(r->prompt, name)) ||
+                        (r->negative && strcasestr(r->negative, name));
             if (!used || p->n_embedding >= MAX_INVERSIONS)
                 continue;
             ipt_name(path, sizeof path, "%s/%s", r->embedding_dirs[d], entry->d_name);
@@ -109,7 +116,7 @@ static ipt_status find_inversions(ipt_engine *e, const ipt_request *r, ipt_promp
     return IPT_OK;
 }
 
-/* --- prompts -------------------------------------------------------------------------------------------- */
+/* --- prompts ---------------------------------------------------------------------------------- */
 ipt_status ipt_prompts_read(ipt_engine *e, const ipt_request *r, ipt_prompts *out)
 {
     const char *text[2] = {r->prompt ? r->prompt : "", r->negative ? r->negative : ""};
@@ -130,14 +137,16 @@ ipt_status ipt_prompts_read(ipt_engine *e, const ipt_request *r, ipt_prompts *ou
     attr.n_embeddings = (int32_t)out->n_embedding;
     for (int w = 0; w < 2; w++)
         for (int k = 0; k < n_encoders(e); k++) {
-            IPT_TRY_GOTO(ipt_prompt_create(e->ctx, e->tokenizer[k], text[w], strlen(text[w]), &attr, &out->prompt[w][k]),
+            IPT_TRY_GOTO(ipt_prompt_create(e->ctx, e->tokenizer[k], text[w], strlen(text[w]), &attr,
+                                           &out->prompt[w][k]),
                          fail);
             if (out->prompt[w][k]->n_chunk > out->n_chunk)
                 out->n_chunk = out->prompt[w][k]->n_chunk;
         }
     for (int w = 0; w < 2; w++)
         for (int k = 0; k < n_encoders(e); k++)
-            IPT_TRY_GOTO(ipt_prompt_extend(e->ctx, e->tokenizer[k], out->prompt[w][k], out->n_chunk), fail);
+            IPT_TRY_GOTO(
+                ipt_prompt_extend(e->ctx, e->tokenizer[k], out->prompt[w][k], out->n_chunk), fail);
     return IPT_OK;
 fail:
     ipt_prompts_finish(out);
@@ -152,29 +161,32 @@ void ipt_prompts_finish(ipt_prompts *p)
     ipt_arena_finish(&p->arena);
 }
 
-/* --- the encoder's plan ------------------------------------------------------------------------------------ */
+/* --- the encoder's plan ----------------------------------------------------------------------- */
 static ipt_text_key text_key(const ipt_engine *e, const ipt_request *r, int encoder, bool injected)
 {
     bool sdxl = n_encoders(e) == 2;
     int32_t extra = r->clip_skip > 1 ? r->clip_skip - 1 : 0;
     const ipt_text_config *c = encoder ? &e->config.text2 : &e->config.text;
-    return (ipt_text_key){.batch = 1,
-                          .tokens = c->max_tokens,
-                          .skip = sdxl && extra < 1 ? 1 : extra, /* SDXL is trained on the layer before the last */
-                          .final_norm = !sdxl,
-                          .pooled = sdxl && encoder == 1,
-                          .injected = injected,
-                          .act = e->act_type};
+    return (ipt_text_key){
+        .batch = 1,
+        .tokens = c->max_tokens,
+        .skip = sdxl && extra < 1 ? 1 : extra, /* SDXL is trained on the layer before the last */
+        .final_norm = !sdxl,
+        .pooled = sdxl && encoder == 1,
+        .injected = injected,
+        .act = e->act_type};
 }
 
 static ipt_status get_plan(ipt_engine *e, const ipt_text_key *key, int encoder, ipt_plan **out)
 {
     int comp = encoder ? IPT_COMP_TEXT2 : IPT_COMP_TEXT;
     const ipt_text_config *c = encoder ? &e->config.text2 : &e->config.text;
-    const int32_t want[8] = {key->skip, key->final_norm, key->pooled, key->injected, key->tokens, 0, 0, 1};
+    const int32_t want[8] = {
+        key->skip, key->final_norm, key->pooled, key->injected, key->tokens, 0, 0, 1};
     ipt_kept_plan *kept = &e->text[encoder];
     if (key->skip >= c->n_layer)
-        return ipt_fail(e->ctx, IPT_ERR_ARG, "clip skip leaves no layer: the text encoder has %d", c->n_layer);
+        return ipt_fail(e->ctx, IPT_ERR_ARG, "clip skip leaves no layer: the text encoder has %d",
+                        c->n_layer);
     if (kept->plan && memcmp(kept->key, want, sizeof want) == 0) {
         *out = kept->plan;
         return IPT_OK;
@@ -202,8 +214,8 @@ static ipt_status get_plan(ipt_engine *e, const ipt_text_key *key, int encoder, 
 }
 
 /* Inputs "keep" and "extra" of one chunk. */
-static ipt_status write_injected(ipt_engine *e, const ipt_prompts *p, const ipt_prompt *pr, int chunk, int encoder,
-                                 int32_t width, ipt_plan *plan)
+static ipt_status write_injected(ipt_engine *e, const ipt_prompts *p, const ipt_prompt *pr,
+                                 int chunk, int encoder, int32_t width, ipt_plan *plan)
 {
     size_t n = IPT_TOKEN_WINDOW, w = (size_t)width;
     float keep[IPT_TOKEN_WINDOW];
@@ -220,7 +232,8 @@ static ipt_status write_injected(ipt_engine *e, const ipt_prompts *p, const ipt_
         for (int32_t k = 0; k < span->n; k++) {
             keep[span->pos + k] = 0.0F;
             if (ti->vector[encoder] && ti->width[encoder] == width)
-                memcpy(extra + (size_t)(span->pos + k) * w, ti->vector[encoder] + (size_t)k * w, w * sizeof *extra);
+                memcpy(extra + (size_t)(span->pos + k) * w, ti->vector[encoder] + (size_t)k * w,
+                       w * sizeof *extra);
         }
     }
     ipt_status status = ipt_plan_write(plan, "keep", keep, sizeof keep);
@@ -231,16 +244,16 @@ static ipt_status write_injected(ipt_engine *e, const ipt_prompts *p, const ipt_
 }
 
 /* One encoder over all chunks: its columns of out->text. */
-static ipt_status encode_with(ipt_engine *e, const ipt_request *r, const ipt_prompts *p, int which, int encoder,
-                              const float *gates, int32_t column, ipt_encoded *out)
+static ipt_status encode_with(ipt_engine *e, const ipt_request *r, const ipt_prompts *p, int which,
+                              int encoder, const float *gates, int32_t column, ipt_encoded *out)
 {
     const ipt_prompt *pr = p->prompt[which][encoder];
     const ipt_text_config *c = encoder ? &e->config.text2 : &e->config.text;
     ipt_text_key key = text_key(e, r, encoder, pr->n_span > 0);
     ipt_plan *plan = NULL;
     if (c->max_tokens != IPT_TOKEN_WINDOW)
-        return ipt_fail(e->ctx, IPT_ERR_UNSUPPORTED, "text encoder with %d positions, expected %d", c->max_tokens,
-                        IPT_TOKEN_WINDOW);
+        return ipt_fail(e->ctx, IPT_ERR_UNSUPPORTED, "text encoder with %d positions, expected %d",
+                        c->max_tokens, IPT_TOKEN_WINDOW);
     IPT_TRY(get_plan(e, &key, encoder, &plan));
     size_t w = (size_t)c->width, n = IPT_TOKEN_WINDOW;
     float *z = ipt_calloc(e->ctx, n * w, sizeof *z);
@@ -248,14 +261,18 @@ static ipt_status encode_with(ipt_engine *e, const ipt_request *r, const ipt_pro
         return IPT_ERR_NOMEM;
     ipt_status status = IPT_OK;
     if (ipt_bank_has(e->bank, encoder ? IPT_COMP_TEXT2 : IPT_COMP_TEXT))
-        IPT_TRY_GOTO(ipt_plan_write(plan, "gates", gates, ipt_bank_n_slot(e->bank) * sizeof *gates), done);
+        IPT_TRY_GOTO(ipt_plan_write(plan, "gates", gates, ipt_bank_n_slot(e->bank) * sizeof *gates),
+                     done);
     for (int chunk = 0; chunk < pr->n_chunk; chunk++) {
         const int32_t *ids = pr->ids + (size_t)chunk * n;
         int32_t eos = ipt_text_eos(c, ids, (int32_t)n);
         for (size_t i = 0; i < n; i++)
             if (ids[i] >= c->vocab) {
-                status = ipt_fail(e->ctx, IPT_ERR_SHAPE, "token id %d does not fit the text encoder's %d words", ids[i],
-                                  c->vocab);
+                status = ipt_fail(
+                    e->ctx, IPT_ERR_SHAPE,
+                    "%s: the tokenizer gives id %d, the text encoder has %d words; --config-dir "
+                    "names a folder with the right tokenizer",
+                    ipt_model_path(e->model), ids[i], c->vocab);
                 goto done;
             }
         IPT_TRY_GOTO(ipt_plan_write(plan, "ids", ids, n * sizeof *ids), done);
@@ -267,13 +284,17 @@ static ipt_status encode_with(ipt_engine *e, const ipt_request *r, const ipt_pro
         IPT_TRY_GOTO(ipt_plan_read(plan, "text", z, n * w * sizeof *z), done);
         bool weighted = false;
         for (size_t i = 0; i < n; i++)
-            weighted = weighted || pr->weights[(size_t)chunk * n + i] < 1.0F || pr->weights[(size_t)chunk * n + i] > 1.0F;
+            weighted = weighted || pr->weights[(size_t)chunk * n + i] < 1.0F ||
+                       pr->weights[(size_t)chunk * n + i] > 1.0F;
         if (weighted)
             ipt_prompt_apply_weights(z, pr->weights + (size_t)chunk * n, n, w);
         for (size_t i = 0; i < n; i++)
-            memcpy(out->text + ((size_t)chunk * n + i) * (size_t)out->width + column, z + i * w, w * sizeof *z);
+            memcpy(out->text + ((size_t)chunk * n + i) * (size_t)out->width + column, z + i * w,
+                   w * sizeof *z);
         if (key.pooled && chunk == 0)
-            IPT_TRY_GOTO(ipt_plan_read(plan, "pooled", out->pooled, (size_t)out->pooled_width * sizeof(float)), done);
+            IPT_TRY_GOTO(ipt_plan_read(plan, "pooled", out->pooled,
+                                       (size_t)out->pooled_width * sizeof(float)),
+                         done);
         if (encoder == 0)
             memcpy(out->ids + (size_t)chunk * n, ids, n * sizeof *ids);
     }
@@ -282,23 +303,27 @@ done:
     return status;
 }
 
-ipt_status ipt_encode(ipt_engine *e, const ipt_request *r, const ipt_prompts *p, int which, const float *gates,
-                      ipt_arena *arena, ipt_encoded *out)
+ipt_status ipt_encode(ipt_engine *e, const ipt_request *r, const ipt_prompts *p, int which,
+                      const float *gates, ipt_arena *arena, ipt_encoded *out)
 {
     const ipt_model_config *c = &e->config;
     memset(out, 0, sizeof *out);
     out->tokens = p->n_chunk * IPT_TOKEN_WINDOW;
     out->width = c->text.width + (n_encoders(e) == 2 ? c->text2.width : 0);
-    out->pooled_width = n_encoders(e) == 2 ? (c->text2.has_projection ? c->text2.projection_dim : c->text2.width) : 0;
+    out->pooled_width = n_encoders(e) == 2
+                            ? (c->text2.has_projection ? c->text2.projection_dim : c->text2.width)
+                            : 0;
     out->text = ipt_arena_alloc(arena, (size_t)out->tokens * (size_t)out->width * sizeof(float));
     out->ids = ipt_arena_alloc(arena, (size_t)out->tokens * sizeof(int32_t));
     out->pooled = ipt_arena_alloc(arena, (size_t)(out->pooled_width + 1) * sizeof(float));
     if (!out->text || !out->ids || !out->pooled)
         return IPT_ERR_NOMEM;
     if (out->width != c->unet.cross_dim[0])
-        return ipt_fail(e->ctx, IPT_ERR_SHAPE, "the text encoder gives %d values per token, the unet takes %d",
-                        out->width, c->unet.cross_dim[0]);
-    if (which == 1 && !r->negative && c->zero_empty_negative) { /* zeros, as the pipeline was trained */
+        return ipt_fail(e->ctx, IPT_ERR_SHAPE,
+                        "the text encoder gives %d values per token, the unet takes %d", out->width,
+                        c->unet.cross_dim[0]);
+    if (which == 1 && !r->negative &&
+        c->zero_empty_negative) { /* zeros, as the pipeline was trained */
         const ipt_prompt *pr = p->prompt[1][0];
         memcpy(out->ids, pr->ids, (size_t)out->tokens * sizeof *out->ids);
         return IPT_OK;

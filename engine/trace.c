@@ -31,7 +31,8 @@ void ipt_trace_destroy(ipt_trace **t)
     *t = NULL;
 }
 
-static ipt_status add(ipt_trace *t, const char *name, const void *v, ipt_st_dtype type, const int64_t *dim, int rank)
+static ipt_status add(ipt_trace *t, const char *name, const void *v, ipt_st_dtype type,
+                      const int64_t *dim, int rank)
 {
     if (t->n == t->cap) {
         size_t cap = t->cap ? t->cap * 2 : 64;
@@ -58,7 +59,8 @@ static ipt_status add(ipt_trace *t, const char *name, const void *v, ipt_st_dtyp
     return IPT_OK;
 }
 
-ipt_status ipt_trace_f32(ipt_trace *t, const char *name, const float *v, const int64_t *dim, int rank)
+ipt_status ipt_trace_f32(ipt_trace *t, const char *name, const float *v, const int64_t *dim,
+                         int rank)
 {
     return t ? add(t, name, v, IPT_ST_F32, dim, rank) : IPT_OK;
 }

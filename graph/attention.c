@@ -166,7 +166,9 @@ static void bind_matrix(const ipt_attn_geo *g, ipt_launch *l, ipt_dispatch *d,
     if (m->batch == 0)
         ipt_launch_bind(d, IPT_BIND_SSBO, m->src, m->index, write);
     else
-        ipt_launch_bind_part(l, d, &(ipt_bind){IPT_BIND_SSBO, m->src, (uint8_t)(m->index), write, first * g->elt, (last * m->batch - first) * g->elt});
+        ipt_launch_bind_part(l, d,
+                             &(ipt_bind){IPT_BIND_SSBO, m->src, (uint8_t)(m->index), write,
+                                         first * g->elt, (last * m->batch - first) * g->elt});
 }
 
 void ipt_attn_mm(const ipt_attn_geo *g, ipt_launch *l, const char *name, const ipt_attn_pairs *p,

@@ -122,7 +122,8 @@ static bool set_seeds(sweep *s, const ipt_seed *seed, size_t n_seed)
             d = ipt_leaf(g, IPT_PARAM, "grad.one", of);
         ipt_shape ds = ipt_shape_of(g, d);
         if (!seed[i].of.id || !d.id || !ipt_shape_same(&of, &ds)) {
-            ipt_poison(g, IPT_ERR_SHAPE, "backward: seed %zu does not have the shape of its value", i);
+            ipt_poison(g, IPT_ERR_SHAPE, "backward: seed %zu does not have the shape of its value",
+                       i);
             return false;
         }
         accumulate(s, seed[i].of.id, d);

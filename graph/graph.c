@@ -28,7 +28,10 @@ size_t ipt_shape_count(const ipt_shape *s)
 
 size_t ipt_dtype_bytes(ipt_dtype t) { return t == IPT_F16 ? 2 : 4; }
 
-size_t ipt_shape_bytes(const ipt_shape *s) { return ipt_shape_count(s) * ipt_dtype_bytes(s->dtype); }
+size_t ipt_shape_bytes(const ipt_shape *s)
+{
+    return ipt_shape_count(s) * ipt_dtype_bytes(s->dtype);
+}
 
 bool ipt_shape_same(const ipt_shape *a, const ipt_shape *b)
 {
@@ -70,7 +73,7 @@ static bool shape_ok(const ipt_shape *s)
     return true;
 }
 
-/* --- graph ------------------------------------------------------------------------------------- */
+/* --- graph ------------------------------------------------------------------------------------ */
 ipt_status ipt_graph_create(ipt_ctx *ctx, ipt_graph **out)
 {
     ipt_graph *g = ipt_alloc(ctx, sizeof *g);
@@ -151,7 +154,7 @@ static uint32_t new_value(ipt_graph *g, const ipt_shape *s, uint32_t node, int o
     return id;
 }
 
-/* --- names --------------------------------------------------------------------------------------- */
+/* --- names ------------------------------------------------------------------------------------ */
 static uint64_t hash_name(const char *s)
 {
     uint64_t h = 1469598103934665603u;
@@ -317,9 +320,9 @@ const char *ipt_graph_weight(const ipt_graph *g, size_t i, ipt_shape *s)
     return NULL;
 }
 
-/* --- signatures ------------------------------------------------------------------------------------ */
+/* --- signatures ------------------------------------------------------------------------------- */
 typedef struct sig_env {
-    int32_t letter[26];  /* 0 = not bound */
+    int32_t letter[26]; /* 0 = not bound */
     int32_t star[4];
     int n_star;          /* -1 = not bound */
     const char *problem; /* first operand that does not fit */
@@ -408,8 +411,8 @@ static bool match_signature(ipt_graph *g, ipt_node *n, const ipt_op_def *def)
                 if (given)
                     ipt_shape_text(s, text, sizeof text);
                 if ((!given && !optional) || (given && !match_operand(&env, dims, n_dims, s))) {
-                    ipt_poison(g, IPT_ERR_SHAPE, "%s: %s: operand %.*s is %s, signature %s", n->name,
-                               def->name, (int)name_len, p, text, def->sig);
+                    ipt_poison(g, IPT_ERR_SHAPE, "%s: %s: operand %.*s is %s, signature %s",
+                               n->name, def->name, (int)name_len, p, text, def->sig);
                     return false;
                 }
                 in++;
@@ -422,8 +425,8 @@ static bool match_signature(ipt_graph *g, ipt_node *n, const ipt_op_def *def)
     return true;
 }
 
-ipt_val ipt_emit(ipt_graph *g, ipt_op op, const char *name, const ipt_val *in, int n_in, const ipt_attr *attr,
-                 ipt_val *out)
+ipt_val ipt_emit(ipt_graph *g, ipt_op op, const char *name, const ipt_val *in, int n_in,
+                 const ipt_attr *attr, ipt_val *out)
 {
     ipt_val none = {0};
     if (g->status != IPT_OK ||
@@ -469,7 +472,8 @@ ipt_val ipt_emit(ipt_graph *g, ipt_op op, const char *name, const ipt_val *in, i
         if (!shape_ok(&n.out_shape[o])) {
             char text[64];
             ipt_shape_text(&n.out_shape[o], text, sizeof text);
-            ipt_poison(g, IPT_ERR_SHAPE, "%s: %s: result shape %s is not usable", n.name, def->name, text);
+            ipt_poison(g, IPT_ERR_SHAPE, "%s: %s: result shape %s is not usable", n.name, def->name,
+                       text);
             return none;
         }
         uint32_t id = new_value(g, &n.out_shape[o], g->n_node + 1, o);
@@ -483,14 +487,15 @@ ipt_val ipt_emit(ipt_graph *g, ipt_op op, const char *name, const ipt_val *in, i
     return (ipt_val){n.out[0]};
 }
 
-/* --- adapter sites ------------------------------------------------------------------------------------ */
+/* --- adapter sites ---------------------------------------------------------------------------- */
 static int by_site(const void *a, const void *b)
 {
     const ipt_adapter_site *x = a, *y = b;
     return strcmp(x->site, y->site);
 }
 
-void ipt_graph_adapters(ipt_graph *g, const ipt_adapter_site *s, size_t n, int n_row, int n_batch, int n_slot)
+void ipt_graph_adapters(ipt_graph *g, const ipt_adapter_site *s, size_t n, int n_row, int n_batch,
+                        int n_slot)
 {
     if (g->status != IPT_OK || n == 0)
         return;

@@ -25,8 +25,14 @@ typedef struct ipt_val {
 typedef struct ipt_graph ipt_graph; /* owns nodes and names (one arena) */
 typedef struct ipt_plan ipt_plan;   /* owns device arena, descriptors, command buffers */
 
-static inline ipt_shape ipt_shape1(ipt_dtype t, int32_t a) { return (ipt_shape){{a, 1, 1, 1}, 1, t}; }
-static inline ipt_shape ipt_shape2(ipt_dtype t, int32_t a, int32_t b) { return (ipt_shape){{a, b, 1, 1}, 2, t}; }
+static inline ipt_shape ipt_shape1(ipt_dtype t, int32_t a)
+{
+    return (ipt_shape){{a, 1, 1, 1}, 1, t};
+}
+static inline ipt_shape ipt_shape2(ipt_dtype t, int32_t a, int32_t b)
+{
+    return (ipt_shape){{a, b, 1, 1}, 2, t};
+}
 static inline ipt_shape ipt_shape3(ipt_dtype t, int32_t a, int32_t b, int32_t c)
 {
     return (ipt_shape){{a, b, c, 1}, 3, t};
@@ -35,10 +41,10 @@ static inline ipt_shape ipt_shape4(ipt_dtype t, int32_t a, int32_t b, int32_t c,
 {
     return (ipt_shape){{a, b, c, d}, 4, t};
 }
-size_t ipt_shape_count(const ipt_shape *s);          /* elements */
-size_t ipt_dtype_bytes(ipt_dtype t);                 /* 4, 2, 4 */
-size_t ipt_shape_bytes(const ipt_shape *s);          /* elements x element size */
-bool ipt_shape_same(const ipt_shape *a, const ipt_shape *b); /* rank and dims, not dtype */
+size_t ipt_shape_count(const ipt_shape *s);                   /* elements */
+size_t ipt_dtype_bytes(ipt_dtype t);                          /* 4, 2, 4 */
+size_t ipt_shape_bytes(const ipt_shape *s);                   /* elements x element size */
+bool ipt_shape_same(const ipt_shape *a, const ipt_shape *b);  /* rank and dims, not dtype */
 void ipt_shape_text(const ipt_shape *s, char *buf, size_t n); /* "[2,64,64,320]" */
 
 /* --- graph --------------------------------------------------------------------------------- */
@@ -68,14 +74,15 @@ size_t ipt_graph_n_weights(const ipt_graph *g);
 const char *ipt_graph_weight(const ipt_graph *g, size_t i, ipt_shape *s);
 
 /* --- operators (graph/op_*.c; one row each in ops.def).  `site` is the canonical name: weights are
- *     "<site>.weight" and "<site>.bias".  Result dtype = dtype of x unless said. ---------------- */
+ *     "<site>.weight" and "<site>.bias".  Result dtype = dtype of x unless said. ----------------
+ */
 typedef enum ipt_unary_kind {
     IPT_SILU,       /* x / (1 + exp(-x))            */
     IPT_GELU,       /* x Phi(x), by erf             */
     IPT_QUICK_GELU, /* x / (1 + exp(-1.702 x))      */
     IPT_RELU,
     IPT_TANH,
-    IPT_AFFINE,     /* a x + b                      */
+    IPT_AFFINE, /* a x + b                      */
 } ipt_unary_kind;
 typedef struct ipt_conv {
     int kernel, stride;
@@ -85,8 +92,10 @@ typedef struct ipt_conv {
 } ipt_conv;
 /* y = x W^T [+ b] [+ residual]; x [*,I], W [out,I], residual (0: none) and y [*,out]. */
 ipt_val ipt_linear(ipt_graph *g, ipt_val x, const char *site, int out, bool bias);
-ipt_val ipt_linear_add(ipt_graph *g, ipt_val x, const char *site, int out, bool bias, ipt_val residual);
-/* x [N,H,W,I], W [out,K,K,I]; t (0: none) [N,out] is added to every pixel; residual [N,OH,OW,out]. */
+ipt_val ipt_linear_add(ipt_graph *g, ipt_val x, const char *site, int out, bool bias,
+                       ipt_val residual);
+/* x [N,H,W,I], W [out,K,K,I]; t (0: none) [N,out] is added to every pixel; residual [N,OH,OW,out].
+ */
 ipt_val ipt_conv2d(ipt_graph *g, ipt_val x, const char *site, int out, ipt_conv c);
 ipt_val ipt_conv2d_add(ipt_graph *g, ipt_val x, const char *site, int out, ipt_conv c, ipt_val t,
                        ipt_val residual);
@@ -99,36 +108,42 @@ ipt_val ipt_group_norm(ipt_graph *g, ipt_val x, const char *site, int groups, fl
 ipt_val ipt_layer_norm(ipt_graph *g, ipt_val x, const char *site, float eps);
 ipt_val ipt_unary(ipt_graph *g, ipt_unary_kind k, ipt_val x, float a, float b);
 ipt_val ipt_silu(ipt_graph *g, ipt_val x);
-ipt_val ipt_geglu(ipt_graph *g, ipt_val x); /* [*,2c] -> [*,c]: first half times gelu(second half) */
-/* y = sa a + sb b; b is aligned to the last axes of a; its dims equal those of a or are 1 (broadcast). */
+ipt_val ipt_geglu(ipt_graph *g,
+                  ipt_val x); /* [*,2c] -> [*,c]: first half times gelu(second half) */
+/* y = sa a + sb b; b is aligned to the last axes of a; its dims equal those of a or are 1
+ * (broadcast). */
 ipt_val ipt_add_scaled(ipt_graph *g, ipt_val a, float sa, ipt_val b, float sb);
 ipt_val ipt_add(ipt_graph *g, ipt_val a, ipt_val b);
 ipt_val ipt_mul(ipt_graph *g, ipt_val a, ipt_val b); /* broadcasting as ipt_add_scaled */
-ipt_val ipt_add_weight(ipt_graph *g, ipt_val x, const char *site, ipt_shape s); /* x + "<site>.weight" */
+ipt_val ipt_add_weight(ipt_graph *g, ipt_val x, const char *site,
+                       ipt_shape s);                       /* x + "<site>.weight" */
 ipt_val ipt_sum_to(ipt_graph *g, ipt_val x, ipt_shape to); /* sums the dims that `to` has as 1 */
-/* q [N,T,C], k v [N,S,C], C = heads x d; scale 0 = 1/sqrt(d).  probs NULL: tiled form; else *probs is
- * the kept softmax [N,heads,T,S]. */
+/* q [N,T,C], k v [N,S,C], C = heads x d; scale 0 = 1/sqrt(d).  probs NULL: tiled form; else *probs
+ * is the kept softmax [N,heads,T,S]. */
 typedef struct ipt_attn {
     int heads;
     bool causal; /* key j <= query i; T = S */
     float scale;
 } ipt_attn;
 ipt_val ipt_attention(ipt_graph *g, ipt_val q, ipt_val k, ipt_val v, ipt_attn a, ipt_val *probs);
-ipt_val ipt_concat(ipt_graph *g, ipt_val a, ipt_val b);           /* along the last axis */
-ipt_val ipt_slice(ipt_graph *g, ipt_val x, int start, int len);   /* of the last axis */
-ipt_val ipt_upsample(ipt_graph *g, ipt_val x, int h, int w);      /* nearest, [N,H,W,C] */
-ipt_val ipt_reshape(ipt_graph *g, ipt_val x, ipt_shape s);        /* same count, a view */
+ipt_val ipt_concat(ipt_graph *g, ipt_val a, ipt_val b);         /* along the last axis */
+ipt_val ipt_slice(ipt_graph *g, ipt_val x, int start, int len); /* of the last axis */
+ipt_val ipt_upsample(ipt_graph *g, ipt_val x, int h, int w);    /* nearest, [N,H,W,C] */
+ipt_val ipt_reshape(ipt_graph *g, ipt_val x, ipt_shape s);      /* same count, a view */
 ipt_val ipt_cast(ipt_graph *g, ipt_val x, ipt_dtype t);
-ipt_val ipt_embedding(ipt_graph *g, ipt_val ids, const char *site, int vocab, int width); /* [N,T] i32 -> [N,T,width] f32 */
+ipt_val ipt_embedding(ipt_graph *g, ipt_val ids, const char *site, int vocab,
+                      int width);                            /* [N,T] i32 -> [N,T,width] f32 */
 ipt_val ipt_take_rows(ipt_graph *g, ipt_val x, ipt_val idx); /* [N,T,C], [N] i32 -> [N,C] */
-/* y[n,t,r] = h[n,t,r] gates[row,n,slot[r]]; slot < 0: 0.  gates [n_row,N,n_slot] f32, slot [R] i32. */
+/* y[n,t,r] = h[n,t,r] gates[row,n,slot[r]]; slot < 0: 0.  gates [n_row,N,n_slot] f32, slot [R] i32.
+ */
 ipt_val ipt_gate_mul(ipt_graph *g, ipt_val h, ipt_val gates, ipt_val slot, int row);
 ipt_val ipt_mse(ipt_graph *g, ipt_val a, ipt_val b); /* mean squared difference -> [1] f32 */
 
-/* --- adapters: y[b] += sum_s gate[row][b][s] * up_s (down_s x[b]) ----------------------------------
- * Before building: every linear / conv2d whose weight name matches a site emits the side path
- * h = x A; h *= gate; y += h B with PARAM leaves "<site>.lora_a" [K,R] (K = I, or KH*KW*I in the
- * order ky, kx, i) and "<site>.lora_b" [R,O], INPUT "gates" [n_row,N,n_slot] and INPUT-like PARAM
+/* --- adapters: y[b] += sum_s gate[row][b][s] * up_s (down_s x[b])
+ * ---------------------------------- Before building: every linear / conv2d whose weight name
+ * matches a site emits the side path h = x A; h *= gate; y += h B with PARAM leaves "<site>.lora_a"
+ * [K,R] (K = I, or KH*KW*I in the order ky, kx, i) and "<site>.lora_b" [R,O], INPUT "gates"
+ * [n_row,N,n_slot] and INPUT-like PARAM
  * "<site>.lora_slot" [R] i32.  R = n_rank is a multiple of 4; ranks of several slots are stacked; a
  * column whose slot is -1 is padding. */
 typedef struct ipt_adapter_site {
@@ -137,9 +152,10 @@ typedef struct ipt_adapter_site {
     uint16_t row;     /* row of "gates" */
 } ipt_adapter_site;
 /* Copies the list.  n_batch: batch elements of "gates". */
-void ipt_graph_adapters(ipt_graph *g, const ipt_adapter_site *s, size_t n, int n_row, int n_batch, int n_slot);
+void ipt_graph_adapters(ipt_graph *g, const ipt_adapter_site *s, size_t n, int n_row, int n_batch,
+                        int n_slot);
 
-/* --- reverse mode: appends gradient nodes; branches that reach no `wrt` are never built ----------- */
+/* --- reverse mode: appends gradient nodes; branches that reach no `wrt` are never built ------- */
 typedef struct ipt_seed {
     ipt_val of, grad; /* grad = dL/d(of); id 0 with `of` of one element: 1 */
 } ipt_seed;
@@ -147,7 +163,7 @@ typedef struct ipt_seed {
 IPT_CHECKED ipt_status ipt_graph_backward(ipt_graph *g, const ipt_seed *seed, size_t n_seed,
                                           const ipt_val *wrt, size_t n_wrt, ipt_val *d_wrt);
 
-/* --- weights: who implements this owns the device copies (model_io) --------------------------------- */
+/* --- weights: who implements this owns the device copies (model_io) --------------------------- */
 typedef enum ipt_use {
     IPT_USE_PANEL, /* right operand of linear or conv2d: packed panels (graph/pack.c) */
     IPT_USE_ROWS,  /* norm, bias: row-major f32 */
@@ -160,7 +176,8 @@ typedef struct ipt_weight_view {
 } ipt_weight_view;
 typedef struct ipt_weights ipt_weights;
 struct ipt_weights {
-    /* Device copy, made at the first call for a name and use.  shape: logical, [O,KH,KW,I], [O,I], ... */
+    /* Device copy, made at the first call for a name and use.  shape: logical, [O,KH,KW,I], [O,I],
+     * ... */
     ipt_status (*find)(ipt_weights *w, const char *name, const ipt_shape *shape, ipt_use use,
                        ipt_weight_view *out);
     /* The values for host reference runs, logical order. */
@@ -168,8 +185,8 @@ struct ipt_weights {
 };
 
 /* Panels: columns (output features) in groups of 32; f32: [ceil(O/32)][Kp][32] floats; f16:
- * [ceil(O/32)][Kp/2][32] pairs, even k in the low half.  Kp = KH*KW*Ip, Ip = I rounded up to 4 (zeros);
- * 32 k of zeros after the last panel, so that a prefetch stays inside. */
+ * [ceil(O/32)][Kp/2][32] pairs, even k in the low half.  Kp = KH*KW*Ip, Ip = I rounded up to 4
+ * (zeros); 32 k of zeros after the last panel, so that a prefetch stays inside. */
 uint64_t ipt_panel_bytes(const ipt_shape *w, ipt_dtype dtype);
 /* Packs one weight.  src: element (o,i,ky,kx) is at src[o*so + i*si + ky*sy + kx*sx] (elements, as
  * returned by `get`).  dst: ipt_panel_bytes, written wholly. */
@@ -182,22 +199,24 @@ typedef struct ipt_panel_src {
 } ipt_panel_src;
 void ipt_panel_pack(const ipt_shape *w, const ipt_panel_src *src, ipt_dtype dtype, void *dst);
 
-/* --- plan: liveness -> offsets -> kernels -> descriptors -> barriers -> commands ----------------------- */
+/* --- plan: liveness -> offsets -> kernels -> descriptors -> barriers -> commands -------------- */
 typedef struct ipt_plan_opts {
-    struct ipt_gpu *gpu;      /* NULL: run every .ref on the host, in double */
-    ipt_weights *weights;     /* may be NULL when the graph has no weights */
-    uint64_t arena_limit;     /* bytes; 0 = what the device allows */
-    bool check;               /* also run each node's reference on the device's inputs and name the
-                                 first node that differs (also env IPT_PLAN_CHECK=1) */
-    bool profile;             /* time stamps around every node: ipt_plan_profile */
-    bool guard;               /* tests: guard bands around every value and NaN poison before each run */
+    struct ipt_gpu *gpu;  /* NULL: run every .ref on the host, in double */
+    ipt_weights *weights; /* may be NULL when the graph has no weights */
+    uint64_t arena_limit; /* bytes; 0 = what the device allows */
+    bool check;           /* also run each node's reference on the device's inputs and name the
+                             first node that differs (also env IPT_PLAN_CHECK=1) */
+    bool profile;         /* time stamps around every node: ipt_plan_profile */
+    bool guard;           /* tests: guard bands around every value and NaN poison before each run */
 } ipt_plan_opts;
 /* Keeps gpu and weights until destroy; the graph may be destroyed at once.
- * Errors: the poison; IPT_ERR_DEVICE_MEM with need / have; those of weights->find; IPT_ERR_UNSUPPORTED. */
+ * Errors: the poison; IPT_ERR_DEVICE_MEM with need / have; those of weights->find;
+ * IPT_ERR_UNSUPPORTED. */
 IPT_CHECKED ipt_status ipt_plan_create(ipt_graph *g, const ipt_plan_opts *o, ipt_plan **out);
 /* n bytes = the leaf's whole size; f32 (or i32) host data, converted when the leaf is f16. */
 IPT_CHECKED ipt_status ipt_plan_write(ipt_plan *p, const char *in, const void *src, size_t n);
-/* Submits segment 0.. and waits; IPT_ERR_CANCELLED between submissions when the ctx is cancelled. */
+/* Submits segment 0.. and waits; IPT_ERR_CANCELLED between submissions when the ctx is cancelled.
+ */
 IPT_CHECKED ipt_status ipt_plan_run(ipt_plan *p, uint32_t segment);
 /* Host gets f32 (or i32) whatever the device stores. */
 IPT_CHECKED ipt_status ipt_plan_read(ipt_plan *p, const char *out, void *dst, size_t n);

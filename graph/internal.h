@@ -41,11 +41,11 @@ struct ipt_graph {
 /* Grows an array of the graph so that one more item fits; false when out of memory (poisoned). */
 bool ipt_graph_grow(ipt_graph *g, void **items, uint32_t *cap, uint32_t n, size_t size);
 
-/* --- plan ---------------------------------------------------------------------------------------- */
+/* --- plan ------------------------------------------------------------------------------------- */
 typedef struct ipt_slot {
-    uint64_t bytes, off;   /* place in the arena */
-    uint32_t first, last;  /* lifetime in node positions, inclusive */
-    bool pinned;           /* whole life of the plan */
+    uint64_t bytes, off;  /* place in the arena */
+    uint32_t first, last; /* lifetime in node positions, inclusive */
+    bool pinned;          /* whole life of the plan */
 } ipt_slot;
 
 /* What the planner found out about one value. */
@@ -56,8 +56,8 @@ typedef struct ipt_place {
 
 typedef struct ipt_planned_node {
     ipt_node n;
-    ipt_launch launch;           /* dispatches, device plans only */
-    uint32_t scratch_slot[4];    /* slot + 1 */
+    ipt_launch launch;        /* dispatches, device plans only */
+    uint32_t scratch_slot[4]; /* slot + 1 */
     ipt_weight_view weight[IPT_MAX_IN];
     uint32_t segment;
 } ipt_planned_node;
@@ -71,7 +71,8 @@ struct ipt_plan {
     ipt_value *value;
     uint32_t n_value;
     uint32_t *place; /* value id -> slot + 1 */
-    ipt_shape *panel; /* value id -> logical shape of a PARAM kept as packed panels; rank 0: row-major */
+    ipt_shape
+        *panel; /* value id -> logical shape of a PARAM kept as packed panels; rank 0: row-major */
     ipt_planned_node *node;
     uint32_t n_node, n_segment;
     ipt_slot *slot;
@@ -83,7 +84,8 @@ struct ipt_plan {
 
 /* planner.c: drops dead nodes, sets segments, lifetimes (slots without offsets), in-place reuse. */
 IPT_CHECKED ipt_status ipt_planner_lifetimes(ipt_plan *p, const ipt_graph *g);
-uint32_t ipt_planner_add_slot(ipt_plan *p, uint64_t bytes, uint32_t first, uint32_t last, bool pinned);
+uint32_t ipt_planner_add_slot(ipt_plan *p, uint64_t bytes, uint32_t first, uint32_t last,
+                              bool pinned);
 /* Offsets by greedy best fit over lifetimes; pad: guard bytes before and after each slot. */
 IPT_CHECKED ipt_status ipt_planner_offsets(ipt_plan *p, uint64_t pad);
 
@@ -100,6 +102,7 @@ IPT_CHECKED ipt_status ipt_host_read(ipt_plan *p, uint32_t v, void *dst);
 IPT_CHECKED ipt_status ipt_host_exec(ipt_plan *p, uint32_t segment);
 /* Tests: the doubles of a leaf or output of a host plan, to read and to disturb; NULL if none. */
 double *ipt_host_values(ipt_plan *p, const char *name, size_t *n);
-/* Values of value v as doubles, from the host run or (device plans) read back; n = element count. */
+/* Values of value v as doubles, from the host run or (device plans) read back; n = element count.
+ */
 IPT_CHECKED ipt_status ipt_device_read_double(ipt_plan *p, uint32_t v, double *dst);
 #endif

@@ -53,19 +53,21 @@ typedef struct ipt_node {
     uint32_t out[IPT_MAX_OUT];
     ipt_shape in_shape[IPT_MAX_IN]; /* rank 0 = not given */
     ipt_shape out_shape[IPT_MAX_OUT];
-    bool in_is_panel[IPT_MAX_IN]; /* that input is an IPT_WEIGHT leaf used as packed panels: the device
-                                     sees ipt_panel layout; its in_shape.dtype is that of the store */
+    bool in_is_panel[IPT_MAX_IN]; /* that input is an IPT_WEIGHT leaf used as packed panels: the
+                                     device sees ipt_panel layout; its in_shape.dtype is that of the
+                                     store */
     ipt_attr attr;
 } ipt_node;
 
-/* --- what a kernel function writes -------------------------------------------------------------- */
+/* --- what a kernel function writes ------------------------------------------------------------ */
 typedef enum { IPT_SRC_IN, IPT_SRC_OUT, IPT_SRC_SCRATCH } ipt_src;
 typedef struct ipt_bind {
     ipt_bind_kind kind;
     ipt_src src;
-    uint8_t index;       /* in[index], out[index] or scratch number */
-    bool write;          /* the dispatch writes it (it may read it too) */
-    uint64_t off, bytes; /* part of it; bytes 0 = from off to the end.  off: multiple of traits.align */
+    uint8_t index; /* in[index], out[index] or scratch number */
+    bool write;    /* the dispatch writes it (it may read it too) */
+    uint64_t off,
+        bytes; /* part of it; bytes 0 = from off to the end.  off: multiple of traits.align */
 } ipt_bind;
 typedef struct ipt_dispatch {
     ipt_kernel_desc k; /* shader, spec, push size; k.kind and k.n_bind are filled from bind[] */
@@ -73,8 +75,8 @@ typedef struct ipt_dispatch {
     ipt_bind bind[IPT_MAX_BIND];
     uint8_t push[IPT_MAX_PUSH];
     uint32_t groups[3];
-    double macs;       /* multiply-adds, for profiles and submit sizes */
-    bool no_wait;      /* independent of the dispatch before it in the same node: no barrier between */
+    double macs;  /* multiply-adds, for profiles and submit sizes */
+    bool no_wait; /* independent of the dispatch before it in the same node: no barrier between */
 } ipt_dispatch;
 /* The list a kernel function fills; scratch lives for the node only. */
 typedef struct ipt_launch {
@@ -84,11 +86,12 @@ typedef struct ipt_launch {
     size_t n_d, cap_d;
     uint64_t scratch[4]; /* bytes */
     uint8_t n_scratch;
-    ipt_status status;   /* IPT_ERR_NOMEM / IPT_ERR_UNSUPPORTED after a failed helper */
+    ipt_status status; /* IPT_ERR_NOMEM / IPT_ERR_UNSUPPORTED after a failed helper */
 } ipt_launch;
 /* Appends a dispatch of `shader` with a copy of the push block; NULL when out of memory (then
  * l->status is set).  The caller adds spec, binds, groups. */
-ipt_dispatch *ipt_launch_add(ipt_launch *l, const char *shader, const void *push, size_t push_bytes);
+ipt_dispatch *ipt_launch_add(ipt_launch *l, const char *shader, const void *push,
+                             size_t push_bytes);
 void ipt_launch_bind(ipt_dispatch *d, ipt_bind_kind kind, ipt_src src, int index, bool write);
 /* Same with a byte range of the tensor. */
 void ipt_launch_bind_range(ipt_dispatch *d, ipt_bind_kind kind, ipt_src src, int index, bool write,
@@ -103,25 +106,26 @@ int ipt_launch_scratch(ipt_launch *l, uint64_t bytes); /* returns its number */
  * checks its bound. */
 void ipt_launch_linear(const ipt_launch *l, ipt_dispatch *d, uint64_t n, uint32_t wg);
 
-/* --- the one description of an operator ------------------------------------------------------------ */
+/* --- the one description of an operator ------------------------------------------------------- */
 typedef struct ipt_op_def {
     const char *name;
     /* "x:*k w:ok b?:o r?:*o -> y:*o": letters are dims (equal letters equal sizes), '*' any leading
-     * dims (all '*' agree), a digit a fixed size, '?' optional, no dims: infer looks.  Output dims must be bound on the left
-     * unless infer is given. */
+     * dims (all '*' agree), a digit a fixed size, '?' optional, no dims: infer looks.  Output dims
+     * must be bound on the left unless infer is given. */
     const char *sig;
     uint8_t alias; /* bit i: out[0] may reuse the storage of in[i] (same element count and dtype) */
     uint8_t panel; /* bit i: in[i] is read as packed panels when it is a WEIGHT leaf */
     uint8_t table; /* bit i: in[i] is an embedding table (IPT_USE_TABLE) */
     bool view;     /* out[0] is in[0] under another shape: no kernel at all */
-    /* Checks attributes and sets out shapes (dims, rank and dtype) the signature cannot; called after
-     * the signature matched; out[] comes filled where the signature says all.  NULL: sig says it all.
-     * Returns a message (static text) on error, else NULL. */
+    /* Checks attributes and sets out shapes (dims, rank and dtype) the signature cannot; called
+     * after the signature matched; out[] comes filled where the signature says all.  NULL: sig says
+     * it all. Returns a message (static text) on error, else NULL. */
     const char *(*infer)(const ipt_node *n, ipt_shape out[]);
-    /* Truth, in double, logical layouts; in[i] NULL when not given; i32 values arrive as doubles. */
+    /* Truth, in double, logical layouts; in[i] NULL when not given; i32 values arrive as doubles.
+     */
     void (*ref)(const ipt_node *n, const double *const in[], double *const out[]);
-    /* Appends nodes; dy[j] id 0: that output has no gradient.  want bit i: dx[i] is needed.  NULL: not
-     * differentiable (gradient nodes themselves). */
+    /* Appends nodes; dy[j] id 0: that output has no gradient.  want bit i: dx[i] is needed.  NULL:
+     * not differentiable (gradient nodes themselves). */
     void (*grad)(ipt_graph *g, const ipt_node *n, const ipt_val dy[], uint32_t want, ipt_val dx[]);
     /* Describes the dispatches; returns IPT_OK or IPT_ERR_UNSUPPORTED. */
     ipt_status (*kernel)(const ipt_node *n, ipt_launch *l);
@@ -131,19 +135,20 @@ extern const ipt_op_def *const ipt_op_table[IPT_OP_COUNT];
 /* Name of a shader's variant by element type: "name.f32" or "name.f16". */
 #define IPT_VARIANT(name, dtype) ((dtype) == IPT_F16 ? name ".f16" : name ".f32")
 
-/* --- for builders in op_*.c ------------------------------------------------------------------------ */
+/* --- for builders in op_*.c ------------------------------------------------------------------- */
 /* Appends a node: checks the signature, infers, makes outputs.  in: n_in values (id 0 = not given).
  * out may be NULL for nodes with one output; returns out[0].  On a poisoned graph returns id 0. */
-ipt_val ipt_emit(ipt_graph *g, ipt_op op, const char *name, const ipt_val *in, int n_in, const ipt_attr *attr,
-                 ipt_val *out);
+ipt_val ipt_emit(ipt_graph *g, ipt_op op, const char *name, const ipt_val *in, int n_in,
+                 const ipt_attr *attr, ipt_val *out);
 /* For gradients: the node's own values. */
 static inline ipt_val ipt_in(const ipt_node *n, int i) { return (ipt_val){n->in[i]}; }
 static inline ipt_val ipt_out(const ipt_node *n, int i) { return (ipt_val){n->out[i]}; }
 /* "<prefix><site>.<leaf>" as a WEIGHT leaf of the given shape; panel: it is the packed operand. */
 ipt_val ipt_weight_leaf(ipt_graph *g, const char *site, const char *leaf, ipt_shape s);
-/* Called by ipt_linear and ipt_conv2d with their result: when `site` is in the adapter list, appends
- * the side path y + gate * up(down(x)) and returns the sum, else y.  conv NULL: linear. */
-ipt_val ipt_adapter_path(ipt_graph *g, ipt_val x, ipt_val y, const char *site, const ipt_conv *conv);
+/* Called by ipt_linear and ipt_conv2d with their result: when `site` is in the adapter list,
+ * appends the side path y + gate * up(down(x)) and returns the sum, else y.  conv NULL: linear. */
+ipt_val ipt_adapter_path(ipt_graph *g, ipt_val x, ipt_val y, const char *site,
+                         const ipt_conv *conv);
 /* Sets the poison (first one wins). */
 void ipt_poison(ipt_graph *g, ipt_status s, const char *fmt, ...) IPT_PRINTF(3, 4);
 #endif

@@ -1,5 +1,6 @@
-/* graph/op_adapter.c - the gate of the adapters' side path: y[n,t,r] = h[n,t,r] gates[row,n,slot[r]].
- * Which adapter acts on which batch element at this step is data, never a change of commands. */
+/* graph/op_adapter.c - the gate of the adapters' side path: y[n,t,r] = h[n,t,r]
+ * gates[row,n,slot[r]]. Which adapter acts on which batch element at this step is data, never a
+ * change of commands. */
 #include "graph/op.h"
 
 #include <string.h>
@@ -11,11 +12,13 @@ static const char *gate_infer(const ipt_node *n, ipt_shape out[])
     (void)out;
     if (n->in_shape[2].dtype != IPT_I32 || n->in_shape[1].dtype != IPT_F32)
         return "gates must be f32 and slots i32";
-    return n->attr.gate.row < 0 || n->attr.gate.row >= n->in_shape[1].dim[0] ? "no such gate row" : NULL;
+    return n->attr.gate.row < 0 || n->attr.gate.row >= n->in_shape[1].dim[0] ? "no such gate row"
+                                                                             : NULL;
 }
 
 /* Index of the gate of (batch element, rank column), or -1 for a padding column. */
-static int64_t gate_at(const ipt_node *n, const ipt_shape *gates, const double *slot, size_t b, size_t r)
+static int64_t gate_at(const ipt_node *n, const ipt_shape *gates, const double *slot, size_t b,
+                       size_t r)
 {
     int64_t s = (int64_t)slot[r];
     if (s < 0 || s >= gates->dim[2])
@@ -36,7 +39,8 @@ static void gate_mul_ref(const ipt_node *n, const double *const in[], double *co
             }
 }
 
-static void gate_mul_grad(ipt_graph *g, const ipt_node *n, const ipt_val dy[], uint32_t want, ipt_val dx[])
+static void gate_mul_grad(ipt_graph *g, const ipt_node *n, const ipt_val dy[], uint32_t want,
+                          ipt_val dx[])
 {
     if (want & 1)
         dx[0] = ipt_gate_mul(g, dy[0], ipt_in(n, 1), ipt_in(n, 2), n->attr.gate.row);
@@ -52,16 +56,20 @@ struct gate_push {
 
 static struct gate_push gate_push(const ipt_node *n, const ipt_shape *h, const ipt_shape *gates)
 {
-    return (struct gate_push){(uint32_t)ipt_shape_count(&n->out_shape[0]), (uint32_t)h->dim[1],
-                              (uint32_t)h->dim[2],     (uint32_t)gates->dim[1],
-                              (uint32_t)gates->dim[2], (uint32_t)n->attr.gate.row,
+    return (struct gate_push){(uint32_t)ipt_shape_count(&n->out_shape[0]),
+                              (uint32_t)h->dim[1],
+                              (uint32_t)h->dim[2],
+                              (uint32_t)gates->dim[1],
+                              (uint32_t)gates->dim[2],
+                              (uint32_t)n->attr.gate.row,
                               (uint32_t)gates->dim[0]};
 }
 
 static ipt_status gate_mul_kernel(const ipt_node *n, ipt_launch *l)
 {
     struct gate_push p = gate_push(n, &n->in_shape[0], &n->in_shape[1]);
-    ipt_dispatch *d = ipt_launch_add(l, IPT_VARIANT("gate_mul", n->in_shape[0].dtype), &p, sizeof p);
+    ipt_dispatch *d =
+        ipt_launch_add(l, IPT_VARIANT("gate_mul", n->in_shape[0].dtype), &p, sizeof p);
     ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_IN, 0, false);
     ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_IN, 1, false);
     ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_IN, 2, false);
@@ -110,7 +118,8 @@ static void gate_grad_ref(const ipt_node *n, const double *const in[], double *c
 static ipt_status gate_grad_kernel(const ipt_node *n, ipt_launch *l)
 {
     struct gate_push p = gate_push(n, &n->in_shape[0], &n->in_shape[2]);
-    ipt_dispatch *d = ipt_launch_add(l, IPT_VARIANT("gate_grad", n->in_shape[0].dtype), &p, sizeof p);
+    ipt_dispatch *d =
+        ipt_launch_add(l, IPT_VARIANT("gate_grad", n->in_shape[0].dtype), &p, sizeof p);
     for (int i = 0; i < 2; i++)
         ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_IN, i, false);
     ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_IN, 3, false);

@@ -144,10 +144,15 @@ static void forward_simd(const ipt_attn_geo *g, ipt_launch *l)
         const uint32_t spec[] = {sg, g->d / 4, kb, tq, g->causal};
         for (size_t i = 0; i < IPT_COUNT(spec); i++)
             ipt_launch_spec(d, spec[i]);
-        ipt_launch_bind_part(l, d, &(ipt_bind){kind, IPT_SRC_IN, 0, false, (b * qn) * g->elt, (step * qn) * g->elt});
-        ipt_launch_bind_part(l, d, &(ipt_bind){kind, IPT_SRC_IN, 1, false, (b * kn) * g->elt, (step * kn) * g->elt});
-        ipt_launch_bind_part(l, d, &(ipt_bind){kind, IPT_SRC_IN, 2, false, (b * kn) * g->elt, (step * kn) * g->elt});
-        ipt_launch_bind_part(l, d, &(ipt_bind){IPT_BIND_SSBO, IPT_SRC_OUT, 0, true, (b * qn) * g->elt, (step * qn) * g->elt});
+        ipt_launch_bind_part(
+            l, d, &(ipt_bind){kind, IPT_SRC_IN, 0, false, (b * qn) * g->elt, (step * qn) * g->elt});
+        ipt_launch_bind_part(
+            l, d, &(ipt_bind){kind, IPT_SRC_IN, 1, false, (b * kn) * g->elt, (step * kn) * g->elt});
+        ipt_launch_bind_part(
+            l, d, &(ipt_bind){kind, IPT_SRC_IN, 2, false, (b * kn) * g->elt, (step * kn) * g->elt});
+        ipt_launch_bind_part(l, d,
+                             &(ipt_bind){IPT_BIND_SSBO, IPT_SRC_OUT, 0, true, (b * qn) * g->elt,
+                                         (step * qn) * g->elt});
         ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_OUT, 1, true);
         ipt_attn_groups(d, ipt_attn_div_up(g->t, sg * tq), g->heads, step);
         if (d) {
@@ -177,10 +182,18 @@ static void forward_tile(const ipt_attn_geo *g, ipt_launch *l)
             ipt_launch_add(l, IPT_VARIANT("attention_tile", g->dtype), &push, sizeof push);
         ipt_launch_spec(d, nv);
         ipt_launch_spec(d, g->causal);
-        ipt_launch_bind_part(l, d, &(ipt_bind){IPT_BIND_SSBO, IPT_SRC_IN, 0, false, (b * qn) * g->elt, (step * qn) * g->elt});
-        ipt_launch_bind_part(l, d, &(ipt_bind){IPT_BIND_SSBO, IPT_SRC_IN, 1, false, (b * kn) * g->elt, (step * kn) * g->elt});
-        ipt_launch_bind_part(l, d, &(ipt_bind){IPT_BIND_SSBO, IPT_SRC_IN, 2, false, (b * kn) * g->elt, (step * kn) * g->elt});
-        ipt_launch_bind_part(l, d, &(ipt_bind){IPT_BIND_SSBO, IPT_SRC_OUT, 0, true, (b * qn) * g->elt, (step * qn) * g->elt});
+        ipt_launch_bind_part(l, d,
+                             &(ipt_bind){IPT_BIND_SSBO, IPT_SRC_IN, 0, false, (b * qn) * g->elt,
+                                         (step * qn) * g->elt});
+        ipt_launch_bind_part(l, d,
+                             &(ipt_bind){IPT_BIND_SSBO, IPT_SRC_IN, 1, false, (b * kn) * g->elt,
+                                         (step * kn) * g->elt});
+        ipt_launch_bind_part(l, d,
+                             &(ipt_bind){IPT_BIND_SSBO, IPT_SRC_IN, 2, false, (b * kn) * g->elt,
+                                         (step * kn) * g->elt});
+        ipt_launch_bind_part(l, d,
+                             &(ipt_bind){IPT_BIND_SSBO, IPT_SRC_OUT, 0, true, (b * qn) * g->elt,
+                                         (step * qn) * g->elt});
         ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_OUT, 1, true);
         ipt_attn_groups(d, ipt_attn_div_up(g->t, IPT_ATTN_TILE), g->heads * slices, step);
         if (d) {
@@ -215,7 +228,9 @@ static void pack_panels(const ipt_attn_geo *g, ipt_launch *l, const panel_geo *p
     ipt_dispatch *d = ipt_launch_add(l, "attention_pack", &push, sizeof push);
     ipt_launch_spec(d, p->sg);
     ipt_launch_spec(d, mode);
-    ipt_launch_bind_part(l, d, &(ipt_bind){IPT_BIND_SSBO, IPT_SRC_IN, (uint8_t)(mode == 0 ? 1 : 2), false, (b * kn) * g->elt, kn * g->elt});
+    ipt_launch_bind_part(l, d,
+                         &(ipt_bind){IPT_BIND_SSBO, IPT_SRC_IN, (uint8_t)(mode == 0 ? 1 : 2), false,
+                                     (b * kn) * g->elt, kn * g->elt});
     ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_SCRATCH, mode == 0 ? p->k : p->v, true);
     ipt_launch_linear(l, d, quads, WG);
 }
@@ -268,7 +283,9 @@ static ipt_status forward_rows(const ipt_attn_geo *g, ipt_launch *l)
             struct rows_push mul = {rows, p.s_pad / 4, g->d / 4, at + r * (g->c / 4), g->c / 4, 0,
                                     0,    p.s_pad / 4, g->scale};
             ipt_dispatch *d = add_rows(l, &p, &mul);
-            ipt_launch_bind_part(l, d, &(ipt_bind){IPT_BIND_TEXEL_RGBA32F, IPT_SRC_IN, 0, false, (b * qn) * g->elt, qn * g->elt});
+            ipt_launch_bind_part(l, d,
+                                 &(ipt_bind){IPT_BIND_TEXEL_RGBA32F, IPT_SRC_IN, 0, false,
+                                             (b * qn) * g->elt, qn * g->elt});
             ipt_launch_bind(d, IPT_BIND_TEXEL_RGBA32F, IPT_SRC_SCRATCH, p.k, false);
             ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_SCRATCH, p.scores, true);
             ipt_attn_soft soft = {rows, rows, r, g->s, p.s_pad, p.s_pad, 0, pair * g->t, 1};
@@ -283,7 +300,9 @@ static ipt_status forward_rows(const ipt_attn_geo *g, ipt_launch *l)
             d = add_rows(l, &p, &mul);
             ipt_launch_bind(d, IPT_BIND_TEXEL_RGBA32F, IPT_SRC_SCRATCH, p.scores, false);
             ipt_launch_bind(d, IPT_BIND_TEXEL_RGBA32F, IPT_SRC_SCRATCH, p.v, false);
-            ipt_launch_bind_part(l, d, &(ipt_bind){IPT_BIND_SSBO, IPT_SRC_OUT, 0, true, (b * qn) * g->elt, qn * g->elt});
+            ipt_launch_bind_part(
+                l, d,
+                &(ipt_bind){IPT_BIND_SSBO, IPT_SRC_OUT, 0, true, (b * qn) * g->elt, qn * g->elt});
         }
     }
     return l->status;
@@ -316,8 +335,12 @@ static int add_delta(const ipt_attn_geo *g, ipt_launch *l)
         } push = {step * g->heads * g->t, g->t, g->heads, g->d, off, off, b * g->heads * g->t};
         ipt_dispatch *d =
             ipt_launch_add(l, IPT_VARIANT("attention_delta", g->dtype), &push, sizeof push);
-        ipt_launch_bind_part(l, d, &(ipt_bind){IPT_BIND_SSBO, IPT_SRC_IN, 3, false, (b * qn) * g->elt, (step * qn) * g->elt});
-        ipt_launch_bind_part(l, d, &(ipt_bind){IPT_BIND_SSBO, IPT_SRC_IN, 5, false, (b * qn) * g->elt, (step * qn) * g->elt});
+        ipt_launch_bind_part(l, d,
+                             &(ipt_bind){IPT_BIND_SSBO, IPT_SRC_IN, 3, false, (b * qn) * g->elt,
+                                         (step * qn) * g->elt});
+        ipt_launch_bind_part(l, d,
+                             &(ipt_bind){IPT_BIND_SSBO, IPT_SRC_IN, 5, false, (b * qn) * g->elt,
+                                         (step * qn) * g->elt});
         ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_SCRATCH, delta, true);
         ipt_launch_linear(l, d, push.count, WG);
         if (d)
@@ -350,12 +373,16 @@ static void backward_simd(const ipt_attn_geo *g, ipt_launch *l, int delta, uint3
             ipt_launch_spec(d, spec[i]);
         for (int i = 0; i < 4; i++) {
             const uint64_t n = i < 2 ? an : bn;
-            ipt_launch_bind_part(l, d, &(ipt_bind){kind, IPT_SRC_IN, (uint8_t)(in[mode][i]), false, (b * n) * g->elt, (step * n) * g->elt});
+            ipt_launch_bind_part(l, d,
+                                 &(ipt_bind){kind, IPT_SRC_IN, (uint8_t)(in[mode][i]), false,
+                                             (b * n) * g->elt, (step * n) * g->elt});
         }
         ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_IN, 4, false);
         ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_SCRATCH, delta, false);
         for (int i = 0; i < 2; i++)
-            ipt_launch_bind_part(l, d, &(ipt_bind){IPT_BIND_SSBO, IPT_SRC_OUT, (uint8_t)(out[mode][i]), true, (b * an) * g->elt, (step * an) * g->elt});
+            ipt_launch_bind_part(l, d,
+                                 &(ipt_bind){IPT_BIND_SSBO, IPT_SRC_OUT, (uint8_t)(out[mode][i]),
+                                             true, (b * an) * g->elt, (step * an) * g->elt});
         ipt_attn_groups(d, ipt_attn_div_up(rows, sg * tq), g->heads, step);
         if (d) {
             d->k.subgroup = sg;

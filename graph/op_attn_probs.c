@@ -145,7 +145,9 @@ static ipt_status probs_kernel(const ipt_node *n, ipt_launch *l)
                 ipt_launch_add(l, IPT_VARIANT("attention_soft", g.dtype), &soft, sizeof soft);
             ipt_launch_spec(d, g.causal);
             ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_SCRATCH, scores, false);
-            ipt_launch_bind_part(l, d, &(ipt_bind){IPT_BIND_SSBO, IPT_SRC_OUT, 0, true, first * g.elt, size * g.elt});
+            ipt_launch_bind_part(
+                l, d,
+                &(ipt_bind){IPT_BIND_SSBO, IPT_SRC_OUT, 0, true, first * g.elt, size * g.elt});
             ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_SCRATCH, scores, false); /* no lse wanted */
             ipt_launch_linear(l, d, soft.n_row, 1);
         }
@@ -172,8 +174,10 @@ static ipt_status probs_bwd_kernel(const ipt_node *n, ipt_launch *l)
         } push = {p.count * g.t, g.s, off, off, g.scale};
         ipt_dispatch *d =
             ipt_launch_add(l, IPT_VARIANT("attention_pds", g.dtype), &push, sizeof push);
-        ipt_launch_bind_part(l, d, &(ipt_bind){IPT_BIND_SSBO, IPT_SRC_IN, 2, false, first * g.elt, size * g.elt});
-        ipt_launch_bind_part(l, d, &(ipt_bind){IPT_BIND_SSBO, IPT_SRC_IN, 3, false, first * g.elt, size * g.elt});
+        ipt_launch_bind_part(
+            l, d, &(ipt_bind){IPT_BIND_SSBO, IPT_SRC_IN, 2, false, first * g.elt, size * g.elt});
+        ipt_launch_bind_part(
+            l, d, &(ipt_bind){IPT_BIND_SSBO, IPT_SRC_IN, 3, false, first * g.elt, size * g.elt});
         ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_SCRATCH, ds, true);
         ipt_launch_linear(l, d, push.n_row, 1);
         const ipt_attn_matrix m = ipt_attn_scratch(&g, ds, &p, g.t, g.s);

@@ -127,7 +127,10 @@ static void group_pass(const ipt_node *n, ipt_launch *l, const struct group_geo 
         ipt_launch_spec(d, (uint32_t)n->attr.norm.silu);
         for (int i = 0; i < n_b; i++) {
             if (b[i].items)
-                ipt_launch_bind_part(l, d, &(ipt_bind){b[i].write ? IPT_BIND_SSBO : item_kind(g->variant), b[i].src, (uint8_t)(b[i].index), b[i].write, first * g->elt, (last - first) * g->elt});
+                ipt_launch_bind_part(l, d,
+                                     &(ipt_bind){b[i].write ? IPT_BIND_SSBO : item_kind(g->variant),
+                                                 b[i].src, (uint8_t)(b[i].index), b[i].write,
+                                                 first * g->elt, (last - first) * g->elt});
             else
                 ipt_launch_bind(d, IPT_BIND_SSBO, b[i].src, b[i].index, b[i].write);
         }
@@ -501,17 +504,20 @@ static ipt_status layer_pass(const ipt_node *n, ipt_launch *l, enum layer_mode m
             (uint32_t)r, (float)(1.0 / (double)c), n->attr.norm.eps};
         ipt_dispatch *d = ipt_launch_add(l, name, &push, sizeof push);
         ipt_launch_spec(d, wg);
-        ipt_launch_bind_part(l, d, &(ipt_bind){kind, IPT_SRC_IN, 0, false, first * elt, (k * c) * elt});
+        ipt_launch_bind_part(l, d,
+                             &(ipt_bind){kind, IPT_SRC_IN, 0, false, first * elt, (k * c) * elt});
         if (mode == LAYER_STAT) {
             ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_SCRATCH, stat, true);
         } else {
             ipt_bind_kind param = simd ? IPT_BIND_TEXEL_RGBA32F : IPT_BIND_SSBO;
             ipt_launch_bind(d, param, IPT_SRC_IN, 1, false);
             if (mode == LAYER_DX)
-                ipt_launch_bind_part(l, d, &(ipt_bind){kind, IPT_SRC_IN, 2, false, first * elt, (k * c) * elt});
+                ipt_launch_bind_part(
+                    l, d, &(ipt_bind){kind, IPT_SRC_IN, 2, false, first * elt, (k * c) * elt});
             else
                 ipt_launch_bind(d, param, IPT_SRC_IN, 2, false);
-            ipt_launch_bind_part(l, d, &(ipt_bind){IPT_BIND_SSBO, IPT_SRC_OUT, 0, true, first * elt, (k * c) * elt});
+            ipt_launch_bind_part(
+                l, d, &(ipt_bind){IPT_BIND_SSBO, IPT_SRC_OUT, 0, true, first * elt, (k * c) * elt});
         }
         ipt_launch_linear(l, d, k, 1);
         if (d) {
@@ -553,8 +559,12 @@ static ipt_status layer_dp_kernel(const ipt_node *n, ipt_launch *l)
                   (uint32_t)c,     (uint32_t)(first * elt / l->dev->align * l->dev->align / elt)};
         ipt_dispatch *d =
             ipt_launch_add(l, IPT_VARIANT("norm_lpart", s->dtype), &push, sizeof push);
-        ipt_launch_bind_part(l, d, &(ipt_bind){IPT_BIND_SSBO, IPT_SRC_IN, 0, false, first * elt, (end - first) * elt});
-        ipt_launch_bind_part(l, d, &(ipt_bind){IPT_BIND_SSBO, IPT_SRC_IN, 1, false, first * elt, (end - first) * elt});
+        ipt_launch_bind_part(
+            l, d,
+            &(ipt_bind){IPT_BIND_SSBO, IPT_SRC_IN, 0, false, first * elt, (end - first) * elt});
+        ipt_launch_bind_part(
+            l, d,
+            &(ipt_bind){IPT_BIND_SSBO, IPT_SRC_IN, 1, false, first * elt, (end - first) * elt});
         ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_SCRATCH, stat, false);
         ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_SCRATCH, part, true);
         ipt_launch_linear(l, d, k * c, WG);

@@ -36,7 +36,8 @@ static double act_slope(const ipt_attr *a, double x)
         s = 1.0 / (1.0 + exp(-x));
         return s * (1.0 + x * (1.0 - s));
     case IPT_GELU:
-        return 0.5 * (1.0 + erf(x * 0.70710678118654752440)) + x * 0.39894228040143267794 * exp(-0.5 * x * x);
+        return 0.5 * (1.0 + erf(x * 0.70710678118654752440)) +
+               x * 0.39894228040143267794 * exp(-0.5 * x * x);
     case IPT_QUICK_GELU:
         s = 1.0 / (1.0 + exp(-1.702 * x));
         return s * (1.0 + 1.702 * x * (1.0 - s));
@@ -56,12 +57,14 @@ struct elt_push {
     float a, b;
 };
 
-static ipt_status elt_kernel(const ipt_node *n, ipt_launch *l, uint32_t mode, uint32_t kind, float a, float b)
+static ipt_status elt_kernel(const ipt_node *n, ipt_launch *l, uint32_t mode, uint32_t kind,
+                             float a, float b)
 {
     size_t count = ipt_shape_count(&n->out_shape[0]);
     uint32_t vec = count % 4 == 0;
     struct elt_push push = {(uint32_t)(vec ? count / 4 : count), a, b};
-    ipt_dispatch *d = ipt_launch_add(l, IPT_VARIANT("eltwise", n->out_shape[0].dtype), &push, sizeof push);
+    ipt_dispatch *d =
+        ipt_launch_add(l, IPT_VARIANT("eltwise", n->out_shape[0].dtype), &push, sizeof push);
     ipt_launch_spec(d, mode);
     ipt_launch_spec(d, kind);
     ipt_launch_spec(d, vec);
@@ -78,21 +81,28 @@ static void unary_ref(const ipt_node *n, const double *const in[], double *const
         out[0][i] = act(&n->attr, in[0][i]);
 }
 
-static void unary_grad(ipt_graph *g, const ipt_node *n, const ipt_val dy[], uint32_t want, ipt_val dx[])
+static void unary_grad(ipt_graph *g, const ipt_node *n, const ipt_val dy[], uint32_t want,
+                       ipt_val dx[])
 {
     (void)want;
     ipt_val in[2] = {ipt_in(n, 0), dy[0]};
-    dx[0] = n->attr.unary.kind == IPT_AFFINE ? ipt_unary(g, IPT_AFFINE, dy[0], n->attr.unary.a, 0.0F)
-                                             : ipt_emit(g, IPT_OP_UNARY_BWD, n->name, in, 2, &n->attr, NULL);
+    dx[0] = n->attr.unary.kind == IPT_AFFINE
+                ? ipt_unary(g, IPT_AFFINE, dy[0], n->attr.unary.a, 0.0F)
+                : ipt_emit(g, IPT_OP_UNARY_BWD, n->name, in, 2, &n->attr, NULL);
 }
 
 static ipt_status unary_kernel(const ipt_node *n, ipt_launch *l)
 {
-    return elt_kernel(n, l, ELT_UNARY, (uint32_t)n->attr.unary.kind, n->attr.unary.a, n->attr.unary.b);
+    return elt_kernel(n, l, ELT_UNARY, (uint32_t)n->attr.unary.kind, n->attr.unary.a,
+                      n->attr.unary.b);
 }
 
-const ipt_op_def ipt_op_unary = {
-    .name = "unary", .sig = "x:* -> y:*", .alias = 1, .ref = unary_ref, .grad = unary_grad, .kernel = unary_kernel};
+const ipt_op_def ipt_op_unary = {.name = "unary",
+                                 .sig = "x:* -> y:*",
+                                 .alias = 1,
+                                 .ref = unary_ref,
+                                 .grad = unary_grad,
+                                 .kernel = unary_kernel};
 
 static void unary_bwd_ref(const ipt_node *n, const double *const in[], double *const out[])
 {
@@ -102,11 +112,15 @@ static void unary_bwd_ref(const ipt_node *n, const double *const in[], double *c
 
 static ipt_status unary_bwd_kernel(const ipt_node *n, ipt_launch *l)
 {
-    return elt_kernel(n, l, ELT_UNARY_BWD, (uint32_t)n->attr.unary.kind, n->attr.unary.a, n->attr.unary.b);
+    return elt_kernel(n, l, ELT_UNARY_BWD, (uint32_t)n->attr.unary.kind, n->attr.unary.a,
+                      n->attr.unary.b);
 }
 
-const ipt_op_def ipt_op_unary_bwd = {
-    .name = "unary_bwd", .sig = "x:* dy:* -> dx:*", .alias = 3, .ref = unary_bwd_ref, .kernel = unary_bwd_kernel};
+const ipt_op_def ipt_op_unary_bwd = {.name = "unary_bwd",
+                                     .sig = "x:* dy:* -> dx:*",
+                                     .alias = 3,
+                                     .ref = unary_bwd_ref,
+                                     .kernel = unary_bwd_kernel};
 
 ipt_val ipt_unary(ipt_graph *g, ipt_unary_kind k, ipt_val x, float a, float b)
 {
@@ -116,7 +130,7 @@ ipt_val ipt_unary(ipt_graph *g, ipt_unary_kind k, ipt_val x, float a, float b)
 
 ipt_val ipt_silu(ipt_graph *g, ipt_val x) { return ipt_unary(g, IPT_SILU, x, 0, 0); }
 
-/* --- GEGLU -------------------------------------------------------------------------------------- */
+/* --- GEGLU ------------------------------------------------------------------------------------ */
 static const char *geglu_infer(const ipt_node *n, ipt_shape out[])
 {
     out[0] = n->in_shape[0];
@@ -138,7 +152,8 @@ static void geglu_ref(const ipt_node *n, const double *const in[], double *const
             out[0][r * c + i] = in[0][r * 2 * c + i] * act(&gelu_attr, in[0][r * 2 * c + c + i]);
 }
 
-static void geglu_grad(ipt_graph *g, const ipt_node *n, const ipt_val dy[], uint32_t want, ipt_val dx[])
+static void geglu_grad(ipt_graph *g, const ipt_node *n, const ipt_val dy[], uint32_t want,
+                       ipt_val dx[])
 {
     (void)want;
     ipt_val in[2] = {ipt_in(n, 0), dy[0]};
@@ -176,8 +191,14 @@ static ipt_status geglu_launch(const ipt_node *n, ipt_launch *l, bool bwd)
     return l->status;
 }
 
-static ipt_status geglu_kernel(const ipt_node *n, ipt_launch *l) { return geglu_launch(n, l, false); }
-static ipt_status geglu_bwd_kernel(const ipt_node *n, ipt_launch *l) { return geglu_launch(n, l, true); }
+static ipt_status geglu_kernel(const ipt_node *n, ipt_launch *l)
+{
+    return geglu_launch(n, l, false);
+}
+static ipt_status geglu_bwd_kernel(const ipt_node *n, ipt_launch *l)
+{
+    return geglu_launch(n, l, true);
+}
 
 const ipt_op_def ipt_op_geglu = {.name = "geglu",
                                  .sig = "x:*d -> y:*c",
@@ -190,9 +211,12 @@ const ipt_op_def ipt_op_geglu_bwd = {.name = "geglu_bwd",
                                      .ref = geglu_bwd_ref,
                                      .kernel = geglu_bwd_kernel};
 
-ipt_val ipt_geglu(ipt_graph *g, ipt_val x) { return ipt_emit(g, IPT_OP_GEGLU, NULL, &x, 1, NULL, NULL); }
+ipt_val ipt_geglu(ipt_graph *g, ipt_val x)
+{
+    return ipt_emit(g, IPT_OP_GEGLU, NULL, &x, 1, NULL, NULL);
+}
 
-/* --- sums and products with broadcast ---------------------------------------------------------------- */
+/* --- sums and products with broadcast --------------------------------------------------------- */
 static const char *broadcast_infer(const ipt_node *n, ipt_shape out[])
 {
     const ipt_shape *a = &n->in_shape[0], *b = &n->in_shape[1];
@@ -246,7 +270,10 @@ static void mul_ref(const ipt_node *n, const double *const in[], double *const o
         out[0][i] = in[0][i] * in[1][broadcast_index(&n->in_shape[0], &b, i)];
 }
 
-static ipt_val scaled(ipt_graph *g, ipt_val v, float s) { return s == 1.0F ? v : ipt_unary(g, IPT_AFFINE, v, s, 0); }
+static ipt_val scaled(ipt_graph *g, ipt_val v, float s)
+{
+    return s == 1.0F ? v : ipt_unary(g, IPT_AFFINE, v, s, 0);
+}
 
 static ipt_val reduce_like(ipt_graph *g, ipt_val v, const ipt_shape *s)
 {
@@ -254,7 +281,8 @@ static ipt_val reduce_like(ipt_graph *g, ipt_val v, const ipt_shape *s)
     return ipt_shape_same(&have, s) && have.dtype == s->dtype ? v : ipt_sum_to(g, v, *s);
 }
 
-static void add_grad(ipt_graph *g, const ipt_node *n, const ipt_val dy[], uint32_t want, ipt_val dx[])
+static void add_grad(ipt_graph *g, const ipt_node *n, const ipt_val dy[], uint32_t want,
+                     ipt_val dx[])
 {
     if (want & 1)
         dx[0] = scaled(g, dy[0], n->attr.add.sa);
@@ -262,7 +290,8 @@ static void add_grad(ipt_graph *g, const ipt_node *n, const ipt_val dy[], uint32
         dx[1] = scaled(g, reduce_like(g, dy[0], &n->in_shape[1]), n->attr.add.sb);
 }
 
-static void mul_grad(ipt_graph *g, const ipt_node *n, const ipt_val dy[], uint32_t want, ipt_val dx[])
+static void mul_grad(ipt_graph *g, const ipt_node *n, const ipt_val dy[], uint32_t want,
+                     ipt_val dx[])
 {
     if (want & 1)
         dx[0] = ipt_mul(g, dy[0], ipt_in(n, 1));
@@ -275,7 +304,8 @@ struct broadcast_push {
     float a, b;
 };
 
-static ipt_status broadcast_kernel(const ipt_node *n, ipt_launch *l, uint32_t mode, float sa, float sb)
+static ipt_status broadcast_kernel(const ipt_node *n, ipt_launch *l, uint32_t mode, float sa,
+                                   float sb)
 {
     const ipt_shape *a = &n->in_shape[0];
     ipt_shape shape_b = aligned(a, &n->in_shape[1]);
@@ -290,7 +320,8 @@ static ipt_status broadcast_kernel(const ipt_node *n, ipt_launch *l, uint32_t mo
         push.stride[k] = same ? stride : 0;
         stride *= k < a->rank ? (uint32_t)b->dim[k] : 1;
     }
-    const char *shader = a->dtype == IPT_F16   ? b->dtype == IPT_F16 ? "broadcast.f16" : "broadcast.f16_f32"
+    const char *shader = a->dtype == IPT_F16
+                             ? b->dtype == IPT_F16 ? "broadcast.f16" : "broadcast.f16_f32"
                          : b->dtype == IPT_F16 ? NULL
                                                : "broadcast.f32";
     if (!shader)
@@ -308,7 +339,10 @@ static ipt_status add_kernel(const ipt_node *n, ipt_launch *l)
 {
     return broadcast_kernel(n, l, ELT_ADD, n->attr.add.sa, n->attr.add.sb);
 }
-static ipt_status mul_kernel(const ipt_node *n, ipt_launch *l) { return broadcast_kernel(n, l, ELT_MUL, 1, 1); }
+static ipt_status mul_kernel(const ipt_node *n, ipt_launch *l)
+{
+    return broadcast_kernel(n, l, ELT_MUL, 1, 1);
+}
 
 const ipt_op_def ipt_op_add = {.name = "add",
                                .sig = "a:* b: -> y:*",
@@ -345,7 +379,7 @@ ipt_val ipt_add_weight(ipt_graph *g, ipt_val x, const char *site, ipt_shape s)
     return ipt_add(g, x, ipt_weight_leaf(g, site, "weight", s));
 }
 
-/* --- sum to a shape ------------------------------------------------------------------------------------ */
+/* --- sum to a shape --------------------------------------------------------------------------- */
 static const char *sum_to_infer(const ipt_node *n, ipt_shape out[])
 {
     const ipt_shape *x = &n->in_shape[0], *to = &n->attr.to;
@@ -378,12 +412,15 @@ static void sum_to_ref(const ipt_node *n, const double *const in[], double *cons
 }
 
 /* d(sum)/dx copies dy along the summed axes: zero times x plus broadcast dy. */
-static void sum_to_grad(ipt_graph *g, const ipt_node *n, const ipt_val dy[], uint32_t want, ipt_val dx[])
+static void sum_to_grad(ipt_graph *g, const ipt_node *n, const ipt_val dy[], uint32_t want,
+                        ipt_val dx[])
 {
     (void)want;
     ipt_shape to;
     sum_dims(n, &to);
-    ipt_val d = ipt_shape_of(g, dy[0]).dtype == n->in_shape[0].dtype ? dy[0] : ipt_cast(g, dy[0], n->in_shape[0].dtype);
+    ipt_val d = ipt_shape_of(g, dy[0]).dtype == n->in_shape[0].dtype
+                    ? dy[0]
+                    : ipt_cast(g, dy[0], n->in_shape[0].dtype);
     to.dtype = n->in_shape[0].dtype;
     dx[0] = ipt_add_scaled(g, ipt_in(n, 0), 0.0F, ipt_reshape(g, d, to), 1.0F);
 }
@@ -415,7 +452,8 @@ static ipt_status sum_to_kernel(const ipt_node *n, ipt_launch *l)
                                             : (to_f32 ? "sum_to.f32" : "sum_to.f32_f16");
     ipt_dispatch *d = ipt_launch_add(l, first, &push, sizeof push);
     ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_IN, 0, false);
-    ipt_launch_bind(d, IPT_BIND_SSBO, parts > 1 ? IPT_SRC_SCRATCH : IPT_SRC_OUT, parts > 1 ? scratch : 0, true);
+    ipt_launch_bind(d, IPT_BIND_SSBO, parts > 1 ? IPT_SRC_SCRATCH : IPT_SRC_OUT,
+                    parts > 1 ? scratch : 0, true);
     ipt_launch_linear(l, d, (uint64_t)push.n_out * parts, WG);
     if (parts == 1)
         return l->status;
@@ -424,7 +462,8 @@ static ipt_status sum_to_kernel(const ipt_node *n, ipt_launch *l)
     last.x_dim[1] = push.n_out;
     last.x_dim[2] = last.x_dim[3] = 1;
     last.is_red = 1;
-    d = ipt_launch_add(l, n->out_shape[0].dtype == IPT_F16 ? "sum_to.f32_f16" : "sum_to.f32", &last, sizeof last);
+    d = ipt_launch_add(l, n->out_shape[0].dtype == IPT_F16 ? "sum_to.f32_f16" : "sum_to.f32", &last,
+                       sizeof last);
     ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_SCRATCH, scratch, false);
     ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_OUT, 0, true);
     ipt_launch_linear(l, d, push.n_out, WG);
@@ -444,7 +483,7 @@ ipt_val ipt_sum_to(ipt_graph *g, ipt_val x, ipt_shape to)
     return ipt_emit(g, IPT_OP_SUM_TO, NULL, &x, 1, &at, NULL);
 }
 
-/* --- mean squared error ----------------------------------------------------------------------------------- */
+/* --- mean squared error ----------------------------------------------------------------------- */
 static const char *mse_infer(const ipt_node *n, ipt_shape out[])
 {
     (void)n;
@@ -461,7 +500,8 @@ static void mse_ref(const ipt_node *n, const double *const in[], double *const o
     out[0][0] = sum / (double)count;
 }
 
-static void mse_grad(ipt_graph *g, const ipt_node *n, const ipt_val dy[], uint32_t want, ipt_val dx[])
+static void mse_grad(ipt_graph *g, const ipt_node *n, const ipt_val dy[], uint32_t want,
+                     ipt_val dx[])
 {
     for (int k = 0; k < 2; k++)
         if (want >> k & 1) {
@@ -482,7 +522,8 @@ static ipt_status mse_kernel(const ipt_node *n, ipt_launch *l)
     struct mse_push push = {count, (count + parts - 1) / parts, 1.0F};
     parts = (count + push.chunk - 1) / push.chunk;
     int scratch = ipt_launch_scratch(l, parts * 4u);
-    ipt_dispatch *d = ipt_launch_add(l, IPT_VARIANT("mse", n->in_shape[0].dtype), &push, sizeof push);
+    ipt_dispatch *d =
+        ipt_launch_add(l, IPT_VARIANT("mse", n->in_shape[0].dtype), &push, sizeof push);
     ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_IN, 0, false);
     ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_IN, 1, false);
     ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_SCRATCH, scratch, true);
@@ -512,7 +553,8 @@ static ipt_status mse_bwd_kernel(const ipt_node *n, ipt_launch *l)
 {
     uint32_t count = (uint32_t)ipt_shape_count(&n->in_shape[0]);
     struct mse_push push = {count, 0, 2.0F / (float)count};
-    ipt_dispatch *d = ipt_launch_add(l, IPT_VARIANT("mse_bwd", n->in_shape[0].dtype), &push, sizeof push);
+    ipt_dispatch *d =
+        ipt_launch_add(l, IPT_VARIANT("mse_bwd", n->in_shape[0].dtype), &push, sizeof push);
     ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_IN, 0, false);
     ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_IN, 1, false);
     ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_IN, 2, false);

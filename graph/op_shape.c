@@ -8,9 +8,10 @@ enum { WG = 64 };
 
 static int32_t last_dim(const ipt_shape *s) { return s->dim[s->rank - 1]; }
 
-/* --- columns of the last axis: concat, slice and its gradient ------------------------------------- */
+/* --- columns of the last axis: concat, slice and its gradient --------------------------------- */
 struct cols_push {
-    uint32_t n, width, src_width, src_at, dst_width, dst_at, fill; /* fill: zero what lies outside */
+    uint32_t n, width, src_width, src_at, dst_width, dst_at,
+        fill; /* fill: zero what lies outside */
 };
 
 /* Copies `width` columns of each row from src_at to dst_at; with fill, writes the whole row. */
@@ -52,7 +53,8 @@ static void concat_ref(const ipt_node *n, const double *const in[], double *cons
     }
 }
 
-static void concat_grad(ipt_graph *g, const ipt_node *n, const ipt_val dy[], uint32_t want, ipt_val dx[])
+static void concat_grad(ipt_graph *g, const ipt_node *n, const ipt_val dy[], uint32_t want,
+                        ipt_val dx[])
 {
     int a = last_dim(&n->in_shape[0]), b = last_dim(&n->in_shape[1]);
     if (want & 1)
@@ -110,7 +112,8 @@ static void slice_ref(const ipt_node *n, const double *const in[], double *const
         memcpy(out[0] + r * len, in[0] + r * w + n->attr.slice.start, len * sizeof(double));
 }
 
-static void slice_grad(ipt_graph *g, const ipt_node *n, const ipt_val dy[], uint32_t want, ipt_val dx[])
+static void slice_grad(ipt_graph *g, const ipt_node *n, const ipt_val dy[], uint32_t want,
+                       ipt_val dx[])
 {
     (void)want;
     ipt_attr at = {.slice = {n->attr.slice.start, last_dim(&n->in_shape[0])}};
@@ -179,7 +182,7 @@ const ipt_op_def ipt_op_slice_bwd = {.name = "slice_bwd",
                                      .ref = slice_bwd_ref,
                                      .kernel = slice_bwd_kernel};
 
-/* --- nearest upsampling ------------------------------------------------------------------------------ */
+/* --- nearest upsampling ----------------------------------------------------------------------- */
 static const char *upsample_infer(const ipt_node *n, ipt_shape out[])
 {
     out[0] = n->in_shape[0];
@@ -198,15 +201,18 @@ static size_t pixel_at(const ipt_shape *s, size_t b, size_t y, size_t x)
 static void upsample_ref(const ipt_node *n, const double *const in[], double *const out[])
 {
     const ipt_shape *x = &n->in_shape[0], *y = &n->out_shape[0];
-    size_t h = (size_t)x->dim[1], w = (size_t)x->dim[2], oh = (size_t)y->dim[1], ow = (size_t)y->dim[2];
+    size_t h = (size_t)x->dim[1], w = (size_t)x->dim[2], oh = (size_t)y->dim[1],
+           ow = (size_t)y->dim[2];
     for (size_t b = 0; b < (size_t)y->dim[0]; b++)
         for (size_t i = 0; i < oh; i++)
             for (size_t j = 0; j < ow; j++)
-                memcpy(out[0] + pixel_at(y, b, i, j), in[0] + pixel_at(x, b, i * h / oh, j * w / ow),
+                memcpy(out[0] + pixel_at(y, b, i, j),
+                       in[0] + pixel_at(x, b, i * h / oh, j * w / ow),
                        (size_t)y->dim[3] * sizeof(double));
 }
 
-static void upsample_grad(ipt_graph *g, const ipt_node *n, const ipt_val dy[], uint32_t want, ipt_val dx[])
+static void upsample_grad(ipt_graph *g, const ipt_node *n, const ipt_val dy[], uint32_t want,
+                          ipt_val dx[])
 {
     (void)want;
     ipt_val in[2] = {dy[0], ipt_in(n, 0)};
@@ -219,7 +225,8 @@ struct up_push {
 
 static ipt_status upsample_launch(const ipt_node *n, ipt_launch *l, bool bwd)
 {
-    const ipt_shape *x = bwd ? &n->out_shape[0] : &n->in_shape[0], *y = bwd ? &n->in_shape[0] : &n->out_shape[0];
+    const ipt_shape *x = bwd ? &n->out_shape[0] : &n->in_shape[0],
+                    *y = bwd ? &n->in_shape[0] : &n->out_shape[0];
     uint32_t vec = x->dim[3] % 4 == 0, per = vec ? 4 : 1;
     struct up_push p = {(uint32_t)(ipt_shape_count(&n->out_shape[0]) / per),
                         (uint32_t)x->dim[3] / per,
@@ -236,8 +243,14 @@ static ipt_status upsample_launch(const ipt_node *n, ipt_launch *l, bool bwd)
     return l->status;
 }
 
-static ipt_status upsample_kernel(const ipt_node *n, ipt_launch *l) { return upsample_launch(n, l, false); }
-static ipt_status upsample_bwd_kernel(const ipt_node *n, ipt_launch *l) { return upsample_launch(n, l, true); }
+static ipt_status upsample_kernel(const ipt_node *n, ipt_launch *l)
+{
+    return upsample_launch(n, l, false);
+}
+static ipt_status upsample_bwd_kernel(const ipt_node *n, ipt_launch *l)
+{
+    return upsample_launch(n, l, true);
+}
 
 static const char *upsample_bwd_infer(const ipt_node *n, ipt_shape out[])
 {
@@ -249,13 +262,15 @@ static const char *upsample_bwd_infer(const ipt_node *n, ipt_shape out[])
 static void upsample_bwd_ref(const ipt_node *n, const double *const in[], double *const out[])
 {
     const ipt_shape *y = &n->in_shape[0], *x = &n->out_shape[0];
-    size_t h = (size_t)x->dim[1], w = (size_t)x->dim[2], oh = (size_t)y->dim[1], ow = (size_t)y->dim[2];
+    size_t h = (size_t)x->dim[1], w = (size_t)x->dim[2], oh = (size_t)y->dim[1],
+           ow = (size_t)y->dim[2];
     memset(out[0], 0, ipt_shape_count(x) * sizeof(double));
     for (size_t b = 0; b < (size_t)y->dim[0]; b++)
         for (size_t i = 0; i < oh; i++)
             for (size_t j = 0; j < ow; j++)
                 for (size_t c = 0; c < (size_t)y->dim[3]; c++)
-                    out[0][pixel_at(x, b, i * h / oh, j * w / ow) + c] += in[0][pixel_at(y, b, i, j) + c];
+                    out[0][pixel_at(x, b, i * h / oh, j * w / ow) + c] +=
+                        in[0][pixel_at(y, b, i, j) + c];
 }
 
 const ipt_op_def ipt_op_upsample = {.name = "upsample",
@@ -276,7 +291,7 @@ ipt_val ipt_upsample(ipt_graph *g, ipt_val x, int h, int w)
     return ipt_emit(g, IPT_OP_UPSAMPLE, NULL, &x, 1, &at, NULL);
 }
 
-/* --- views and casts ------------------------------------------------------------------------------------ */
+/* --- views and casts -------------------------------------------------------------------------- */
 static const char *reshape_infer(const ipt_node *n, ipt_shape out[])
 {
     out[0] = n->attr.to;
@@ -291,7 +306,8 @@ static void copy_ref(const ipt_node *n, const double *const in[], double *const 
     memcpy(out[0], in[0], ipt_shape_count(&n->out_shape[0]) * sizeof(double));
 }
 
-static void reshape_grad(ipt_graph *g, const ipt_node *n, const ipt_val dy[], uint32_t want, ipt_val dx[])
+static void reshape_grad(ipt_graph *g, const ipt_node *n, const ipt_val dy[], uint32_t want,
+                         ipt_val dx[])
 {
     (void)want;
     dx[0] = ipt_reshape(g, dy[0], n->in_shape[0]);
@@ -315,10 +331,12 @@ static const char *cast_infer(const ipt_node *n, ipt_shape out[])
 {
     out[0] = n->in_shape[0];
     out[0].dtype = n->attr.to.dtype;
-    return out[0].dtype == IPT_I32 || n->in_shape[0].dtype == IPT_I32 ? "no cast to or from i32" : NULL;
+    return out[0].dtype == IPT_I32 || n->in_shape[0].dtype == IPT_I32 ? "no cast to or from i32"
+                                                                      : NULL;
 }
 
-static void cast_grad(ipt_graph *g, const ipt_node *n, const ipt_val dy[], uint32_t want, ipt_val dx[])
+static void cast_grad(ipt_graph *g, const ipt_node *n, const ipt_val dy[], uint32_t want,
+                      ipt_val dx[])
 {
     (void)want;
     dx[0] = ipt_cast(g, dy[0], n->in_shape[0].dtype);
@@ -337,8 +355,12 @@ static ipt_status cast_kernel(const ipt_node *n, ipt_launch *l)
     return l->status;
 }
 
-const ipt_op_def ipt_op_cast = {
-    .name = "cast", .sig = "x:* -> y:*", .infer = cast_infer, .ref = copy_ref, .grad = cast_grad, .kernel = cast_kernel};
+const ipt_op_def ipt_op_cast = {.name = "cast",
+                                .sig = "x:* -> y:*",
+                                .infer = cast_infer,
+                                .ref = copy_ref,
+                                .grad = cast_grad,
+                                .kernel = cast_kernel};
 
 ipt_val ipt_cast(ipt_graph *g, ipt_val x, ipt_dtype t)
 {
@@ -346,7 +368,7 @@ ipt_val ipt_cast(ipt_graph *g, ipt_val x, ipt_dtype t)
     return ipt_shape_of(g, x).dtype == t ? x : ipt_emit(g, IPT_OP_CAST, NULL, &x, 1, &at, NULL);
 }
 
-/* --- embedding tables and picked rows -------------------------------------------------------------------- */
+/* --- embedding tables and picked rows --------------------------------------------------------- */
 static const char *embedding_infer(const ipt_node *n, ipt_shape out[])
 {
     if (n->in_shape[0].dtype != IPT_I32)
@@ -362,10 +384,12 @@ static void embedding_ref(const ipt_node *n, const double *const in[], double *c
 {
     size_t c = (size_t)n->in_shape[1].dim[1];
     for (size_t i = 0; i < ipt_shape_count(&n->in_shape[0]); i++)
-        memcpy(out[0] + i * c, in[1] + row_of(in[0][i], n->in_shape[1].dim[0]) * c, c * sizeof(double));
+        memcpy(out[0] + i * c, in[1] + row_of(in[0][i], n->in_shape[1].dim[0]) * c,
+               c * sizeof(double));
 }
 
-static void embedding_grad(ipt_graph *g, const ipt_node *n, const ipt_val dy[], uint32_t want, ipt_val dx[])
+static void embedding_grad(ipt_graph *g, const ipt_node *n, const ipt_val dy[], uint32_t want,
+                           ipt_val dx[])
 {
     if (!(want & 2))
         return;
@@ -392,9 +416,14 @@ static ipt_status embedding_kernel(const ipt_node *n, ipt_launch *l)
         return IPT_ERR_UNSUPPORTED;
     for (uint64_t first = 0; first < rows; first += part) {
         uint64_t end = first + part < rows ? first + part : rows;
-        struct rows_push p = {(uint32_t)ipt_shape_count(&n->out_shape[0]), (uint32_t)table->dim[1], rows, 0,
-                              (uint32_t)first, (uint32_t)end};
-        ipt_dispatch *d = ipt_launch_add(l, table->dtype == IPT_F16 ? "embedding.f16" : "embedding.f32", &p, sizeof p);
+        struct rows_push p = {(uint32_t)ipt_shape_count(&n->out_shape[0]),
+                              (uint32_t)table->dim[1],
+                              rows,
+                              0,
+                              (uint32_t)first,
+                              (uint32_t)end};
+        ipt_dispatch *d = ipt_launch_add(
+            l, table->dtype == IPT_F16 ? "embedding.f16" : "embedding.f32", &p, sizeof p);
         ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_IN, 0, false);
         ipt_launch_bind_range(d, IPT_BIND_SSBO, IPT_SRC_IN, 1, false, first * row_bytes,
                               part == rows ? 0 : (end - first) * row_bytes);
@@ -435,8 +464,12 @@ static void embedding_dw_ref(const ipt_node *n, const double *const in[], double
 
 static ipt_status embedding_dw_kernel(const ipt_node *n, ipt_launch *l)
 {
-    struct rows_push p = {(uint32_t)ipt_shape_count(&n->out_shape[0]), (uint32_t)n->out_shape[0].dim[1],
-                          (uint32_t)n->out_shape[0].dim[0], (uint32_t)ipt_shape_count(&n->in_shape[0]), 0, 0};
+    struct rows_push p = {(uint32_t)ipt_shape_count(&n->out_shape[0]),
+                          (uint32_t)n->out_shape[0].dim[1],
+                          (uint32_t)n->out_shape[0].dim[0],
+                          (uint32_t)ipt_shape_count(&n->in_shape[0]),
+                          0,
+                          0};
     ipt_dispatch *d = ipt_launch_add(l, "embedding_dw", &p, sizeof p);
     ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_IN, 0, false);
     ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_IN, 1, false);
@@ -461,10 +494,12 @@ static void take_rows_ref(const ipt_node *n, const double *const in[], double *c
 {
     size_t t = (size_t)n->in_shape[0].dim[1], c = (size_t)n->in_shape[0].dim[2];
     for (size_t b = 0; b < (size_t)n->in_shape[0].dim[0]; b++)
-        memcpy(out[0] + b * c, in[0] + (b * t + row_of(in[1][b], (int32_t)t)) * c, c * sizeof(double));
+        memcpy(out[0] + b * c, in[0] + (b * t + row_of(in[1][b], (int32_t)t)) * c,
+               c * sizeof(double));
 }
 
-static void take_rows_grad(ipt_graph *g, const ipt_node *n, const ipt_val dy[], uint32_t want, ipt_val dx[])
+static void take_rows_grad(ipt_graph *g, const ipt_node *n, const ipt_val dy[], uint32_t want,
+                           ipt_val dx[])
 {
     if (!(want & 1))
         return;
@@ -473,9 +508,15 @@ static void take_rows_grad(ipt_graph *g, const ipt_node *n, const ipt_val dy[], 
     dx[0] = ipt_emit(g, IPT_OP_TAKE_ROWS_BWD, n->name, in, 2, &at, NULL);
 }
 
-static ipt_status take_rows_launch(const ipt_node *n, ipt_launch *l, const ipt_shape *x, uint32_t bwd)
+static ipt_status take_rows_launch(const ipt_node *n, ipt_launch *l, const ipt_shape *x,
+                                   uint32_t bwd)
 {
-    struct rows_push p = {(uint32_t)ipt_shape_count(&n->out_shape[0]), (uint32_t)x->dim[2], (uint32_t)x->dim[1], 0, 0, 0};
+    struct rows_push p = {(uint32_t)ipt_shape_count(&n->out_shape[0]),
+                          (uint32_t)x->dim[2],
+                          (uint32_t)x->dim[1],
+                          0,
+                          0,
+                          0};
     ipt_dispatch *d = ipt_launch_add(l, IPT_VARIANT("take_rows", x->dtype), &p, sizeof p);
     ipt_launch_spec(d, bwd);
     ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_IN, 0, false);
@@ -514,7 +555,8 @@ static void take_rows_bwd_ref(const ipt_node *n, const double *const in[], doubl
     size_t t = (size_t)n->out_shape[0].dim[1], c = (size_t)n->out_shape[0].dim[2];
     memset(out[0], 0, ipt_shape_count(&n->out_shape[0]) * sizeof(double));
     for (size_t b = 0; b < (size_t)n->out_shape[0].dim[0]; b++)
-        memcpy(out[0] + (b * t + row_of(in[1][b], (int32_t)t)) * c, in[0] + b * c, c * sizeof(double));
+        memcpy(out[0] + (b * t + row_of(in[1][b], (int32_t)t)) * c, in[0] + b * c,
+               c * sizeof(double));
 }
 
 static ipt_status take_rows_bwd_kernel(const ipt_node *n, ipt_launch *l)

@@ -1,4 +1,5 @@
-/* graph/plan.c - the public face of plans: creation, names, sizes; device and host runs are behind. */
+/* graph/plan.c - the public face of plans: creation, names, sizes; device and host runs are behind.
+ */
 #include "graph/internal.h"
 
 #include <stdlib.h>
@@ -75,7 +76,8 @@ void ipt_plan_destroy(ipt_plan **pp)
 }
 
 /* Leaf (want_leaf) or output by name; size check against the host's f32 / i32 view. */
-static ipt_status find_value(const ipt_plan *p, const char *name, bool want_leaf, size_t n, uint32_t *out)
+static ipt_status find_value(const ipt_plan *p, const char *name, bool want_leaf, size_t n,
+                             uint32_t *out)
 {
     for (uint32_t v = 1; v < p->n_value; v++) {
         const ipt_value *value = &p->value[v];
@@ -85,11 +87,13 @@ static ipt_status find_value(const ipt_plan *p, const char *name, bool want_leaf
             continue;
         size_t bytes = ipt_shape_count(&value->shape) * 4;
         if (bytes != n)
-            return ipt_fail(p->ctx, IPT_ERR_ARG, "%s: %zu bytes given, expected %zu", name, n, bytes);
+            return ipt_fail(p->ctx, IPT_ERR_ARG, "%s: %zu bytes given, expected %zu", name, n,
+                            bytes);
         *out = v;
         return IPT_OK;
     }
-    return ipt_fail(p->ctx, IPT_ERR_MISSING, "plan has no %s named %s", want_leaf ? "input" : "output", name);
+    return ipt_fail(p->ctx, IPT_ERR_MISSING, "plan has no %s named %s",
+                    want_leaf ? "input" : "output", name);
 }
 
 ipt_status ipt_plan_write(ipt_plan *p, const char *in, const void *src, size_t n)
@@ -113,8 +117,8 @@ ipt_status ipt_plan_read(ipt_plan *p, const char *out, void *dst, size_t n)
 ipt_status ipt_plan_run(ipt_plan *p, uint32_t segment)
 {
     if (segment >= p->n_segment)
-        return ipt_fail(p->ctx, IPT_ERR_ARG, "plan has %u segments, asked for number %u", p->n_segment,
-                        segment);
+        return ipt_fail(p->ctx, IPT_ERR_ARG, "plan has %u segments, asked for number %u",
+                        p->n_segment, segment);
     return p->gpu ? ipt_device_exec(p, segment) : ipt_host_exec(p, segment);
 }
 

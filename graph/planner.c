@@ -7,7 +7,8 @@
 
 enum { ALIGN = 256 };
 
-uint32_t ipt_planner_add_slot(ipt_plan *p, uint64_t bytes, uint32_t first, uint32_t last, bool pinned)
+uint32_t ipt_planner_add_slot(ipt_plan *p, uint64_t bytes, uint32_t first, uint32_t last,
+                              bool pinned)
 {
     if (p->n_slot == p->cap_slot) {
         uint32_t cap = p->cap_slot ? p->cap_slot * 2 : 256;
@@ -17,7 +18,8 @@ uint32_t ipt_planner_add_slot(ipt_plan *p, uint64_t bytes, uint32_t first, uint3
         p->slot = s;
         p->cap_slot = cap;
     }
-    p->slot[p->n_slot++] = (ipt_slot){.bytes = bytes, .first = first, .last = last, .pinned = pinned};
+    p->slot[p->n_slot++] =
+        (ipt_slot){.bytes = bytes, .first = first, .last = last, .pinned = pinned};
     return p->n_slot;
 }
 
@@ -72,7 +74,8 @@ static ipt_status place_leaves(ipt_plan *p, const uint8_t *used)
 }
 
 /* The input whose storage out[0] may take over at node i, or 0. */
-static uint32_t reuse_slot(const ipt_plan *p, const ipt_planned_node *pn, uint32_t i, const uint32_t *last_use)
+static uint32_t reuse_slot(const ipt_plan *p, const ipt_planned_node *pn, uint32_t i,
+                           const uint32_t *last_use)
 {
     const ipt_op_def *def = ipt_op_table[pn->n.op];
     const ipt_shape *out = &pn->n.out_shape[0];
@@ -194,7 +197,8 @@ ipt_status ipt_planner_offsets(ipt_plan *p, uint64_t pad)
         ipt_slot *s = order[i];
         uint32_t n = 0;
         for (uint32_t k = 0; k < i; k++)
-            if (order[k]->pinned || s->pinned || (order[k]->first <= s->last && s->first <= order[k]->last))
+            if (order[k]->pinned || s->pinned ||
+                (order[k]->first <= s->last && s->first <= order[k]->last))
                 near[n++] = order[k];
         qsort(near, n, sizeof(ipt_slot *), by_offset);
         uint64_t at = pad, need = (s->bytes + pad + ALIGN - 1) / ALIGN * ALIGN;

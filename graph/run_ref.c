@@ -9,7 +9,10 @@ struct ipt_host_run {
     bool have_weights;
 };
 
-static size_t count_of(const ipt_plan *p, uint32_t v) { return ipt_shape_count(&p->value[v].shape); }
+static size_t count_of(const ipt_plan *p, uint32_t v)
+{
+    return ipt_shape_count(&p->value[v].shape);
+}
 
 ipt_status ipt_host_create(ipt_plan *p)
 {
@@ -27,8 +30,10 @@ ipt_status ipt_host_create(ipt_plan *p)
             return IPT_ERR_NOMEM;
         if (!p->value[v].node && p->value[v].role == IPT_WEIGHT) {
             if (!p->weights)
-                return ipt_fail(p->ctx, IPT_ERR_MISSING, "%s: the plan has no weights", p->value[v].name);
-            IPT_TRY(p->weights->read(p->weights, p->value[v].name, &p->value[v].shape, p->host->value[v]));
+                return ipt_fail(p->ctx, IPT_ERR_MISSING, "%s: the plan has no weights",
+                                p->value[v].name);
+            IPT_TRY(p->weights->read(p->weights, p->value[v].name, &p->value[v].shape,
+                                     p->host->value[v]));
         }
     }
     return IPT_OK;

@@ -29,7 +29,8 @@ struct ipt_device_run {
 };
 
 /* --- operands the host packs ------------------------------------------------------------------ */
-/* Logical weight shape of a right operand [K,N] or [k*k*I,O]; rank 0: the operator cannot take panels. */
+/* Logical weight shape of a right operand [K,N] or [k*k*I,O]; rank 0: the operator cannot take
+ * panels. */
 static ipt_shape panel_shape(const ipt_node *n, int operand)
 {
     const ipt_shape *w = &n->in_shape[operand];
@@ -41,8 +42,8 @@ static ipt_shape panel_shape(const ipt_node *n, int operand)
     return (ipt_shape){.rank = 0};
 }
 
-/* Adapter factors that are only ever right operands are packed once, when they are written, instead of
- * at every run.  Factors with gradients have other readers and stay row-major. */
+/* Adapter factors that are only ever right operands are packed once, when they are written, instead
+ * of at every run.  Factors with gradients have other readers and stay row-major. */
 static ipt_status choose_panels(ipt_plan *p)
 {
     uint8_t *refused = ipt_calloc(p->ctx, p->n_value, 1);
@@ -55,7 +56,8 @@ static ipt_status choose_panels(ipt_plan *p)
             if (!v || value->node || value->role != IPT_PARAM)
                 continue;
             ipt_shape s = panel_shape(&p->node[i].n, k);
-            if (s.rank == 0 || value->is_output || (p->panel[v].rank && !ipt_shape_same(&s, &p->panel[v])))
+            if (s.rank == 0 || value->is_output ||
+                (p->panel[v].rank && !ipt_shape_same(&s, &p->panel[v])))
                 refused[v] = 1;
             p->panel[v] = s;
         }
@@ -78,12 +80,14 @@ static float get_f32(const void *data, size_t i) { return ((const float *)data)[
 static ipt_status write_panel(ipt_plan *p, uint32_t v, const void *src, uint64_t off)
 {
     const ipt_shape *s = &p->panel[v];
-    size_t o = (size_t)s->dim[0], i = (size_t)s->dim[s->rank - 1], kw = s->rank == 4 ? (size_t)s->dim[2] : 1;
+    size_t o = (size_t)s->dim[0], i = (size_t)s->dim[s->rank - 1],
+           kw = s->rank == 4 ? (size_t)s->dim[2] : 1;
     uint64_t bytes = ipt_panel_bytes(s, s->dtype);
     void *packed = ipt_alloc(p->ctx, bytes);
     if (!packed)
         return IPT_ERR_NOMEM;
-    ipt_panel_src from = {.data = src, .get = get_f32, .so = 1, .si = o, .sx = i * o, .sy = kw * i * o};
+    ipt_panel_src from = {
+        .data = src, .get = get_f32, .so = 1, .si = o, .sx = i * o, .sy = kw * i * o};
     ipt_panel_pack(s, &from, s->dtype, packed);
     ipt_status status = ipt_buffer_write(p->gpu, p->dev->arena, off, packed, bytes);
     ipt_free(packed);
@@ -99,11 +103,13 @@ static ipt_status bind_weights(ipt_plan *p, ipt_planned_node *pn)
         if (!v || p->value[v].node || p->value[v].role != IPT_WEIGHT)
             continue;
         if (!p->weights)
-            return ipt_fail(p->ctx, IPT_ERR_MISSING, "%s: the plan has no weights", p->value[v].name);
+            return ipt_fail(p->ctx, IPT_ERR_MISSING, "%s: the plan has no weights",
+                            p->value[v].name);
         ipt_use use = def->panel >> k & 1   ? IPT_USE_PANEL
                       : def->table >> k & 1 ? IPT_USE_TABLE
                                             : IPT_USE_ROWS;
-        IPT_TRY(p->weights->find(p->weights, p->value[v].name, &p->value[v].shape, use, &pn->weight[k]));
+        IPT_TRY(p->weights->find(p->weights, p->value[v].name, &p->value[v].shape, use,
+                                 &pn->weight[k]));
         pn->n.in_shape[k].dtype = pn->weight[k].dtype;
     }
     return IPT_OK;
@@ -122,8 +128,8 @@ static ipt_status describe(ipt_plan *p, uint32_t i)
     if (s == IPT_OK)
         s = pn->launch.status;
     if (s == IPT_ERR_UNSUPPORTED)
-        return ipt_fail(p->ctx, s, "%s: %s cannot run on %s with these shapes", pn->n.name, def->name,
-                        ipt_gpu_get_info(p->gpu)->name);
+        return ipt_fail(p->ctx, s, "%s: %s cannot run on %s with these shapes", pn->n.name,
+                        def->name, ipt_gpu_get_info(p->gpu)->name);
     if (s != IPT_OK)
         return s;
     for (int k = 0; k < pn->launch.n_scratch; k++) {
@@ -135,7 +141,8 @@ static ipt_status describe(ipt_plan *p, uint32_t i)
 }
 
 /* Buffer range of one binding. */
-static ipt_status resolve(const ipt_plan *p, const ipt_planned_node *pn, const ipt_bind *b, ipt_binding *out)
+static ipt_status resolve(const ipt_plan *p, const ipt_planned_node *pn, const ipt_bind *b,
+                          ipt_binding *out)
 {
     uint32_t slot = 0;
     if (b->src == IPT_SRC_IN && pn->weight[b->index].buf) {
@@ -150,13 +157,15 @@ static ipt_status resolve(const ipt_plan *p, const ipt_planned_node *pn, const i
     } else {
         uint32_t v = b->src == IPT_SRC_IN ? pn->n.in[b->index] : pn->n.out[b->index];
         slot = p->place[v];
-        size = slot && p->panel[v].rank ? p->slot[slot - 1].bytes : ipt_shape_bytes(&p->value[v].shape);
+        size = slot && p->panel[v].rank ? p->slot[slot - 1].bytes
+                                        : ipt_shape_bytes(&p->value[v].shape);
     }
     if (!slot || b->off >= size || b->off + b->bytes > size)
         return ipt_fail(p->ctx, IPT_ERR_ARG, "%s: binding %d out of range", pn->n.name, b->index);
     uint64_t unit = b->kind == IPT_BIND_SSBO ? 4 : 16;
     uint64_t bytes = b->bytes ? b->bytes : size - b->off;
-    *out = (ipt_binding){p->dev->arena, p->slot[slot - 1].off + b->off, (bytes + unit - 1) / unit * unit};
+    *out = (ipt_binding){p->dev->arena, p->slot[slot - 1].off + b->off,
+                         (bytes + unit - 1) / unit * unit};
     return IPT_OK;
 }
 
@@ -174,7 +183,7 @@ typedef struct recorder {
     ipt_cmd *cmd;
     span pending[512]; /* since the last barrier */
     size_t n_pending;
-    size_t n_before;   /* of them, those of nodes before this one */
+    size_t n_before; /* of them, those of nodes before this one */
 } recorder;
 
 static ipt_status record_dispatch(recorder *r, const ipt_planned_node *pn, const ipt_dispatch *d)
@@ -297,7 +306,7 @@ void ipt_device_destroy(ipt_plan *p)
     p->dev = NULL;
 }
 
-/* --- host access --------------------------------------------------------------------------------- */
+/* --- host access ------------------------------------------------------------------------------ */
 ipt_status ipt_device_write(ipt_plan *p, uint32_t v, const void *src)
 {
     const ipt_shape *s = &p->value[v].shape;
@@ -355,7 +364,7 @@ ipt_status ipt_device_read_double(ipt_plan *p, uint32_t v, double *dst)
     return status;
 }
 
-/* --- guard bands ------------------------------------------------------------------------------------ */
+/* --- guard bands ------------------------------------------------------------------------------ */
 static ipt_status fill(ipt_plan *p, uint64_t off, uint64_t bytes)
 {
     uint32_t words[256];
@@ -387,8 +396,8 @@ static ipt_status check_band(ipt_plan *p, uint64_t off, uint64_t phase)
     IPT_TRY(ipt_buffer_read(p->gpu, p->dev->arena, off, got, sizeof got));
     for (size_t i = 0; i < sizeof got; i++)
         if (got[i] != want[(i + phase) % 4])
-            return ipt_fail(p->ctx, IPT_ERR_SHAPE, "guard band at arena offset %" PRIu64 " was written",
-                            off + i);
+            return ipt_fail(p->ctx, IPT_ERR_SHAPE,
+                            "guard band at arena offset %" PRIu64 " was written", off + i);
     return IPT_OK;
 }
 
@@ -401,7 +410,7 @@ static ipt_status check_guards(ipt_plan *p)
     return IPT_OK;
 }
 
-/* --- run --------------------------------------------------------------------------------------------- */
+/* --- run -------------------------------------------------------------------------------------- */
 static ipt_status collect_profile(ipt_plan *p)
 {
     struct ipt_device_run *d = p->dev;
@@ -488,8 +497,8 @@ static ipt_status check_node(ipt_plan *p, const piece *c)
         double e = status == IPT_OK ? nmse(out[k], got, count) : 0;
         if (!(e <= limit))
             status = ipt_fail(p->ctx, IPT_ERR_UNSUPPORTED,
-                              "%s: %s: output %d differs from the reference: NMSE %.3g, limit %.3g", n->name,
-                              def->name, k, e, limit);
+                              "%s: %s: output %d differs from the reference: NMSE %.3g, limit %.3g",
+                              n->name, def->name, k, e, limit);
         ipt_free(got);
         got = NULL;
     }

@@ -33,8 +33,8 @@ void ipt_sampler_config_default(ipt_sampler_kind kind, ipt_sampler_config *cfg)
         .corrector_order = 2,
         .tau = 1,
     };
-    bool alpha = kind == IPT_SAMPLER_DDIM || kind == IPT_SAMPLER_DDIM_INVERSE ||
-                 kind == IPT_SAMPLER_DDPM;
+    bool alpha =
+        kind == IPT_SAMPLER_DDIM || kind == IPT_SAMPLER_DDIM_INVERSE || kind == IPT_SAMPLER_DDPM;
     bool distilled = kind == IPT_SAMPLER_LCM || kind == IPT_SAMPLER_TCD;
     bool narrow = kind == IPT_SAMPLER_HEUN || kind == IPT_SAMPLER_DPM_2 ||
                   kind == IPT_SAMPLER_DPM_2_A || kind == IPT_SAMPLER_DPMPP_SDE || distilled;
@@ -83,27 +83,36 @@ typedef struct field {
     const char *key;
     size_t offset;
 } field;
-#define FIELD(name) {#name, offsetof(ipt_sampler_config, name)}
+#define FIELD(name)                                                                                \
+    {                                                                                              \
+#name, offsetof(ipt_sampler_config, name)                                                  \
+    }
 
 static const field number_fields[] = {
-    FIELD(beta_start),       FIELD(beta_end),           FIELD(clip_sample_range),
-    FIELD(sample_max_value), FIELD(lambda_min_clipped), FIELD(timestep_scaling),
-    FIELD(sigma_min),        FIELD(sigma_max),          FIELD(dynamic_thresholding_ratio),
-    FIELD(sigma_data),       FIELD(rho),
+    FIELD(beta_start),
+    FIELD(beta_end),
+    FIELD(clip_sample_range),
+    FIELD(sample_max_value),
+    FIELD(lambda_min_clipped),
+    FIELD(timestep_scaling),
+    FIELD(sigma_min),
+    FIELD(sigma_max),
+    FIELD(dynamic_thresholding_ratio),
+    FIELD(sigma_data),
+    FIELD(rho),
 };
 static const field int_fields[] = {
     FIELD(num_train_timesteps), FIELD(steps_offset),    FIELD(solver_order),
     FIELD(predictor_order),     FIELD(corrector_order), FIELD(original_inference_steps),
 };
 static const field bool_fields[] = {
-    FIELD(rescale_betas_zero_snr), FIELD(set_alpha_to_one), FIELD(clip_sample),
+    FIELD(rescale_betas_zero_snr), FIELD(set_alpha_to_one),  FIELD(clip_sample),
     FIELD(thresholding),           FIELD(use_karras_sigmas), FIELD(use_exponential_sigmas),
-    FIELD(use_beta_sigmas),        FIELD(use_lu_lambdas),   FIELD(lower_order_final),
-    FIELD(euler_at_final),         FIELD(predict_x0),       FIELD(skip_prk_steps),
+    FIELD(use_beta_sigmas),        FIELD(use_lu_lambdas),    FIELD(lower_order_final),
+    FIELD(euler_at_final),         FIELD(predict_x0),        FIELD(skip_prk_steps),
 };
 
-static void *find_field(const field *fields, size_t count, ipt_sampler_config *cfg,
-                        const char *key)
+static void *find_field(const field *fields, size_t count, ipt_sampler_config *cfg, const char *key)
 {
     for (size_t i = 0; i < count; i++)
         if (strcmp(fields[i].key, key) == 0)
@@ -166,9 +175,9 @@ static const char *const predictions[] = {"epsilon", "v_prediction", "sample", "
                                           NULL};
 static const char *const spacings[] = {"linspace", "leading", "trailing", NULL};
 static const char *const solvers[] = {"midpoint", "heun", "bh1", "bh2", "logrho", NULL};
-static const char *const algorithms[] = {"dpmsolver++",   "dpmsolver",       "sde-dpmsolver++",
-                                         "sde-dpmsolver", "deis",            "data_prediction",
-                                         NULL};
+static const char *const algorithms[] = {
+    "dpmsolver++",     "dpmsolver", "sde-dpmsolver++", "sde-dpmsolver", "deis",
+    "data_prediction", NULL};
 static const char *const finals[] = {"zero", "sigma_min", NULL};
 static const char *const interpolations[] = {"linear", "log_linear", NULL};
 static const char *const timestep_types[] = {"discrete", "continuous", NULL};
@@ -191,10 +200,9 @@ static const choice choices[] = {
 
 static void apply_choice(ipt_sampler_config *cfg, size_t which, int32_t v)
 {
-    static const ipt_variance variance_of[] = {IPT_VARIANCE_FIXED_SMALL,
-                                               IPT_VARIANCE_FIXED_SMALL_LOG,
-                                               IPT_VARIANCE_FIXED_LARGE, IPT_VARIANCE_LEARNED,
-                                               IPT_VARIANCE_LEARNED};
+    static const ipt_variance variance_of[] = {
+        IPT_VARIANCE_FIXED_SMALL, IPT_VARIANCE_FIXED_SMALL_LOG, IPT_VARIANCE_FIXED_LARGE,
+        IPT_VARIANCE_LEARNED, IPT_VARIANCE_LEARNED};
     switch (which) {
     case 0:
         cfg->beta_schedule = (ipt_beta_schedule)v;

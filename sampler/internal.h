@@ -31,10 +31,10 @@ struct ipt_sampler {
     ipt_sampler_config cfg;
     size_t n;
     int32_t steps, skip;
-    int32_t n_all; /* evaluations of the whole schedule; arrays below are indexed by k < n_all */
-    int32_t begin; /* k of the caller's evaluation 0 */
-    int32_t next;  /* k expected by the next step */
-    int32_t n_prk; /* PNDM: Runge-Kutta evaluations at the start */
+    int32_t n_all;  /* evaluations of the whole schedule; arrays below are indexed by k < n_all */
+    int32_t begin;  /* k of the caller's evaluation 0 */
+    int32_t next;   /* k expected by the next step */
+    int32_t n_prk;  /* PNDM: Runge-Kutta evaluations at the start */
     bool list_prev; /* DDIM: the earlier timestep is the next of the list, not t - T/N */
 
     double *abar;      /* [T] cumulative alpha products, f32 values */
@@ -56,8 +56,8 @@ struct ipt_sampler {
     int32_t n_hist;
     float *saved; /* [n] */
     bool has_saved;
-    float *work;  /* [n] */
-    float *work2; /* [n] */
+    float *work;         /* [n] */
+    float *work2;        /* [n] */
     int32_t lower_order; /* steps done, as far as orders care */
     int32_t counter;     /* PNDM */
     int32_t this_order;  /* UniPC, SA: order of the last prediction */
@@ -117,8 +117,5 @@ void x0_coefficients_vp(ipt_prediction pred, double sigma, double *p, double *q)
 /* Solves the n x n system a y = b (row-major, destroyed) by elimination; false when singular. */
 IPT_CHECKED bool solve_small(int32_t n, double *a, double *b, double *y);
 
-static inline double square(double v)
-{
-    return v * v;
-}
+static inline double square(double v) { return v * v; }
 #endif

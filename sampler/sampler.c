@@ -18,8 +18,7 @@ static const sampler_class classes[IPT_SAMPLER_COUNT] = {
     {"euler_a", "EulerAncestralDiscreteScheduler", FRAME_VE, true, 1, step_euler_a, noise_euler_a},
     {"heun", "HeunDiscreteScheduler", FRAME_VE, false, 2, step_heun, noise_never},
     {"dpm_2", "KDPM2DiscreteScheduler", FRAME_VE, false, 2, step_dpm_2, noise_never},
-    {"dpm_2_a", "KDPM2AncestralDiscreteScheduler", FRAME_VE, false, 2, step_dpm_2_a,
-     noise_dpm_2_a},
+    {"dpm_2_a", "KDPM2AncestralDiscreteScheduler", FRAME_VE, false, 2, step_dpm_2_a, noise_dpm_2_a},
     {"lms", "LMSDiscreteScheduler", FRAME_VE, false, 1, step_lms, noise_never},
     {"dpmpp_2m", "DPMSolverMultistepScheduler", FRAME_VP, true, 1, step_dpm_multi, noise_never},
     {"dpmpp_2m_sde", "", FRAME_VP, true, 1, step_dpm_multi, noise_dpm},
@@ -157,8 +156,8 @@ static ipt_status check_class(const ipt_sampler *s)
     const ipt_sampler_config *c = &s->cfg;
     bool multi = s->kind == IPT_SAMPLER_DPMPP_2M || s->kind == IPT_SAMPLER_DPMPP_2M_SDE ||
                  s->kind == IPT_SAMPLER_DPM_SINGLE;
-    bool noise_form = c->algorithm == IPT_ALGORITHM_DPMSOLVER ||
-                      c->algorithm == IPT_ALGORITHM_SDE_DPMSOLVER;
+    bool noise_form =
+        c->algorithm == IPT_ALGORITHM_DPMSOLVER || c->algorithm == IPT_ALGORITHM_SDE_DPMSOLVER;
     if (((multi && noise_form) || (s->kind == IPT_SAMPLER_UNIPC && !c->predict_x0)) &&
         !c->final_sigma_min)
         return ipt_fail(s->ctx, IPT_ERR_FORMAT,
@@ -238,8 +237,8 @@ void ipt_sampler_destroy(ipt_sampler **s)
     if (s == NULL || *s == NULL)
         return;
     ipt_sampler *p = *s;
-    double *const doubles[] = {p->abar,      p->table,    p->table_log,  p->t, p->sigma,
-                               p->sigma_mid, p->sigma_up, p->sigma_down};
+    double *const doubles[] = {p->abar,  p->table,     p->table_log, p->t,
+                               p->sigma, p->sigma_mid, p->sigma_up,  p->sigma_down};
     for (size_t i = 0; i < IPT_COUNT(doubles); i++)
         ipt_free(doubles[i]);
     for (int j = 0; j < SAMPLER_HISTORY; j++)
@@ -263,10 +262,7 @@ void ipt_sampler_reset(ipt_sampler *s)
     s->this_corrector = 0;
 }
 
-void ipt_sampler_rewind(ipt_sampler *s)
-{
-    s->next = s->begin;
-}
+void ipt_sampler_rewind(ipt_sampler *s) { s->next = s->begin; }
 
 /* --- questions ------------------------------------------------------------------------------- */
 /* Index of the whole schedule for the caller's evaluation i, kept inside the arrays. */
@@ -276,10 +272,7 @@ static int32_t at_eval(const ipt_sampler *s, int32_t i)
     return k < s->n_all ? k : s->n_all - 1;
 }
 
-int32_t ipt_sampler_n_evals(const ipt_sampler *s)
-{
-    return s->n_all - s->begin;
-}
+int32_t ipt_sampler_n_evals(const ipt_sampler *s) { return s->n_all - s->begin; }
 
 /* Step of the whole schedule that evaluation k works for. */
 static int32_t step_of_index(const ipt_sampler *s, int32_t k)
@@ -309,10 +302,7 @@ int32_t ipt_sampler_n_steps(const ipt_sampler *s)
     return ipt_sampler_step_of(s, s->n_all - s->begin - 1) + 1;
 }
 
-double ipt_sampler_timestep(const ipt_sampler *s, int32_t i)
-{
-    return s->t[at_eval(s, i)];
-}
+double ipt_sampler_timestep(const ipt_sampler *s, int32_t i) { return s->t[at_eval(s, i)]; }
 
 /* Level of the latent that evaluation k takes, between the two halves of a step too. */
 static double level_of_input(const ipt_sampler *s, int32_t k)
@@ -333,10 +323,7 @@ double ipt_sampler_sigma(const ipt_sampler *s, int32_t i)
     return a > 0 ? sqrt((1 - a) / a) : s->table[s->cfg.num_train_timesteps - 1];
 }
 
-double ipt_sampler_init_noise_sigma(const ipt_sampler *s)
-{
-    return s->init_sigma;
-}
+double ipt_sampler_init_noise_sigma(const ipt_sampler *s) { return s->init_sigma; }
 
 void ipt_sampler_scale_input(const ipt_sampler *s, int32_t i, const float *x, float *out)
 {
@@ -393,8 +380,8 @@ void ipt_sampler_add_noise(const ipt_sampler *s, int32_t i, const float *x0, con
     combine(out, s->n, 2, c, v);
 }
 
-void ipt_sampler_predict_x0(const ipt_sampler *s, int32_t i, const float *model_out,
-                            const float *x, float *x0)
+void ipt_sampler_predict_x0(const ipt_sampler *s, int32_t i, const float *model_out, const float *x,
+                            float *x0)
 {
     int32_t k = at_eval(s, i);
     double c[2];

@@ -123,10 +123,10 @@ typedef struct ipt_sampler_config {
     ipt_algorithm algorithm;
     bool lower_order_final;
     bool euler_at_final;
-    bool predict_x0;             /* UniPC, SA */
-    uint64_t disable_corrector;  /* UniPC: bit i = no correction after step i (i < 64) */
-    double lambda_min_clipped;   /* DPM multistep, singlestep; -INFINITY = none */
-    bool skip_prk_steps;         /* PNDM; under 4 steps and image to image always skip them */
+    bool predict_x0;                  /* UniPC, SA */
+    uint64_t disable_corrector;       /* UniPC: bit i = no correction after step i (i < 64) */
+    double lambda_min_clipped;        /* DPM multistep, singlestep; -INFINITY = none */
+    bool skip_prk_steps;              /* PNDM; under 4 steps and image to image always skip them */
     int32_t original_inference_steps; /* LCM, TCD */
     double timestep_scaling;          /* LCM */
     ipt_variance variance;            /* DDPM */
@@ -175,10 +175,10 @@ typedef struct ipt_sampler_request {
     const ipt_sampler_config *config; /* NULL: the kind's defaults; copied */
     ipt_sampler_kind kind;
     ipt_schedule schedule;
-    int32_t steps;   /* the user's count, 1..num_train_timesteps */
-    int32_t skip;    /* steps left out at the start: 0 for text to image, else from
-                        ipt_sampler_skip() */
-    size_t n;        /* latent values of one picture, > 0 */
+    int32_t steps; /* the user's count, 1..num_train_timesteps */
+    int32_t skip;  /* steps left out at the start: 0 for text to image, else from
+                      ipt_sampler_skip() */
+    size_t n;      /* latent values of one picture, > 0 */
 } ipt_sampler_request;
 
 /* How many of `steps` image-to-image leaves out: steps - min((int)(steps * strength), steps), as
@@ -225,16 +225,16 @@ bool ipt_sampler_needs_noise(const ipt_sampler *s, int32_t i);
  * dpmpp_sde draws twice a step: its second value joins the first half's noise with fresh noise as
  * increments of one Brownian path in sigma.
  * Errors: IPT_ERR_ARG: out of order, or noise missing. */
-IPT_CHECKED ipt_status ipt_sampler_step(ipt_sampler *s, int32_t i, const float *model_out,
-                                        float *x, const float *noise);
+IPT_CHECKED ipt_status ipt_sampler_step(ipt_sampler *s, int32_t i, const float *model_out, float *x,
+                                        const float *noise);
 /* out[n] = clean x0[n] brought to the level of evaluation i with unit noise[n]; i = n_evals copies
  * x0.  For the start of image to image (i = 0) and for masks (after step i: i + 1).  out may be
  * x0 or noise. */
 void ipt_sampler_add_noise(const ipt_sampler *s, int32_t i, const float *x0, const float *noise,
                            float *out);
 /* Predicted clean picture at evaluation i, for previews: x0[n] from latent x and model output. */
-void ipt_sampler_predict_x0(const ipt_sampler *s, int32_t i, const float *model_out,
-                            const float *x, float *x0);
+void ipt_sampler_predict_x0(const ipt_sampler *s, int32_t i, const float *model_out, const float *x,
+                            float *x0);
 
 /* --- guidance and embeddings ----------------------------------------------------------------- */
 /* out[n] = u + scale (c - u) of ONE picture; with rescale phi > 0 mixed with the same scaled to

@@ -9,10 +9,7 @@
 
 #define MAX_TRAIN_STEPS 100000
 
-static double rounded(double v)
-{
-    return (double)(float)v;
-}
+static double rounded(double v) { return (double)(float)v; }
 
 /* --- tables ---------------------------------------------------------------------------------- */
 /* torch.linspace in f32: counted from both ends. */
@@ -352,11 +349,12 @@ static spread spread_of(const ipt_sampler *s)
             return SPREAD_NONE; /* the class has no such field */
         if (c->use_karras_sigmas)
             return SPREAD_KARRAS;
-        if (c->use_lu_lambdas && (s->kind == IPT_SAMPLER_DPMPP_2M ||
-                                  s->kind == IPT_SAMPLER_DPMPP_2M_SDE))
+        if (c->use_lu_lambdas &&
+            (s->kind == IPT_SAMPLER_DPMPP_2M || s->kind == IPT_SAMPLER_DPMPP_2M_SDE))
             return SPREAD_LU;
-        return c->use_exponential_sigmas ? SPREAD_EXP : c->use_beta_sigmas ? SPREAD_BETA
-                                                                           : SPREAD_NONE;
+        return c->use_exponential_sigmas ? SPREAD_EXP
+               : c->use_beta_sigmas      ? SPREAD_BETA
+                                         : SPREAD_NONE;
     case IPT_SCHEDULE_NORMAL:
     case IPT_SCHEDULE_SGM_UNIFORM:
     case IPT_SCHEDULE_SIMPLE:
@@ -664,8 +662,8 @@ ipt_status schedule_build(ipt_sampler *s)
     double *scratch = ipt_calloc(s->ctx, T > most ? T : most, sizeof(double));
     ipt_status status = IPT_ERR_NOMEM;
     if (s->abar == NULL || s->table == NULL || s->table_log == NULL || s->t == NULL ||
-        s->sigma == NULL || s->sigma_mid == NULL || s->sigma_up == NULL ||
-        s->sigma_down == NULL || s->order == NULL || scratch == NULL)
+        s->sigma == NULL || s->sigma_mid == NULL || s->sigma_up == NULL || s->sigma_down == NULL ||
+        s->order == NULL || scratch == NULL)
         goto fail;
     IPT_TRY_GOTO(build_tables(s, scratch), fail);
     IPT_TRY_GOTO(run_schedule(s, scratch), fail);

@@ -6,10 +6,7 @@
 
 /* 1 - a/b in f32: near the end of the run the two are so close that the reference's rounding is
  * visible in the result, and the reference is what a result is compared with. */
-static double one_minus_ratio(double a, double b)
-{
-    return (double)(1.0f - (float)a / (float)b);
-}
+static double one_minus_ratio(double a, double b) { return (double)(1.0f - (float)a / (float)b); }
 
 static double abar_at(const ipt_sampler *s, double t)
 {
@@ -39,10 +36,7 @@ static void eps_coefficients(ipt_prediction pred, double abar, double *p, double
 }
 
 /* Timesteps between steps of an even run. */
-static int32_t stride_of(const ipt_sampler *s)
-{
-    return s->cfg.num_train_timesteps / s->steps;
-}
+static int32_t stride_of(const ipt_sampler *s) { return s->cfg.num_train_timesteps / s->steps; }
 
 /* The timestep after k: DDIM and PNDM take an even stride whatever the spacing is. */
 static double strided_prev(const ipt_sampler *s, int32_t k)
@@ -59,10 +53,7 @@ static double ddim_deviation(const ipt_sampler *s, int32_t k)
     return variance > 0 ? s->cfg.eta * sqrt(variance) : 0;
 }
 
-bool noise_ddim(const ipt_sampler *s, int32_t k)
-{
-    return ddim_deviation(s, k) > 0;
-}
+bool noise_ddim(const ipt_sampler *s, int32_t k) { return ddim_deviation(s, k) > 0; }
 
 /* Song et al. 2021, eq. 12. */
 ipt_status step_ddim(ipt_sampler *s, int32_t k, const float *m, float *x, const float *z)
@@ -96,10 +87,7 @@ ipt_status step_ddim_inverse(ipt_sampler *s, int32_t k, const float *m, float *x
     return IPT_OK;
 }
 
-bool noise_ddpm(const ipt_sampler *s, int32_t k)
-{
-    return s->t[k] > 0;
-}
+bool noise_ddpm(const ipt_sampler *s, int32_t k) { return s->t[k] > 0; }
 
 /* Ho et al. 2020, eq. 7. */
 ipt_status step_ddpm(ipt_sampler *s, int32_t k, const float *m, float *x, const float *z)
@@ -189,10 +177,7 @@ ipt_status step_pndm(ipt_sampler *s, int32_t k, const float *m, float *x, const 
 }
 
 /* --- distilled models ------------------------------------------------------------------------ */
-bool noise_lcm(const ipt_sampler *s, int32_t k)
-{
-    return k + 1 < s->n_all;
-}
+bool noise_lcm(const ipt_sampler *s, int32_t k) { return k + 1 < s->n_all; }
 
 /* Luo et al. 2023, algorithm 3 with the boundary scalings of its eq. 9. */
 ipt_status step_lcm(ipt_sampler *s, int32_t k, const float *m, float *x, const float *z)
@@ -208,10 +193,7 @@ ipt_status step_lcm(ipt_sampler *s, int32_t k, const float *m, float *x, const f
     return IPT_OK;
 }
 
-bool noise_tcd(const ipt_sampler *s, int32_t k)
-{
-    return s->cfg.eta > 0 && k + 1 < s->n_all;
-}
+bool noise_tcd(const ipt_sampler *s, int32_t k) { return s->cfg.eta > 0 && k + 1 < s->n_all; }
 
 /* Zheng et al. 2024, algorithm 4: eta is the paper's gamma. */
 ipt_status step_tcd(ipt_sampler *s, int32_t k, const float *m, float *x, const float *z)

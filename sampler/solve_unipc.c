@@ -56,8 +56,8 @@ static double unipc_system(const ipt_sampler *s, int32_t order, double hh, const
 
 /* x = the update from level `from` to level `to`, starting at `base`, with the newest history
  * entry as m0 and older ones at levels from-1, from-2, ...; corrector when m_t is not NULL. */
-static void unipc_update(ipt_sampler *s, int32_t from, int32_t to, int32_t order,
-                         const float *base, const float *m_t, float *x)
+static void unipc_update(ipt_sampler *s, int32_t from, int32_t to, int32_t order, const float *base,
+                         const float *m_t, float *x)
 {
     bool x0 = s->cfg.predict_x0;
     double h = lambda_at(s, to) - lambda_at(s, from), hh = x0 ? -h : h;
@@ -142,10 +142,7 @@ static double sa_tau(const ipt_sampler *s, double t)
     return t >= 200 && t <= 800 ? s->cfg.tau : 0;
 }
 
-bool noise_sa(const ipt_sampler *s, int32_t k)
-{
-    return sa_tau(s, s->t[k]) > 0;
-}
+bool noise_sa(const ipt_sampler *s, int32_t k) { return sa_tau(s, s->t[k]) > 0; }
 
 /* Integral over [a, b] of exp(q (x - b)) x^p, by the recursion of partial integration. */
 static double power_integral(int32_t p, double q, double a, double b)
@@ -199,8 +196,8 @@ static void sa_update(ipt_sampler *s, int32_t k, int32_t newest, int32_t order, 
     if (order == 2) { /* the reference's second-order correction, predictor and corrector */
         bool corrects = newest == k + 1;
         double tail = (h * q - 1 + exp(-q * h)) / square(q);
-        double extra = corrects ? h / 2 - tail / h
-                                : (square(h) / 2 - tail) / (lambda_s - lambda_at(s, k - 1));
+        double extra =
+            corrects ? h / 2 - tail / h : (square(h) / 2 - tail) / (lambda_s - lambda_at(s, k - 1));
         w[0] += extra;
         w[1] -= extra;
     }
@@ -212,10 +209,7 @@ static void sa_update(ipt_sampler *s, int32_t k, int32_t newest, int32_t order, 
     combine(x, s->n, 6, c, all);
 }
 
-static int32_t smaller(int32_t a, int32_t b)
-{
-    return a < b ? a : b;
-}
+static int32_t smaller(int32_t a, int32_t b) { return a < b ? a : b; }
 
 ipt_status step_sa(ipt_sampler *s, int32_t k, const float *m, float *x, const float *z)
 {
@@ -230,12 +224,12 @@ ipt_status step_sa(ipt_sampler *s, int32_t k, const float *m, float *x, const fl
         sa_update(s, k - 1, k, order, tau, s->saved, v, tau > 0 ? s->hist[3] : NULL, x);
     }
     history_push(s, s->work, s->t[k]);
-    int32_t most = c->predictor_order > c->corrector_order - 1 ? c->predictor_order
-                                                               : c->corrector_order - 1;
-    int32_t predictor = c->lower_order_final ? smaller(c->predictor_order, left)
-                                             : c->predictor_order;
-    int32_t corrector = c->lower_order_final ? smaller(c->corrector_order, left + 1)
-                                             : c->corrector_order;
+    int32_t most =
+        c->predictor_order > c->corrector_order - 1 ? c->predictor_order : c->corrector_order - 1;
+    int32_t predictor =
+        c->lower_order_final ? smaller(c->predictor_order, left) : c->predictor_order;
+    int32_t corrector =
+        c->lower_order_final ? smaller(c->corrector_order, left + 1) : c->corrector_order;
     s->this_order = smaller(predictor, s->lower_order + 1);
     s->this_corrector = smaller(corrector, s->lower_order + 2);
     memcpy(s->saved, x, s->n * sizeof(*x));

@@ -43,10 +43,7 @@ void ancestral_split(double from, double to, double *up, double *down)
     *down = rest > 0 ? (double)sqrtf(rest) : 0;
 }
 
-bool noise_euler_a(const ipt_sampler *s, int32_t k)
-{
-    return s->sigma[k + 1] > 0;
-}
+bool noise_euler_a(const ipt_sampler *s, int32_t k) { return s->sigma[k + 1] > 0; }
 
 ipt_status step_euler_a(ipt_sampler *s, int32_t k, const float *m, float *x, const float *z)
 {

@@ -23,10 +23,7 @@ static bool is_stochastic(const ipt_sampler *s)
            s->cfg.algorithm == IPT_ALGORITHM_SDE_DPMSOLVER;
 }
 
-bool noise_dpm(const ipt_sampler *s, int32_t k)
-{
-    return is_stochastic(s) && s->sigma[k + 1] > 0;
-}
+bool noise_dpm(const ipt_sampler *s, int32_t k) { return is_stochastic(s) && s->sigma[k + 1] > 0; }
 
 /* Newest history entry = what the rule extrapolates: x0, or eps for the noise forms. */
 static void push_prediction(ipt_sampler *s, int32_t k, bool want_eps, const float *m,
@@ -137,8 +134,8 @@ static int32_t multistep_order(const ipt_sampler *s, int32_t k)
     int32_t most = k_diffusion ? 3 : c->solver_order, left = s->n_all - k;
     int32_t order = s->n_hist < most ? s->n_hist : most;
     bool few = c->lower_order_final && s->n_all < 15 && !k_diffusion;
-    if (left == 1 && (few || (s->kind != IPT_SAMPLER_DEIS &&
-                              (c->euler_at_final || !c->final_sigma_min))))
+    if (left == 1 &&
+        (few || (s->kind != IPT_SAMPLER_DEIS && (c->euler_at_final || !c->final_sigma_min))))
         order = 1;
     if (left == 2 && few && order > 2)
         order = 2;
@@ -238,8 +235,7 @@ static double deis_integral2(double t, double b, double c)
 static double deis_integral3(double t, double b, double c, double d)
 {
     double lt = log(t), lb = log(b), lc = log(c), ld = log(d);
-    return t * (lc * (ld - lt + 1) - ld * lt + ld + lt * lt - 2 * lt + 2) /
-           ((lb - lc) * (lb - ld));
+    return t * (lc * (ld - lt + 1) - ld * lt + ld + lt * lt - 2 * lt + 2) / ((lb - lc) * (lb - ld));
 }
 
 ipt_status step_deis(ipt_sampler *s, int32_t k, const float *m, float *x, const float *z)

@@ -73,9 +73,7 @@ void x0_coefficients_ve(ipt_prediction pred, double sigma, double *p, double *q)
 {
     double v = square(sigma) + 1;
     *p = pred == IPT_PRED_EPSILON ? 1 : pred == IPT_PRED_V ? 1 / v : 0;
-    *q = pred == IPT_PRED_EPSILON ? -sigma
-         : pred == IPT_PRED_V     ? -sigma / sqrt(v)
-                                        : 1;
+    *q = pred == IPT_PRED_EPSILON ? -sigma : pred == IPT_PRED_V ? -sigma / sqrt(v) : 1;
 }
 
 void x0_coefficients_vp(ipt_prediction pred, double sigma, double *p, double *q)

@@ -11,10 +11,11 @@
 #endif
 #define LOAD4(name, i) imageLoad(name, int(i))
 #else
-#define QUADS_IN(b, name) layout(binding = b, std430) readonly buffer name##_block { ELT4 name[]; }
+#define QUADS_IN(b, name)                                                                          \
+    layout(binding = b, std430) readonly buffer name##_block { ELT4 name[]; }
 #define LOAD4(name, i) vec4(name[i])
 #endif
-#define QUADS_OUT(b, name) \
+#define QUADS_OUT(b, name)                                                                         \
     layout(binding = b, std430) writeonly buffer name##_block { ELT4 name[]; }
 const float LOG2E = 1.44269504088896340736;
 const float LN2 = 0.69314718055994530942;

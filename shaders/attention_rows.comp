@@ -15,9 +15,9 @@ layout(constant_id = 0) const uint SG = 8;
 layout(constant_id = 1) const uint RB = 2; // TM / SG
 layout(constant_id = 2) const uint UK = 4; // groups of four k per loop turn, divides k / 4
 layout(push_constant) uniform Push {
-    uint m, n4, k4;                  // rows, quads of columns, quads of k
-    uint a_off, a_ld, b_off;         // quads
-    uint c_off, c_ld;                // quads
+    uint m, n4, k4;          // rows, quads of columns, quads of k
+    uint a_off, a_ld, b_off; // quads
+    uint c_off, c_ld;        // quads
     float alpha;
 } pc;
 layout(binding = 0, rgba32f) uniform readonly imageBuffer a_in;

@@ -11,7 +11,10 @@
 #endif
 layout(local_size_x = 64) in;
 layout(constant_id = 0) const uint MODE = 2; // 2 add, 3 mul
-layout(push_constant) uniform Push { uint n, dim[4], stride[4]; float a, b; } pc;
+layout(push_constant) uniform Push {
+    uint n, dim[4], stride[4];
+    float a, b;
+} pc;
 layout(binding = 0) readonly buffer A { ELT a[]; };
 layout(binding = 1) readonly buffer B { BELT b[]; };
 layout(binding = 2) writeonly buffer Y { ELT y[]; };

@@ -12,7 +12,9 @@
 #endif
 #include "common.glsl"
 layout(local_size_x = 64) in;
-layout(push_constant) uniform Push { uint n; } pc;
+layout(push_constant) uniform Push {
+    uint n;
+} pc;
 layout(binding = 0) readonly buffer X { ELT x[]; };
 layout(binding = 1) writeonly buffer Y { OELT y[]; };
 

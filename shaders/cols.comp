@@ -1,12 +1,15 @@
 #version 450
 //! variant f32
 //! variant f16 -DACT_F16
-// Copies columns of rows: dst[r, dst_at + c] = src[r, src_at + c]; with fill the whole row of dst is
-// written, zero outside.  One invocation an element (four when VEC; then all numbers are in vec4).
+// Copies columns of rows: dst[r, dst_at + c] = src[r, src_at + c]; with fill the whole row of dst
+// is written, zero outside.  One invocation an element (four when VEC; then all numbers are in
+// vec4).
 #include "common.glsl"
 layout(local_size_x = 64) in;
 layout(constant_id = 0) const uint VEC = 1;
-layout(push_constant) uniform Push { uint n, width, src_width, src_at, dst_width, dst_at, fill; } pc;
+layout(push_constant) uniform Push {
+    uint n, width, src_width, src_at, dst_width, dst_at, fill;
+} pc;
 layout(binding = 0) readonly buffer X { ELT x[]; };
 layout(binding = 0) readonly buffer X4 { ELT4 x4[]; };
 layout(binding = 1) writeonly buffer Y { ELT y[]; };

@@ -9,7 +9,10 @@ layout(local_size_x = 64) in;
 layout(constant_id = 0) const uint MODE = 0; // 0 unary, 1 unary gradient, 2 add, 3 mul
 layout(constant_id = 1) const uint KIND = 0;
 layout(constant_id = 2) const uint VEC = 1;
-layout(push_constant) uniform Push { uint n; float a, b; } pc;
+layout(push_constant) uniform Push {
+    uint n;
+    float a, b;
+} pc;
 layout(binding = 0) readonly buffer X { ELT x[]; };
 layout(binding = 0) readonly buffer X4 { ELT4 x4[]; };
 layout(binding = 1) readonly buffer B { ELT b[]; };

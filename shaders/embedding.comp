@@ -6,7 +6,9 @@
 // first..end-1 are bound; other ids belong to another dispatch.
 #include "common.glsl"
 layout(local_size_x = 64) in;
-layout(push_constant) uniform Push { uint n, c, rows, t, first, end; } pc;
+layout(push_constant) uniform Push {
+    uint n, c, rows, t, first, end;
+} pc;
 layout(binding = 0) readonly buffer Ids { int ids[]; };
 #ifdef TABLE_F16
 layout(binding = 1) readonly buffer T { uint table[]; };

@@ -2,7 +2,9 @@
 // dtable[v,c] = sum over the places i with ids[i] = v of dy[i,c], in order (deterministic).
 #include "common.glsl"
 layout(local_size_x = 64) in;
-layout(push_constant) uniform Push { uint n, c, rows, t, first, end; } pc;
+layout(push_constant) uniform Push {
+    uint n, c, rows, t, first, end;
+} pc;
 layout(binding = 0) readonly buffer Ids { int ids[]; };
 layout(binding = 1) readonly buffer D { float dy[]; };
 layout(binding = 2) writeonly buffer Y { float dtable[]; };

@@ -4,7 +4,9 @@
 // dgates[w,n,s] = sum over t and the columns r with slot[r] = s of h dy in row w = row, else 0.
 #include "common.glsl"
 layout(local_size_x = 64) in;
-layout(push_constant) uniform Push { uint n, t, r, batch, n_slot, row, n_row; } pc;
+layout(push_constant) uniform Push {
+    uint n, t, r, batch, n_slot, row, n_row;
+} pc;
 layout(binding = 0) readonly buffer H { ELT h[]; };
 layout(binding = 1) readonly buffer D { ELT dy[]; };
 layout(binding = 2) readonly buffer S { int slot[]; };

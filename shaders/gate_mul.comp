@@ -4,7 +4,9 @@
 // y[n,t,r] = h[n,t,r] gates[row,n,slot[r]]; a padding column (slot < 0) gives 0.
 #include "common.glsl"
 layout(local_size_x = 64) in;
-layout(push_constant) uniform Push { uint n, t, r, batch, n_slot, row, n_row; } pc;
+layout(push_constant) uniform Push {
+    uint n, t, r, batch, n_slot, row, n_row;
+} pc;
 layout(binding = 0) readonly buffer H { ELT h[]; };
 layout(binding = 1) readonly buffer G { float gates[]; };
 layout(binding = 2) readonly buffer S { int slot[]; };

@@ -20,10 +20,10 @@
 #include "gemm_iface.glsl"
 
 layout(local_size_x_id = 0) in;
-layout(constant_id = 0) const int SG = 8;    // subgroup size
-layout(constant_id = 1) const int TM = 16;   // rows, a multiple of SG
-layout(constant_id = 2) const int UK = 4;    // groups of four k's per turn; divides quads
-layout(constant_id = 3) const int B16 = 0;   // panels hold pairs of f16
+layout(constant_id = 0) const int SG = 8;  // subgroup size
+layout(constant_id = 1) const int TM = 16; // rows, a multiple of SG
+layout(constant_id = 2) const int UK = 4;  // groups of four k's per turn; divides quads
+layout(constant_id = 3) const int B16 = 0; // panels hold pairs of f16
 layout(constant_id = 4) const int MODE = 0;
 layout(constant_id = 5) const int HAS = 0;
 const int RS = TM / SG;

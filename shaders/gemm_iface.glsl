@@ -12,21 +12,21 @@
 #include "common.glsl"
 
 layout(push_constant) uniform push_block {
-    int rows;      // of y in this dispatch
-    int row0;      // number of the first of them in the whole result
-    int cols;      // columns of the whole result
-    int col0;      // column at which the bound panels start (a multiple of 32)
-    int quads;     // quads of k per tap
-    int taps;      // kernel size squared
-    int panels;    // bound panels
-    int kw;        // taps per kernel row
-    int ow, opix;  // output pixels per line and per image
-    int h, w;      // stored input size
-    int vh, vw;    // its virtual (enlarged or spread) size
+    int rows;     // of y in this dispatch
+    int row0;     // number of the first of them in the whole result
+    int cols;     // columns of the whole result
+    int col0;     // column at which the bound panels start (a multiple of 32)
+    int quads;    // quads of k per tap
+    int taps;     // kernel size squared
+    int panels;   // bound panels
+    int kw;       // taps per kernel row
+    int ow, opix; // output pixels per line and per image
+    int h, w;     // stored input size
+    int vh, vw;   // its virtual (enlarged or spread) size
     int stride, pad, spread;
-    int a_first;   // quad of `a` that is number 0 of the binding
-    int ldy, y0;   // elements per row of y, and its first column
-    int turned;    // gemm.comp: workgroups count row tiles first
+    int a_first; // quad of `a` that is number 0 of the binding
+    int ldy, y0; // elements per row of y, and its first column
+    int turned;  // gemm.comp: workgroups count row tiles first
 } pc;
 
 const int PLAIN = 0;   // one tap, pixel(m) = m

@@ -4,7 +4,10 @@
 // Partial sums of (a - b)^2: invocation p adds elements p*chunk .. in order.
 #include "common.glsl"
 layout(local_size_x = 64) in;
-layout(push_constant) uniform Push { uint n, chunk; float scale; } pc;
+layout(push_constant) uniform Push {
+    uint n, chunk;
+    float scale;
+} pc;
 layout(binding = 0) readonly buffer A { ELT a[]; };
 layout(binding = 1) readonly buffer B { ELT b[]; };
 layout(binding = 2) writeonly buffer Y { float y[]; };

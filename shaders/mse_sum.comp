@@ -1,7 +1,10 @@
 #version 450
 // Last stage of mse: one invocation adds the partial sums in order.
 layout(local_size_x = 1) in;
-layout(push_constant) uniform Push { uint n, chunk; float scale; } pc;
+layout(push_constant) uniform Push {
+    uint n, chunk;
+    float scale;
+} pc;
 layout(binding = 0) readonly buffer X { float x[]; };
 layout(binding = 1) writeonly buffer Y { float y[]; };
 

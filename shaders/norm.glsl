@@ -21,13 +21,13 @@
 #endif
 #define LOAD(name, i) imageLoad(name, int(i))
 #else
-#define ITEMS_IN(b, name) \
+#define ITEMS_IN(b, name)                                                                          \
     layout(binding = b, std430) readonly buffer name##_block { STORED name[]; }
 #define LOAD(name, i) ITEM(name[i])
 #endif
-#define ITEMS_OUT(b, name) \
+#define ITEMS_OUT(b, name)                                                                         \
     layout(binding = b, std430) writeonly buffer name##_block { STORED name[]; }
 // f32 vectors over channels.
-#define FLOATS_IN(b, name) \
+#define FLOATS_IN(b, name)                                                                         \
     layout(binding = b, std430) readonly buffer name##_block { float name[]; }
 #endif

@@ -40,7 +40,8 @@ layout(binding = 1, std430) writeonly buffer StatBlock { vec2 stat[]; };
 #define PARAM_IN(b, name) layout(binding = b, rgba32f) uniform readonly imageBuffer name
 #define PARAM(name, i) imageLoad(name, int(i))
 #else
-#define PARAM_IN(b, name) layout(binding = b, std430) readonly buffer name##_block { ITEM name[]; }
+#define PARAM_IN(b, name)                                                                          \
+    layout(binding = b, std430) readonly buffer name##_block { ITEM name[]; }
 #define PARAM(name, i) name[i]
 #endif
 PARAM_IN(1, gamma);

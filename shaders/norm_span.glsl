@@ -7,9 +7,9 @@ layout(constant_id = 0) const uint WG = 64;
 layout(constant_id = 1) const uint SILU = 0;
 layout(push_constant) uniform Push {
     uint n0, n_n, chunk0, n_chunk;
-    uint pixels, chunk; // pixels of an image; pixels of a chunk
-    uint items;         // per pixel
-    uint chunks;        // of an image
+    uint pixels, chunk;     // pixels of an image; pixels of a chunk
+    uint items;             // per pixel
+    uint chunks;            // of an image
     uint groups, per_group; // channels per group
     uint base;
     float inv_count; // 1 / values of a group

@@ -22,7 +22,7 @@ layout(constant_id = 4) const int WALK = 0; // GATHER: as in gemm_iface.glsl
 const int STRIDED = 0, GATHER = 1, PANEL = 2;
 
 layout(push_constant) uniform push_block {
-    int count, q0;          // quads of this dispatch and the number of its first
+    int count, q0; // quads of this dispatch and the number of its first
     int n, taps, k, kpad;
     int base, sn, st, sk;
     int ow, opix, h, w, vh, vw, stride, pad, spread, ky, kx;

@@ -5,7 +5,7 @@
 #include <stdint.h>
 
 typedef struct ipt_shader {
-    const char *name;     /* file, or file.variant; NULL ends the table */
+    const char *name; /* file, or file.variant; NULL ends the table */
     const uint32_t *spirv;
     size_t bytes;
 } ipt_shader;

@@ -14,7 +14,10 @@ layout(set = 0, binding = 0, rgba32f) uniform readonly restrict imageBuffer x_in
 layout(set = 0, binding = 0) readonly restrict buffer X { ELT x[]; };
 #endif
 layout(set = 0, binding = 1) writeonly restrict buffer Y { ELT y[]; };
-layout(push_constant) uniform Push { uint n; float a; } pc;
+layout(push_constant) uniform Push {
+    uint n;
+    float a;
+} pc;
 
 void main()
 {

@@ -19,7 +19,9 @@
 #define OELT float
 #endif
 layout(local_size_x = 64) in;
-layout(push_constant) uniform Push { uint n_out, n_red, chunk, dim[4], is_red; } pc;
+layout(push_constant) uniform Push {
+    uint n_out, n_red, chunk, dim[4], is_red;
+} pc;
 layout(binding = 0) readonly buffer X { ELT x[]; };
 layout(binding = 1) writeonly buffer Y { OELT y[]; };
 
@@ -30,7 +32,8 @@ void main()
     uint first = part * pc.chunk, last = min(first + pc.chunk, pc.n_red);
     if (first >= pc.n_red)
         return;
-    uvec4 stride; // a local array would inherit the push block's ArrayStride, which newer SPIR-V rules refuse
+    uvec4 stride; // a local array would inherit the push block's ArrayStride, which newer SPIR-V
+                  // rules refuse
     uint base = 0, r = o, s = 1;
     for (int k = 3; k >= 0; k--) {
         stride[k] = s;

@@ -5,7 +5,9 @@
 #include "common.glsl"
 layout(local_size_x = 64) in;
 layout(constant_id = 0) const uint BWD = 0;
-layout(push_constant) uniform Push { uint n, c, rows, t, first, end; } pc;
+layout(push_constant) uniform Push {
+    uint n, c, rows, t, first, end;
+} pc;
 layout(binding = 0) readonly buffer X { ELT x[]; };
 layout(binding = 1) readonly buffer I { int idx[]; };
 layout(binding = 2) writeonly buffer Y { ELT y[]; };

@@ -7,7 +7,9 @@
 layout(local_size_x = 64) in;
 layout(constant_id = 0) const uint BWD = 0;
 layout(constant_id = 1) const uint VEC = 1;
-layout(push_constant) uniform Push { uint n, c, h, w, oh, ow; } pc;
+layout(push_constant) uniform Push {
+    uint n, c, h, w, oh, ow;
+} pc;
 layout(binding = 0) readonly buffer X { ELT x[]; };
 layout(binding = 0) readonly buffer X4 { ELT4 x4[]; };
 layout(binding = 1) writeonly buffer Y { ELT y[]; };

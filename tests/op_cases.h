@@ -1,7 +1,7 @@
-/* tests/op_cases.h - how an operator's test cases are written: a function that builds a small graph.
- * test_ops.c runs each case: double reference against the device in f32 and f16 storage (guard bands,
- * NaN poison), gradients against finite differences of the reference, gradient nodes on the device.
- * Every row of ops.def must appear in some case's graph. */
+/* tests/op_cases.h - how an operator's test cases are written: a function that builds a small
+ * graph. test_ops.c runs each case: double reference against the device in f32 and f16 storage
+ * (guard bands, NaN poison), gradients against finite differences of the reference, gradient nodes
+ * on the device. Every row of ops.def must appear in some case's graph. */
 #ifndef IPT_TESTS_OP_CASES_H
 #define IPT_TESTS_OP_CASES_H
 #include "graph/op.h"
@@ -24,9 +24,10 @@ void case_out_nograd(case_env *e, const char *name, ipt_val v);
 typedef struct op_case {
     const char *name; /* "linear/ragged" */
     void (*build)(case_env *e);
-    bool grad;        /* finite-difference check with respect to all float leaves and weights */
-    double nmse_f32, nmse_f16; /* 0: the defaults 1e-9 and 1e-6; others with the reason beside them */
-    int simd_tile;    /* 0: both kernel shapes are tried; 1 simd only; 2 tile only */
+    bool grad; /* finite-difference check with respect to all float leaves and weights */
+    double nmse_f32,
+        nmse_f16;  /* 0: the defaults 1e-9 and 1e-6; others with the reason beside them */
+    int simd_tile; /* 0: both kernel shapes are tried; 1 simd only; 2 tile only */
 } op_case;
 /* Each array ends with a NULL name. */
 extern const op_case op_cases_gemm[], op_cases_attention[], op_cases_norm[], op_cases_pointwise[],

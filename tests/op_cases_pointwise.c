@@ -24,7 +24,8 @@ static void geglu_odd(case_env *e) { geglu(e, 5, 13); }
 
 static void add_same(case_env *e)
 {
-    ipt_val a = case_in(e, "a", ipt_shape3(IPT_F32, 2, 5, 12)), b = case_in(e, "b", ipt_shape3(IPT_F32, 2, 5, 12));
+    ipt_val a = case_in(e, "a", ipt_shape3(IPT_F32, 2, 5, 12)),
+            b = case_in(e, "b", ipt_shape3(IPT_F32, 2, 5, 12));
     case_out(e, "y", ipt_add_scaled(e->g, a, 0.5F, b, -2.0F));
 }
 static void add_rows(case_env *e) /* a position embedding */
@@ -34,17 +35,20 @@ static void add_rows(case_env *e) /* a position embedding */
 }
 static void add_channel(case_env *e)
 {
-    ipt_val a = case_in(e, "a", ipt_shape4(IPT_F32, 2, 3, 5, 8)), b = case_in(e, "b", ipt_shape4(IPT_F32, 2, 1, 1, 8));
+    ipt_val a = case_in(e, "a", ipt_shape4(IPT_F32, 2, 3, 5, 8)),
+            b = case_in(e, "b", ipt_shape4(IPT_F32, 2, 1, 1, 8));
     case_out(e, "y", ipt_add(e->g, a, b));
 }
 static void mul_same(case_env *e)
 {
-    ipt_val a = case_in(e, "a", ipt_shape2(IPT_F32, 3, 11)), b = case_in(e, "b", ipt_shape2(IPT_F32, 3, 11));
+    ipt_val a = case_in(e, "a", ipt_shape2(IPT_F32, 3, 11)),
+            b = case_in(e, "b", ipt_shape2(IPT_F32, 3, 11));
     case_out(e, "y", ipt_mul(e->g, a, b));
 }
 static void mul_last(case_env *e)
 {
-    ipt_val a = case_in(e, "a", ipt_shape3(IPT_F32, 2, 6, 5)), b = case_in(e, "b", ipt_shape3(IPT_F32, 2, 6, 1));
+    ipt_val a = case_in(e, "a", ipt_shape3(IPT_F32, 2, 6, 5)),
+            b = case_in(e, "b", ipt_shape3(IPT_F32, 2, 6, 1));
     case_out(e, "y", ipt_mul(e->g, a, b));
 }
 static void used_twice(case_env *e) /* gradients of the two uses add up; no reuse in place */
@@ -71,12 +75,14 @@ static void sum_middle(case_env *e)
 
 static void mse(case_env *e)
 {
-    ipt_val a = case_in(e, "a", ipt_shape3(IPT_F32, 2, 37, 11)), b = case_in(e, "b", ipt_shape3(IPT_F32, 2, 37, 11));
+    ipt_val a = case_in(e, "a", ipt_shape3(IPT_F32, 2, 37, 11)),
+            b = case_in(e, "b", ipt_shape3(IPT_F32, 2, 37, 11));
     case_out(e, "y", ipt_mse(e->g, a, b));
 }
 static void mse_long(case_env *e)
 {
-    ipt_val a = case_in(e, "a", ipt_shape2(IPT_F32, 50, 101)), b = case_in(e, "b", ipt_shape2(IPT_F32, 50, 101));
+    ipt_val a = case_in(e, "a", ipt_shape2(IPT_F32, 50, 101)),
+            b = case_in(e, "b", ipt_shape2(IPT_F32, 50, 101));
     case_out(e, "y", ipt_mse(e->g, a, b));
 }
 

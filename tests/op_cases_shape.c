@@ -3,7 +3,8 @@
 
 static void concat(case_env *e, int a, int b)
 {
-    ipt_val x = case_in(e, "a", ipt_shape4(IPT_F32, 2, 3, 5, a)), y = case_in(e, "b", ipt_shape4(IPT_F32, 2, 3, 5, b));
+    ipt_val x = case_in(e, "a", ipt_shape4(IPT_F32, 2, 3, 5, a)),
+            y = case_in(e, "b", ipt_shape4(IPT_F32, 2, 3, 5, b));
     case_out(e, "y", ipt_concat(e->g, x, y));
 }
 static void concat_vec(case_env *e) { concat(e, 8, 12); }

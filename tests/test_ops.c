@@ -1,6 +1,6 @@
-/* tests/test_ops.c - every operator of the table, on both kernel shapes: double reference against the
- * device in f32, f32 with f16 weights, and f16 storage; gradients against finite differences; guard
- * bands, NaN poison and the validation layer watch each run. */
+/* tests/test_ops.c - every operator of the table, on both kernel shapes: double reference against
+ * the device in f32, f32 with f16 weights, and f16 storage; gradients against finite differences;
+ * guard bands, NaN poison and the validation layer watch each run. */
 #include "tests/support.h"
 
 #include "graph/internal.h"
@@ -30,7 +30,7 @@ typedef struct test_run {
     int n_out;
 } test_run;
 
-/* --- what cases call ------------------------------------------------------------------------------ */
+/* --- what cases call -------------------------------------------------------------------------- */
 static ipt_val add_leaf(case_env *e, const char *name, ipt_shape s, int lo, int hi)
 {
     test_run *r = e->run;
@@ -75,7 +75,7 @@ static void add_out(case_env *e, const char *name, ipt_val v, bool grad)
 void case_out(case_env *e, const char *name, ipt_val v) { add_out(e, name, v, true); }
 void case_out_nograd(case_env *e, const char *name, ipt_val v) { add_out(e, name, v, false); }
 
-/* --- a weight store that makes values from names --------------------------------------------------- */
+/* --- a weight store that makes values from names ---------------------------------------------- */
 typedef struct held {
     char name[MAX_NAME];
     ipt_use use;
@@ -100,7 +100,10 @@ static float weight_value(const char *name, size_t i, ipt_dtype dtype)
     return dtype == IPT_F16 ? ipt_f16_to_f32(ipt_f32_to_f16(v)) : v;
 }
 
-static bool is_wide(const ipt_shape *s) { return s->rank >= 2; } /* panels and tables follow the precision */
+static bool is_wide(const ipt_shape *s)
+{
+    return s->rank >= 2;
+} /* panels and tables follow the precision */
 
 static ipt_status store_read(ipt_weights *w, const char *name, const ipt_shape *s, double *out)
 {
@@ -112,12 +115,14 @@ static ipt_status store_read(ipt_weights *w, const char *name, const ipt_shape *
 
 static float get_f32(const void *data, size_t i) { return ((const float *)data)[i]; }
 
-static ipt_status store_find(ipt_weights *w, const char *name, const ipt_shape *s, ipt_use use, ipt_weight_view *out)
+static ipt_status store_find(ipt_weights *w, const char *name, const ipt_shape *s, ipt_use use,
+                             ipt_weight_view *out)
 {
     test_weights *t = (test_weights *)w;
     ipt_dtype dtype = use == IPT_USE_ROWS ? IPT_F32 : t->dtype;
     size_t n = ipt_shape_count(s);
-    uint64_t bytes = use == IPT_USE_PANEL ? ipt_panel_bytes(s, dtype) : (n * ipt_dtype_bytes(dtype) + 3) / 4 * 4;
+    uint64_t bytes =
+        use == IPT_USE_PANEL ? ipt_panel_bytes(s, dtype) : (n * ipt_dtype_bytes(dtype) + 3) / 4 * 4;
     held *h = t->head;
     while (h && (strcmp(h->name, name) != 0 || h->use != use))
         h = h->next;
@@ -133,7 +138,11 @@ static ipt_status store_find(ipt_weights *w, const char *name, const ipt_shape *
         if (use == IPT_USE_PANEL) {
             size_t k = s->rank == 4 ? (size_t)s->dim[1] * (size_t)s->dim[2] : 1;
             size_t in = (size_t)s->dim[s->rank - 1];
-            ipt_panel_src src = {.data = v, .get = get_f32, .so = k * in, .si = 1, .sx = in,
+            ipt_panel_src src = {.data = v,
+                                 .get = get_f32,
+                                 .so = k * in,
+                                 .si = 1,
+                                 .sx = in,
                                  .sy = s->rank == 4 ? (size_t)s->dim[2] * in : 0};
             ipt_panel_pack(s, &src, dtype, bytes_out);
         } else {
@@ -169,16 +178,17 @@ static void drop_store(test_weights *t)
     }
 }
 
-/* --- one run ------------------------------------------------------------------------------------------ */
+/* --- one run ---------------------------------------------------------------------------------- */
 typedef struct mode {
     const char *name;
     ipt_dtype act, weight;
 } mode;
-static const mode modes[] = {{"f32", IPT_F32, IPT_F32}, {"f16w", IPT_F32, IPT_F16}, {"f16", IPT_F16, IPT_F16}};
+static const mode modes[] = {
+    {"f32", IPT_F32, IPT_F32}, {"f16w", IPT_F32, IPT_F16}, {"f16", IPT_F16, IPT_F16}};
 
 /* Graph of the case with its gradient; wrt: float leaves, then weights. */
-static ipt_graph *build(ipt_ctx *ctx, const op_case *c, ipt_dtype act, test_run *run, char wrt_name[][MAX_NAME],
-                        int *n_wrt)
+static ipt_graph *build(ipt_ctx *ctx, const op_case *c, ipt_dtype act, test_run *run,
+                        char wrt_name[][MAX_NAME], int *n_wrt)
 {
     ipt_graph *g = NULL;
     assert_ok(ctx, ipt_graph_create(ctx, &g));
@@ -238,7 +248,8 @@ static void write_leaves(ipt_ctx *ctx, const test_run *run, ipt_plan *p, uint64_
             f[k] = ipt_rng_normal(&seed);
             ids[k] = l->lo + (int32_t)(ipt_rng_next(&seed) % (uint64_t)(l->hi - l->lo + 1));
         }
-        assert_ok(ctx, ipt_plan_write(p, l->name, l->shape.dtype == IPT_I32 ? (void *)ids : (void *)f, n * 4));
+        assert_ok(ctx, ipt_plan_write(p, l->name,
+                                      l->shape.dtype == IPT_I32 ? (void *)ids : (void *)f, n * 4));
         free(f);
         free(ids);
     }
@@ -257,8 +268,8 @@ static double nmse(const float *ref, const float *got, size_t n)
     return sum > 0 ? err / sum : err;
 }
 
-static void compare(ipt_ctx *ctx, const char *test, const char *name, ipt_graph *g, ipt_plan *a, ipt_plan *b,
-                    double limit)
+static void compare(ipt_ctx *ctx, const char *test, const char *name, ipt_graph *g, ipt_plan *a,
+                    ipt_plan *b, double limit)
 {
     ipt_shape s = ipt_shape_of(g, ipt_find(g, name));
     size_t n = ipt_shape_count(&s);
@@ -270,7 +281,8 @@ static void compare(ipt_ctx *ctx, const char *test, const char *name, ipt_graph 
     free(x);
     free(y);
     if (!(e <= limit))
-        fail_msg("%s: %s: NMSE %.3g against the double reference, limit %.3g", test, name, e, limit);
+        fail_msg("%s: %s: NMSE %.3g against the double reference, limit %.3g", test, name, e,
+                 limit);
 }
 
 /* dL/dv by finite differences of the reference, at a few elements of every leaf and weight. */
@@ -291,7 +303,8 @@ static void check_gradients(ipt_ctx *ctx, const op_case *c)
         char name[MAX_NAME + 8];
         size_t n = 0, dn = 0;
         ipt_name(name, sizeof name, "d_%s", wrt[i]);
-        double *x = ipt_host_values(p, wrt[i], &n), *d = ipt_host_values(p, name, &dn), want[PROBES], scale = 0;
+        double *x = ipt_host_values(p, wrt[i], &n), *d = ipt_host_values(p, name, &dn),
+               want[PROBES], scale = 0;
         size_t at[PROBES];
         assert_true(x && d && n == dn);
         assert_ok(ctx, ipt_plan_run(p, 0)); /* d at the undisturbed point */
@@ -313,7 +326,8 @@ static void check_gradients(ipt_ctx *ctx, const op_case *c)
                     size_t m = 0, rm = 0;
                     char rname[MAX_NAME + 8];
                     ipt_name(rname, sizeof rname, "r_%s", run.out[o].name);
-                    const double *y = ipt_host_values(p, run.out[o].name, &m), *r = ipt_host_values(p, rname, &rm);
+                    const double *y = ipt_host_values(p, run.out[o].name, &m),
+                                 *r = ipt_host_values(p, rname, &rm);
                     for (size_t q = 0; q < m; q++)
                         loss[side] += y[q] * r[q];
                 }
@@ -321,14 +335,15 @@ static void check_gradients(ipt_ctx *ctx, const op_case *c)
             x[at[k]] = keep;
             double fd = (loss[1] - loss[0]) / (2 * h), err = fabs(fd - want[k]);
             if (!(err <= 1e-5 * (scale + fabs(fd)) + 1e-7))
-                fail_msg("%s: d/d%s[%zu] = %.9g, finite difference %.9g", c->name, wrt[i], at[k], want[k], fd);
+                fail_msg("%s: d/d%s[%zu] = %.9g, finite difference %.9g", c->name, wrt[i], at[k],
+                         want[k], fd);
         }
     }
     ipt_plan_destroy(&p);
     ipt_graph_destroy(&g);
 }
 
-/* --- tests ------------------------------------------------------------------------------------------------ */
+/* --- tests ------------------------------------------------------------------------------------ */
 typedef struct shape_gpu {
     ipt_ctx *ctx;
     ipt_gpu *gpu;
@@ -363,7 +378,9 @@ static void parity(void **state)
     test_weights store = make_store(gpu, m->weight);
     ipt_plan *host = NULL, *dev = NULL;
     assert_ok(ctx, ipt_plan_create(g, &(ipt_plan_opts){.weights = &store.base}, &host));
-    assert_ok(ctx, ipt_plan_create(g, &(ipt_plan_opts){.gpu = gpu, .weights = &store.base, .guard = true}, &dev));
+    assert_ok(
+        ctx, ipt_plan_create(g, &(ipt_plan_opts){.gpu = gpu, .weights = &store.base, .guard = true},
+                             &dev));
     for (uint64_t seed = 1; seed <= 2; seed++) { /* the second run replays the same commands */
         write_leaves(ctx, &run, host, seed);
         write_leaves(ctx, &run, dev, seed);
@@ -424,7 +441,10 @@ static int open_gpus(void **state)
     (void)state;
     for (int i = 0; i < 2; i++) {
         gpus[i].ctx = test_ctx();
-        ipt_gpu_opts o = {.device = getenv("IPT_TEST_DEVICE"), .kernels = shape[i], .cache_dir = "", .validate = true};
+        ipt_gpu_opts o = {.device = getenv("IPT_TEST_DEVICE"),
+                          .kernels = shape[i],
+                          .cache_dir = "",
+                          .validate = true};
         if (ipt_gpu_create(gpus[i].ctx, &o, &gpus[i].gpu) != IPT_OK)
             print_message("%s\n", ipt_last_error(gpus[i].ctx));
     }
@@ -448,23 +468,27 @@ int main(void)
     static const char *const shape[2] = {"simd", "tile"};
     size_t n = 0;
     const char *only = getenv("IPT_TEST_ONLY"); /* substring of test names */
-    tests[n++] = (struct CMUnitTest){"every row has a case", every_row_has_a_case, NULL, NULL, NULL};
+    tests[n++] =
+        (struct CMUnitTest){"every row has a case", every_row_has_a_case, NULL, NULL, NULL};
     for (size_t k = 0; k < IPT_COUNT(groups); k++)
         for (const op_case *c = groups[k]; c->name; c++) {
             for (int s = -1; s < 2; s++)
                 for (int m = 0; m < (int)IPT_COUNT(modes); m++) {
-                    if ((s < 0 && (m > 0 || !c->grad)) || (s >= 0 && c->simd_tile && c->simd_tile != s + 1))
+                    if ((s < 0 && (m > 0 || !c->grad)) ||
+                        (s >= 0 && c->simd_tile && c->simd_tile != s + 1))
                         continue;
                     test_state *t = &states[n];
                     *t = (test_state){.c = c, .mode = m, .shape = s < 0 ? 0 : s};
                     if (s < 0)
                         ipt_name(t->name, sizeof t->name, "%s/gradient", c->name);
                     else
-                        ipt_name(t->name, sizeof t->name, "%s/%s/%s", c->name, modes[m].name, shape[s]);
+                        ipt_name(t->name, sizeof t->name, "%s/%s/%s", c->name, modes[m].name,
+                                 shape[s]);
                     if (only && !strstr(t->name, only))
                         continue;
                     assert_true(n + 1 < MAX_TESTS);
-                    tests[n++] = (struct CMUnitTest){t->name, s < 0 ? gradient : parity, NULL, NULL, t};
+                    tests[n++] =
+                        (struct CMUnitTest){t->name, s < 0 ? gradient : parity, NULL, NULL, t};
                 }
         }
     return _cmocka_run_group_tests("ops", tests, n, open_gpus, close_gpus);

@@ -146,7 +146,7 @@ typedef struct published_case {
 } published_case;
 
 static const published_case published[] = {
-    /* one-dimensional samples of 4 x 3 x 8 */
+/* one-dimensional samples of 4 x 3 x 8 */
 #define UNIPC "final_sigmas_type=sigma_min "
     {"unipc", "1d " UNIPC, 10, 0, 0, 0.2441},
     {"unipc", "1d " UNIPC "use_karras_sigmas=true", 10, 0, 0, 0.2898},
@@ -255,8 +255,7 @@ static void run_published(ipt_ctx *ctx, const published_case *c, double *sum, do
     ipt_rng_torch rng;
     ipt_rng_torch_seed(&rng, 0);
     for (int b = 0; b < BATCH; b++) {
-        s[b] = make(ctx, &cfg, kind, IPT_SCHEDULE_DEFAULT, c->steps, c->noise_step,
-                    (size_t)item);
+        s[b] = make(ctx, &cfg, kind, IPT_SCHEDULE_DEFAULT, c->steps, c->noise_step, (size_t)item);
         for (int i = 0; i < item; i++) {
             double v = (double)(i * BATCH + b) / total;
             x[b][i] = (float)v * (float)(ve ? ipt_sampler_init_noise_sigma(s[b]) : 1);
@@ -515,8 +514,7 @@ static void test_every_combination_is_finite(void **state)
     }
 }
 
-static void expect_refusal(ipt_ctx *ctx, ipt_sampler_request r, ipt_status status,
-                           const char *says)
+static void expect_refusal(ipt_ctx *ctx, ipt_sampler_request r, ipt_status status, const char *says)
 {
     ipt_sampler *s = NULL;
     assert_int_equal(ipt_sampler_create(ctx, &r, &s), status);
@@ -680,8 +678,7 @@ static void test_config_members(void **state)
     assert_int_equal(ipt_sampler_config_set_bool(ctx, &cfg, "use_flow_sigmas", true),
                      IPT_ERR_UNSUPPORTED);
     assert_int_equal(ipt_sampler_config_set_bool(ctx, &cfg, "use_flow_sigmas", false), IPT_OK);
-    assert_int_equal(ipt_sampler_config_set_str(ctx, &cfg, "_class_name", "PNDMScheduler"),
-                     IPT_OK);
+    assert_int_equal(ipt_sampler_config_set_str(ctx, &cfg, "_class_name", "PNDMScheduler"), IPT_OK);
 }
 
 static void test_out_of_memory(void **state)
@@ -716,7 +713,7 @@ static void test_guidance(void **state)
 {
     (void)state;
     float u[8], c[8], out[8];
-    static const float plain[8] = {4.875f,      9.5610323f,   8.44473076f,  1.05840003f,
+    static const float plain[8] = {4.875f,       9.5610323f,   8.44473076f,  1.05840003f,
                                    -7.30101919f, -10.4419327f, -6.97061634f, -1.5726006f};
     static const float rescaled[8] = {1.78242135f,  3.49575138f,  3.08760381f,  0.386977404f,
                                       -2.66943455f, -3.81783056f, -2.54863095f, -0.574981928f};
@@ -751,11 +748,11 @@ static void test_embeddings(void **state)
                                   -0.757958531f, 0.994605899f,  0.73325181f,
                                   0.60208869f,   -0.652302742f, 0.10372588f};
     static const int at256[9] = {0, 1, 2, 50, 127, 128, 129, 200, 255};
-    static const float w75[9] = {-0.851235867f, 0.842131197f, 0.011876259f,
-                                 -0.988206267f, 0.681638718f, -0.524783254f,
+    static const float w75[9] = {-0.851235867f, 0.842131197f,  0.011876259f,
+                                 -0.988206267f, 0.681638718f,  -0.524783254f,
                                  0.539272726f,  -0.939037085f, 0.731688917f};
-    static const float w3[7] = {0.219189972f, -0.988031626f, 0.295520186f, -0.975682199f,
-                                0.154251456f, 0.955336511f,  0};
+    static const float w3[7] = {
+        0.219189972f, -0.988031626f, 0.295520186f, -0.975682199f, 0.154251456f, 0.955336511f, 0};
     float picked[9];
     ipt_timestep_embedding(999, 8, true, 0, out);
     expect_close(out, t999, 8, 1e-4);

@@ -119,7 +119,8 @@ static void test_published(void **state)
         json_t *cases = json_object_get(root, groups[g]), *c = NULL;
         size_t i = 0;
         assert_int_equal(json_array_size(cases), g == 0 ? 25 : 1);
-        json_array_foreach (cases, i, c) {
+        json_array_foreach(cases, i, c)
+        {
             json_t *ids = json_array_get(c, 1);
             assert_int_equal(json_integer_value(json_array_get(ids, 0)), 49406);
             assert_int_equal(json_integer_value(json_array_get(ids, json_array_size(ids) - 1)),
@@ -143,7 +144,8 @@ static void test_goldens(void **state)
     for (size_t g = 0; g < IPT_COUNT(files); g++) {
         json_t *root = load_json(files[g]), *row = NULL;
         size_t i = 0;
-        json_array_foreach (json_object_get(root, "rows"), i, row) {
+        json_array_foreach(json_object_get(root, "rows"), i, row)
+        {
             json_t *ids = json_object_get(row, "ids"), *text = json_object_get(row, "text");
             json_array_remove(ids, 0);
             json_array_remove(ids, json_array_size(ids) - 1);
@@ -202,11 +204,12 @@ static void test_folder_variants(void **state)
     json_t *root = load_json(IPT_TEST_DATA "/tok_variants.json"), *v = NULL;
     char *vocab = NULL, *merges = NULL;
     size_t n_vocab = 0, n_merges = 0, i = 0;
-    OK(f->ctx, ipt_file_read(f->ctx, IPT_TEST_DATA "/tok_tiny/vocab.json", 1 << 20, &vocab,
-                             &n_vocab));
-    OK(f->ctx, ipt_file_read(f->ctx, IPT_TEST_DATA "/tok_tiny/merges.txt", 1 << 20, &merges,
-                             &n_merges));
-    json_array_foreach (json_object_get(root, "variants"), i, v) {
+    OK(f->ctx,
+       ipt_file_read(f->ctx, IPT_TEST_DATA "/tok_tiny/vocab.json", 1 << 20, &vocab, &n_vocab));
+    OK(f->ctx,
+       ipt_file_read(f->ctx, IPT_TEST_DATA "/tok_tiny/merges.txt", 1 << 20, &merges, &n_merges));
+    json_array_foreach(json_object_get(root, "variants"), i, v)
+    {
         const json_t *files = json_object_get(v, "files"), *info = json_object_get(v, "info");
         const char *name = json_string_value(json_object_get(v, "name"));
         ipt_tokenizer_files in = {.config = text_of(files, "tokenizer_config"),
@@ -241,10 +244,18 @@ static void test_invalid_utf8(void **state)
         const char *bytes;
         size_t n, n_bad;
     } cases[] = {
-        {"\x80", 1, 1},         {"\xc3", 1, 1},         {"\xc0\xaf", 2, 2},
-        {"\xe0\x80\xaf", 3, 3}, {"\xed\xa0\x80", 3, 3}, {"\xf0\x80\x80\x80", 4, 4},
-        {"\xf4\x90\x80\x80", 4, 4}, {"\xe2\x82", 2, 1}, {"\xf0\x9f\x98", 3, 1},
-        {"\xf1\x80\x80\xc3", 4, 2}, {"\xff\xfe", 2, 2}, {"\xe1\x80\xe2\xf0\x91\x92\xf1\xbf", 8, 4},
+        {"\x80", 1, 1},
+        {"\xc3", 1, 1},
+        {"\xc0\xaf", 2, 2},
+        {"\xe0\x80\xaf", 3, 3},
+        {"\xed\xa0\x80", 3, 3},
+        {"\xf0\x80\x80\x80", 4, 4},
+        {"\xf4\x90\x80\x80", 4, 4},
+        {"\xe2\x82", 2, 1},
+        {"\xf0\x9f\x98", 3, 1},
+        {"\xf1\x80\x80\xc3", 4, 2},
+        {"\xff\xfe", 2, 2},
+        {"\xe1\x80\xe2\xf0\x91\x92\xf1\xbf", 8, 4},
     };
     fixture *f = *state;
     for (size_t i = 0; i < IPT_COUNT(cases); i++) {
@@ -276,7 +287,10 @@ static void test_spans(void **state)
         {"\t12 it's", 4, {{1, 2}, {2, 3}, {4, 6}, {6, 8}}},
         {"cafe\xcc\x81!", 2, {{0, 6}, {6, 7}}}, /* e + acute compose to one letter */
         {"a<|endoftext|> b", 3, {{0, 1}, {1, 14}, {15, 16}}},
-        {"a\xff" "b", 3, {{0, 1}, {1, 2}, {2, 3}}},
+        {"a\xff"
+         "b",
+         3,
+         {{0, 1}, {1, 2}, {2, 3}}},
     };
     fixture *f = *state;
     for (size_t i = 0; i < IPT_COUNT(cases); i++) {
@@ -298,9 +312,9 @@ static void test_long_texts(void **state)
     fixture *f = *state;
     size_t n = IPT_TOKEN_MAX_TEXT;
     char *text = calloc(n + 2, 1);
-    static const char *const units[] = {"a", "ab", "\xcc\xa3\xcc\x81", "(", "!", "\xf0\x9f\x98\x82",
-                                        "<|endoftext|>", "(a", "BREAK ", ":", "<lora:", ":1", "\\",
-                                        "\xe1\x84\x80"};
+    static const char *const units[] = {
+        "a",      "ab", "\xcc\xa3\xcc\x81", "(",  "!",  "\xf0\x9f\x98\x82", "<|endoftext|>", "(a",
+        "BREAK ", ":",  "<lora:",           ":1", "\\", "\xe1\x84\x80"};
     assert_non_null(text);
     for (size_t u = 0; u < IPT_COUNT(units); u++) {
         size_t len = strlen(units[u]), n_t = 0;
@@ -330,7 +344,10 @@ static void test_long_texts(void **state)
 }
 
 /* --- bad vocabulary files ------------------------------------------------------------------- */
-#define TEXT(s) {s, sizeof(s) - 1}
+#define TEXT(s)                                                                                    \
+    {                                                                                              \
+        s, sizeof(s) - 1                                                                           \
+    }
 static void test_bad_files(void **state)
 {
     static const struct {
@@ -345,19 +362,24 @@ static void test_bad_files(void **state)
         {"broken id", "not in 0..", {.vocab = TEXT("{\"a\":1.5}"), .merges = TEXT("")}},
         {"large id", "not in 0..", {.vocab = TEXT("{\"a\":1e9}"), .merges = TEXT("")}},
         {"id twice", "given to", {.vocab = TEXT("{\"a\":1,\"b\":1}"), .merges = TEXT("")}},
-        {"unknown merge", "not in the vocabulary",
+        {"unknown merge",
+         "not in the vocabulary",
          {.vocab = TEXT("{\"a\":0}"), .merges = TEXT("a b")}},
         {"unknown result", "the result", {.vocab = TEXT("{\"a\":0}"), .merges = TEXT("a a")}},
         {"one word", "not \"left right\"", {.vocab = TEXT("{\"a\":0}"), .merges = TEXT("a\n")}},
-        {"three words", "not \"left right\"",
+        {"three words",
+         "not \"left right\"",
          {.vocab = TEXT("{\"a\":0}"), .merges = TEXT("a a a\n")}},
         {"no model", "not an object of ids", {.tokenizer = TEXT("{}")}},
         {"no merges", "no model.merges", {.tokenizer = TEXT("{\"model\":{\"vocab\":{\"a\":0}}}")}},
-        {"odd merge", "merge 1",
+        {"odd merge",
+         "merge 1",
          {.tokenizer = TEXT("{\"model\":{\"vocab\":{\"a\":0},\"merges\":[[\"a\"]]}}")}},
-        {"number merge", "merge 1",
+        {"number merge",
+         "merge 1",
          {.tokenizer = TEXT("{\"model\":{\"vocab\":{\"a\":0},\"merges\":[7]}}")}},
-        {"nameless", "no content",
+        {"nameless",
+         "no content",
          {.tokenizer = TEXT("{\"added_tokens\":[{\"id\":1}],\"model\":{\"vocab\":{\"a\":0},"
                             "\"merges\":[]}}")}},
     };
@@ -370,8 +392,9 @@ static void test_bad_files(void **state)
         assert_null(tok);
     }
     ipt_tokenizer *tok = NULL;
-    static const char *const bad[] = {"", "#version: 0.2\n", "#version: 0.2\na\n", "a b c\n",
-                                      "\xc4 x y\n", " a\n", "a \n", "zz z\n"};
+    static const char *const bad[] = {"",        "#version: 0.2\n", "#version: 0.2\na\n",
+                                      "a b c\n", "\xc4 x y\n",      " a\n",
+                                      "a \n",    "zz z\n"};
     for (size_t i = 0; i < IPT_COUNT(bad); i++)
         assert_int_equal(
             ipt_tokenizer_create_from_merges(f->ctx, bad[i], strlen(bad[i]), NULL, &tok),
@@ -436,7 +459,8 @@ static void test_prompts(void **state)
     fixture *f = *state;
     json_t *root = load_json(IPT_TEST_DATA "/tok_prompts.json"), *c = NULL;
     size_t i = 0, n_with_spans = 0;
-    json_array_foreach (json_object_get(root, "cases"), i, c) {
+    json_array_foreach(json_object_get(root, "cases"), i, c)
+    {
         const json_t *text = json_object_get(c, "text"), *list = json_object_get(c, "embeddings");
         const json_t *spans = json_object_get(c, "spans");
         ipt_prompt_embedding e[8];
@@ -538,9 +562,9 @@ static void test_tags(void **state)
         {"<lora:\xc3\xbc<x:0.1>", "\xc3\xbc<x", 0.1, 0.1},
     };
     static const char *const none[] = {"<lora>", "<lora:>", "< lora:a>", "<lora:a", "lora:a>",
-                                       "a < b", "<>", "<:>", "<:a>"};
-    static const char *const bad[] = {"<lora::1>", "<lora:a:b>", "<lora:a:1.2.3>", "<lora:te=1>",
-                                      "<lora:a:te=>", "<lora:a:>"};
+                                       "a < b",  "<>",      "<:>",       "<:a>"};
+    static const char *const bad[] = {"<lora::1>",   "<lora:a:b>",   "<lora:a:1.2.3>",
+                                      "<lora:te=1>", "<lora:a:te=>", "<lora:a:>"};
     fixture *f = *state;
     ipt_prompt *p = NULL;
     for (size_t i = 0; i < IPT_COUNT(cases); i++) {
@@ -707,14 +731,21 @@ static void test_out_of_memory(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_reference),       cmocka_unit_test(test_published),
-        cmocka_unit_test(test_goldens),         cmocka_unit_test(test_vocabulary),
-            cmocka_unit_test(test_folder_variants),
-        cmocka_unit_test(test_invalid_utf8),    cmocka_unit_test(test_spans),
-        cmocka_unit_test(test_long_texts),      cmocka_unit_test(test_bad_files),
-        cmocka_unit_test(test_prompts),         cmocka_unit_test(test_plain),
-        cmocka_unit_test(test_tags),            cmocka_unit_test(test_find),
-        cmocka_unit_test(test_embedding_errors), cmocka_unit_test(test_apply_weights),
+        cmocka_unit_test(test_reference),
+        cmocka_unit_test(test_published),
+        cmocka_unit_test(test_goldens),
+        cmocka_unit_test(test_vocabulary),
+        cmocka_unit_test(test_folder_variants),
+        cmocka_unit_test(test_invalid_utf8),
+        cmocka_unit_test(test_spans),
+        cmocka_unit_test(test_long_texts),
+        cmocka_unit_test(test_bad_files),
+        cmocka_unit_test(test_prompts),
+        cmocka_unit_test(test_plain),
+        cmocka_unit_test(test_tags),
+        cmocka_unit_test(test_find),
+        cmocka_unit_test(test_embedding_errors),
+        cmocka_unit_test(test_apply_weights),
         cmocka_unit_test(test_out_of_memory),
     };
     return cmocka_run_group_tests(tests, setup, teardown);

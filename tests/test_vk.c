@@ -20,11 +20,8 @@ static uint32_t bits_of(float f)
 
 static ipt_kernel_desc selftest(const char *shader, float b)
 {
-    ipt_kernel_desc d = {.shader = shader,
-                         .n_spec = 2,
-                         .n_bind = 2,
-                         .push_bytes = 8,
-                         .spec = {WG, bits_of(b)}};
+    ipt_kernel_desc d = {
+        .shader = shader, .n_spec = 2, .n_bind = 2, .push_bytes = 8, .spec = {WG, bits_of(b)}};
     return d;
 }
 
@@ -532,9 +529,9 @@ static void bad_arguments(void **state)
     d.subgroup = 1024;
     assert_int_equal(ipt_kernel_get(r.gpu, &d, &none), IPT_ERR_UNSUPPORTED);
     const ipt_binding bad[][2] = {
-        {{r.x, 0, N * 4 + 1}, {r.y, 0, N * 4}},  {{r.x, N * 4, 4}, {r.y, 0, N * 4}},
-        {{r.x, 4, 16}, {r.y, 0, N * 4}},         {{r.x, 0, 0}, {r.y, 0, N * 4}},
-        {{NULL, 0, N * 4}, {r.y, 0, N * 4}},     {{r.x, 0, N * 4}, {r.y, UINT64_MAX - 255, 4}},
+        {{r.x, 0, N * 4 + 1}, {r.y, 0, N * 4}}, {{r.x, N * 4, 4}, {r.y, 0, N * 4}},
+        {{r.x, 4, 16}, {r.y, 0, N * 4}},        {{r.x, 0, 0}, {r.y, 0, N * 4}},
+        {{NULL, 0, N * 4}, {r.y, 0, N * 4}},    {{r.x, 0, N * 4}, {r.y, UINT64_MAX - 255, 4}},
     };
     for (size_t i = 0; i < IPT_COUNT(bad); i++)
         assert_int_equal(ipt_cmd_dispatch(r.cmd, k, bad[i], &push, GROUPS), IPT_ERR_ARG);

@@ -5,8 +5,10 @@ enum { NAME = 128 };
 
 static ipt_val activate(ipt_graph *g, const ipt_text_config *c, ipt_val v)
 {
-    static const ipt_unary_kind kind[] = {
-        [IPT_ACT_SILU] = IPT_SILU, [IPT_ACT_GELU] = IPT_GELU, [IPT_ACT_QUICK_GELU] = IPT_QUICK_GELU, [IPT_ACT_RELU] = IPT_RELU};
+    static const ipt_unary_kind kind[] = {[IPT_ACT_SILU] = IPT_SILU,
+                                          [IPT_ACT_GELU] = IPT_GELU,
+                                          [IPT_ACT_QUICK_GELU] = IPT_QUICK_GELU,
+                                          [IPT_ACT_RELU] = IPT_RELU};
     return ipt_unary(g, kind[c->act], v, 0, 0);
 }
 
@@ -38,7 +40,8 @@ void ipt_text_build(ipt_graph *g, const ipt_text_config *c, const ipt_text_key *
         ipt_val extra = ipt_leaf(g, IPT_INPUT, "extra", ipt_shape3(IPT_F32, n, t, c->width));
         x = ipt_add(g, ipt_mul(g, x, keep), extra);
     }
-    x = ipt_add_weight(g, x, "text_model.embeddings.position_embedding", ipt_shape2(IPT_F32, c->max_tokens, c->width));
+    x = ipt_add_weight(g, x, "text_model.embeddings.position_embedding",
+                       ipt_shape2(IPT_F32, c->max_tokens, c->width));
     x = ipt_cast(g, x, key->act);
     ipt_val text = {0};
     int last = key->pooled ? c->n_layer : c->n_layer - key->skip;

@@ -403,8 +403,8 @@ static ipt_status take_tags(ipt_ctx *ctx, ipt_prompt *p, const char *text, const
         }
         const char *tag = text + c->v[i].begin, *args = text + c->v[colon + 1].begin;
         size_t n_kind = c->v[colon].begin - c->v[i].end, n_tag = c->v[close].end - c->v[i].begin;
-        bool is_lora = n_kind == 4 && (memcmp(tag + 1, "lora", 4) == 0 ||
-                                       memcmp(tag + 1, "lyco", 4) == 0);
+        bool is_lora =
+            n_kind == 4 && (memcmp(tag + 1, "lora", 4) == 0 || memcmp(tag + 1, "lyco", 4) == 0);
         if (is_lora)
             IPT_TRY(read_lora(ctx, p, args, c->v[close].begin - c->v[colon].end, tag, n_tag));
         else
@@ -655,8 +655,8 @@ static ipt_status append_part(layout *l, const ipt_prompt_part *part)
 static ipt_status lay_out(layout *l, const ipt_prompt_part *parts, size_t n)
 {
     for (size_t i = 0; i < n; i++) {
-        bool is_break = parts[i].weight == -1.0 && parts[i].len == 5 &&
-                        memcmp(parts[i].text, "BREAK", 5) == 0;
+        bool is_break =
+            parts[i].weight == -1.0 && parts[i].len == 5 && memcmp(parts[i].text, "BREAK", 5) == 0;
         if (is_break)
             IPT_TRY(close_chunk(l, true));
         else

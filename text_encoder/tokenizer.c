@@ -283,8 +283,8 @@ static ipt_status encode_added(work *w, bool normalized, const tok_char *v, size
         }
         size_t begin = i, end = i + a->n_chars;
         i = end;
-        if (a->single_word && ((begin > 0 && tok_is_word(v[begin - 1].cp)) ||
-                               (end < n && tok_is_word(v[end].cp))))
+        if (a->single_word &&
+            ((begin > 0 && tok_is_word(v[begin - 1].cp)) || (end < n && tok_is_word(v[end].cp))))
             continue;
         while (a->lstrip && begin > done && tok_is_space(v[begin - 1].cp))
             begin--;

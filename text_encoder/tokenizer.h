@@ -9,12 +9,12 @@
 #include "core/core.h"
 
 enum {
-    IPT_TOKEN_WINDOW = 77,            /* bos + content + eos of one chunk          */
-    IPT_TOKEN_CONTENT = 75,           /* content tokens of one chunk               */
-    IPT_TOKEN_MAX_TEXT = 64 * 1024,   /* bytes of one text                         */
-    IPT_TOKEN_MAX_FILE = 32 << 20,    /* bytes of one tokenizer file               */
-    IPT_TOKEN_MAX_IDS = 1 << 20,      /* ids of one vocabulary                     */
-    IPT_PROMPT_COMMA_BACKTRACK = 20,  /* A1111's default                           */
+    IPT_TOKEN_WINDOW = 77,           /* bos + content + eos of one chunk          */
+    IPT_TOKEN_CONTENT = 75,          /* content tokens of one chunk               */
+    IPT_TOKEN_MAX_TEXT = 64 * 1024,  /* bytes of one text                         */
+    IPT_TOKEN_MAX_FILE = 32 << 20,   /* bytes of one tokenizer file               */
+    IPT_TOKEN_MAX_IDS = 1 << 20,     /* ids of one vocabulary                     */
+    IPT_PROMPT_COMMA_BACKTRACK = 20, /* A1111's default                           */
 };
 
 /* --- tokenizer -------------------------------------------------------------------------- */
@@ -119,19 +119,19 @@ typedef struct ipt_prompt_attr {
 } ipt_prompt_attr;
 
 typedef struct ipt_prompt {
-    int32_t n_chunk;           /* >= 1 */
-    int32_t *ids;              /* [n_chunk][77]: bos, content, eos, pad... */
-    float *weights;            /* [n_chunk][77]: 1 for bos, eos and padding */
-    int32_t *n_content;        /* [n_chunk] content tokens, 0..75 */
-    bool *ends_with_break;     /* [n_chunk] closed by BREAK */
-    ipt_prompt_span *spans;    /* [n_span], in reading order */
+    int32_t n_chunk;        /* >= 1 */
+    int32_t *ids;           /* [n_chunk][77]: bos, content, eos, pad... */
+    float *weights;         /* [n_chunk][77]: 1 for bos, eos and padding */
+    int32_t *n_content;     /* [n_chunk] content tokens, 0..75 */
+    bool *ends_with_break;  /* [n_chunk] closed by BREAK */
+    ipt_prompt_span *spans; /* [n_span], in reading order */
     size_t n_span;
-    ipt_prompt_lora *loras;    /* [n_lora], in reading order */
+    ipt_prompt_lora *loras; /* [n_lora], in reading order */
     size_t n_lora;
-    const char **ignored;      /* [n_ignored] other <name:...> tags, whole, removed from the text */
+    const char **ignored; /* [n_ignored] other <name:...> tags, whole, removed from the text */
     size_t n_ignored;
-    const char *text;          /* the prompt without tags */
-    bool was_cut;              /* tokens were dropped because of max_chunks */
+    const char *text; /* the prompt without tags */
+    bool was_cut;     /* tokens were dropped because of max_chunks */
     /* private: what ipt_prompt_find needs of the embeddings */
     struct ipt_prompt_names *names;
     ipt_arena arena;
@@ -170,14 +170,13 @@ typedef struct ipt_prompt_pos {
  * Errors: IPT_ERR_ARG (phrase too long or without tokens), IPT_ERR_NOMEM. */
 IPT_CHECKED ipt_status ipt_prompt_find(ipt_ctx *ctx, const ipt_tokenizer *tok,
                                        const ipt_prompt *prompt, const char *phrase, size_t n,
-                                       ipt_prompt_pos **positions, size_t *n_found,
-                                       size_t *n_each);
+                                       ipt_prompt_pos **positions, size_t *n_found, size_t *n_each);
 
 /* Text and weight of one run of a prompt, before tokenising. */
 typedef struct ipt_prompt_part {
     const char *text; /* NUL-terminated, len bytes */
     size_t len;
-    double weight;    /* "BREAK" with weight -1 is the break mark */
+    double weight; /* "BREAK" with weight -1 is the break mark */
 } ipt_prompt_part;
 /* Emphasis only: what parse_prompt_attention returns.  `text` is invalid-UTF-8 safe.
  *   parts [*n_parts] live in `arena` (>= 1).  Errors: IPT_ERR_ARG (too long), IPT_ERR_NOMEM. */

@@ -22,19 +22,19 @@ typedef struct tok_added {
 typedef struct tok_merge {
     uint64_t pair; /* left id << 32 | right id */
     uint32_t rank;
-    int32_t id;    /* merged piece; -1: empty slot */
+    int32_t id; /* merged piece; -1: empty slot */
 } tok_merge;
 
 struct ipt_tokenizer {
-    ipt_arena arena; /* pieces, added pieces; its ctx is only used while loading */
+    ipt_arena arena;     /* pieces, added pieces; its ctx is only used while loading */
     const char **pieces; /* [n_ids], NULL where an id has none */
     int32_t n_ids, cap_ids;
-    int32_t *table;      /* [n_table] open addressing over pieces, -1 = empty */
+    int32_t *table; /* [n_table] open addressing over pieces, -1 = empty */
     size_t n_table, n_table_used;
-    tok_merge *merges;   /* [n_merges_table] open addressing */
+    tok_merge *merges; /* [n_merges_table] open addressing */
     size_t n_merges_table;
     int32_t byte_id[256], byte_end_id[256]; /* symbol of a byte inside / at the end of a word */
-    tok_added *added; /* [n_added] */
+    tok_added *added;                       /* [n_added] */
     size_t n_added, cap_added;
     int32_t bos, eos, pad, unk, max_length;
 };

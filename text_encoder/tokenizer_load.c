@@ -152,7 +152,9 @@ static ipt_status add_merge(ipt_ctx *ctx, ipt_tokenizer *tok, const char *what, 
                         "%s: merge %zu (\"%.*s\" \"%.*s\"): %s is not in the vocabulary", what,
                         rank + 1, (int)(n_left < 40 ? n_left : 40), left,
                         (int)(n_right < 40 ? n_right : 40), right,
-                        a < 0 ? "the left piece" : b < 0 ? "the right piece" : "the result");
+                        a < 0   ? "the left piece"
+                        : b < 0 ? "the right piece"
+                                : "the result");
     uint64_t pair = (uint64_t)(uint32_t)a << 32 | (uint32_t)b;
     *merge_slot(tok, pair) = (tok_merge){pair, (uint32_t)rank, id};
     return IPT_OK;
@@ -298,8 +300,8 @@ static tok_added *find_added(const ipt_tokenizer *tok, const char *content)
 
 /* Adds a piece that texts are searched for, with its vocabulary id or a new one; given again, the
  * later attributes hold. */
-static ipt_status add_added(ipt_ctx *ctx, ipt_tokenizer *tok, const char *what,
-                            const char *content, added_attr attr)
+static ipt_status add_added(ipt_ctx *ctx, ipt_tokenizer *tok, const char *what, const char *content,
+                            added_attr attr)
 {
     tok_added *a = find_added(tok, content);
     size_t n = strlen(content);
@@ -451,7 +453,7 @@ static ipt_status add_vocab(folder *f, json_t *vocab)
     if (!json_is_object(vocab) || json_object_size(vocab) == 0)
         return ipt_fail(f->ctx, IPT_ERR_FORMAT, "%s: the vocabulary is not an object of ids",
                         f->what);
-    json_object_foreach (vocab, key, value)
+    json_object_foreach(vocab, key, value)
         IPT_TRY(add_piece(f->ctx, f->tok, f->what, key, strlen(key), as_id(value)));
     return IPT_OK;
 }
@@ -547,13 +549,13 @@ static size_t collect_entries(const folder *f, sorted_entry *v)
     json_t *value = NULL, *decoder = json_object_get(f->config, "added_tokens_decoder");
     size_t n = 0, i = 0;
     if (decoder) {
-        json_object_foreach (decoder, key, value)
-            v[n++] = (sorted_entry){strtol(key, NULL, 10), value, NULL};
+        json_object_foreach(decoder, key, value) v[n++] =
+            (sorted_entry){strtol(key, NULL, 10), value, NULL};
         return n;
     }
-    json_object_foreach (f->added, key, value)
-        v[n++] = (sorted_entry){as_id(value), NULL, key};
-    json_array_foreach (json_object_get(f->tokenizer, "added_tokens"), i, value) {
+    json_object_foreach(f->added, key, value) v[n++] = (sorted_entry){as_id(value), NULL, key};
+    json_array_foreach(json_object_get(f->tokenizer, "added_tokens"), i, value)
+    {
         int64_t id = as_id(json_object_get(value, "id"));
         size_t k = 0;
         while (k < n && v[k].id != id)
@@ -568,8 +570,7 @@ static ipt_status add_entries(folder *f)
 {
     const json_t *list = json_object_get(f->tokenizer, "added_tokens");
     const json_t *decoder = json_object_get(f->config, "added_tokens_decoder");
-    size_t cap =
-        json_object_size(decoder) + json_object_size(f->added) + json_array_size(list);
+    size_t cap = json_object_size(decoder) + json_object_size(f->added) + json_array_size(list);
     if (cap > MAX_ADDED)
         return ipt_fail(f->ctx, IPT_ERR_FORMAT, "%s: more than %d added pieces", f->what,
                         MAX_ADDED);

@@ -5,8 +5,8 @@
 enum { NAME = 192 };
 static const float TRANSFORMER_NORM_EPS = 1e-6F; /* fixed in Transformer2DModel */
 
-ipt_val ipt_unet_resnet(ipt_graph *g, const ipt_unet_config *c, ipt_val x, ipt_val temb, const char *at,
-                        int32_t out, float scale)
+ipt_val ipt_unet_resnet(ipt_graph *g, const ipt_unet_config *c, ipt_val x, ipt_val temb,
+                        const char *at, int32_t out, float scale)
 {
     char s[NAME];
 #define AT(leaf) ipt_name(s, sizeof s, "%s." leaf, at)
@@ -25,7 +25,8 @@ ipt_val ipt_unet_resnet(ipt_graph *g, const ipt_unet_config *c, ipt_val x, ipt_v
 }
 
 /* x [N,T,C] + out(attention(q(x_norm), k(context), v(context))). */
-static ipt_val attend(ipt_graph *g, ipt_val x, ipt_val normed, ipt_val context, const char *at, int32_t heads)
+static ipt_val attend(ipt_graph *g, ipt_val x, ipt_val normed, ipt_val context, const char *at,
+                      int32_t heads)
 {
     char s[NAME];
 #define AT(leaf) ipt_name(s, sizeof s, "%s." leaf, at)
@@ -39,7 +40,8 @@ static ipt_val attend(ipt_graph *g, ipt_val x, ipt_val normed, ipt_val context, 
     return x;
 }
 
-static ipt_val basic_block(ipt_graph *g, ipt_val x, ipt_val text, const char *at, const ipt_transformer *t)
+static ipt_val basic_block(ipt_graph *g, ipt_val x, ipt_val text, const char *at,
+                           const ipt_transformer *t)
 {
     char s[NAME];
 #define AT(leaf) ipt_name(s, sizeof s, "%s." leaf, at)
@@ -55,8 +57,8 @@ static ipt_val basic_block(ipt_graph *g, ipt_val x, ipt_val text, const char *at
     return x;
 }
 
-ipt_val ipt_unet_transformer(ipt_graph *g, const ipt_unet_config *c, ipt_val x, ipt_val text, const char *at,
-                             const ipt_transformer *t)
+ipt_val ipt_unet_transformer(ipt_graph *g, const ipt_unet_config *c, ipt_val x, ipt_val text,
+                             const char *at, const ipt_transformer *t)
 {
     char s[NAME];
 #define AT(leaf) ipt_name(s, sizeof s, "%s." leaf, at)

@@ -5,16 +5,17 @@
 #include "graph/graph.h"
 
 /* Residual block: norm, silu, conv, + time, norm, silu, conv, + shortcut.
- *   x [N,H,W,I], temb [N,time_embed_dim] after its silu -> [N,H,W,out]; the sum is divided by `scale`. */
-ipt_val ipt_unet_resnet(ipt_graph *g, const ipt_unet_config *c, ipt_val x, ipt_val temb, const char *at,
-                        int32_t out, float scale);
+ *   x [N,H,W,I], temb [N,time_embed_dim] after its silu -> [N,H,W,out]; the sum is divided by
+ * `scale`. */
+ipt_val ipt_unet_resnet(ipt_graph *g, const ipt_unet_config *c, ipt_val x, ipt_val temb,
+                        const char *at, int32_t out, float scale);
 
 typedef struct ipt_transformer {
     int32_t heads, depth, cross_dim;
     bool only_cross; /* attn1 looks at the text too */
 } ipt_transformer;
-/* Spatial transformer: group norm, projection, `depth` blocks of self-attention, cross-attention and
- * GEGLU, projection, + x.  x [N,H,W,C], text [N,T,cross_dim]. */
-ipt_val ipt_unet_transformer(ipt_graph *g, const ipt_unet_config *c, ipt_val x, ipt_val text, const char *at,
-                             const ipt_transformer *t);
+/* Spatial transformer: group norm, projection, `depth` blocks of self-attention, cross-attention
+ * and GEGLU, projection, + x.  x [N,H,W,C], text [N,T,cross_dim]. */
+ipt_val ipt_unet_transformer(ipt_graph *g, const ipt_unet_config *c, ipt_val x, ipt_val text,
+                             const char *at, const ipt_transformer *t);
 #endif

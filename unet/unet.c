@@ -1,7 +1,7 @@
 /* unet/unet.c - the whole UNet, top to bottom: time, in, down, middle, up, out.
- * Details that have caused bugs: the up path takes the down path's lists in reverse; up block i has one
- * resnet more than its down block; an upsampler enlarges to the size of the next skip, which differs
- * from twice the size when the latent is odd. */
+ * Details that have caused bugs: the up path takes the down path's lists in reverse; up block i has
+ * one resnet more than its down block; an upsampler enlarges to the size of the next skip, which
+ * differs from twice the size when the latent is odd. */
 #include "unet/unet.h"
 
 #include "unet/blocks.h"
@@ -18,8 +18,10 @@ typedef struct build {
 
 static ipt_val activate(const build *b, ipt_val v)
 {
-    static const ipt_unary_kind kind[] = {
-        [IPT_ACT_SILU] = IPT_SILU, [IPT_ACT_GELU] = IPT_GELU, [IPT_ACT_QUICK_GELU] = IPT_QUICK_GELU, [IPT_ACT_RELU] = IPT_RELU};
+    static const ipt_unary_kind kind[] = {[IPT_ACT_SILU] = IPT_SILU,
+                                          [IPT_ACT_GELU] = IPT_GELU,
+                                          [IPT_ACT_QUICK_GELU] = IPT_QUICK_GELU,
+                                          [IPT_ACT_RELU] = IPT_RELU};
     return ipt_unary(b->g, kind[b->c->act], v, 0, 0);
 }
 
@@ -29,18 +31,23 @@ static void push_skip(build *b, ipt_val v)
         b->skip[b->n_skip++] = v;
 }
 
-/* temb = silu(linear_2(silu(linear_1(t_emb)))) (+ guidance before, + pooled text and sizes after). */
-static ipt_val time_embedding(const build *b, const ipt_unet_key *key, ipt_val t, ipt_val add, ipt_val w)
+/* temb = silu(linear_2(silu(linear_1(t_emb)))) (+ guidance before, + pooled text and sizes after).
+ */
+static ipt_val time_embedding(const build *b, const ipt_unet_key *key, ipt_val t, ipt_val add,
+                              ipt_val w)
 {
     ipt_graph *g = b->g;
     const ipt_unet_config *c = b->c;
     t = ipt_cast(g, t, key->act);
     if (c->time_cond_dim > 0)
-        t = ipt_add(g, t, ipt_linear(g, ipt_cast(g, w, key->act), "time_embedding.cond_proj", c->channels[0], false));
+        t = ipt_add(g, t,
+                    ipt_linear(g, ipt_cast(g, w, key->act), "time_embedding.cond_proj",
+                               c->channels[0], false));
     t = ipt_linear(g, t, "time_embedding.linear_1", c->time_embed_dim, true);
     t = ipt_linear(g, activate(b, t), "time_embedding.linear_2", c->time_embed_dim, true);
     if (c->text_time) {
-        ipt_val a = ipt_linear(g, ipt_cast(g, add, key->act), "add_embedding.linear_1", c->time_embed_dim, true);
+        ipt_val a = ipt_linear(g, ipt_cast(g, add, key->act), "add_embedding.linear_1",
+                               c->time_embed_dim, true);
         t = ipt_linear_add(g, activate(b, a), "add_embedding.linear_2", c->time_embed_dim, true, t);
     }
     return activate(b, t);
@@ -64,8 +71,9 @@ static ipt_val down_block(build *b, ipt_val x, int i)
     if (i < c->n_level - 1) {
         int pad = c->downsample_padding;
         ipt_name(s, sizeof s, "down_blocks.%d.downsamplers.0.conv", i);
-        x = ipt_conv2d(b->g, x, s, c->channels[i],
-                       (ipt_conv){.kernel = 3, .stride = 2, .pad_lo = pad, .pad_hi = pad > 0 ? pad : 1});
+        x = ipt_conv2d(
+            b->g, x, s, c->channels[i],
+            (ipt_conv){.kernel = 3, .stride = 2, .pad_lo = pad, .pad_hi = pad > 0 ? pad : 1});
         push_skip(b, x);
     }
     return x;
@@ -77,12 +85,14 @@ static ipt_val mid_block(build *b, ipt_val x)
     int last = c->n_level - 1;
     if (!c->has_mid)
         return x;
-    x = ipt_unet_resnet(b->g, c, x, b->temb, "mid_block.resnets.0", c->channels[last], c->mid_scale);
+    x = ipt_unet_resnet(b->g, c, x, b->temb, "mid_block.resnets.0", c->channels[last],
+                        c->mid_scale);
     if (c->mid_attn)
-        x = ipt_unet_transformer(
-            b->g, c, x, b->text, "mid_block.attentions.0",
-            &(ipt_transformer){c->heads[last], c->depth[last], c->cross_dim[last], c->mid_only_cross});
-    return ipt_unet_resnet(b->g, c, x, b->temb, "mid_block.resnets.1", c->channels[last], c->mid_scale);
+        x = ipt_unet_transformer(b->g, c, x, b->text, "mid_block.attentions.0",
+                                 &(ipt_transformer){c->heads[last], c->depth[last],
+                                                    c->cross_dim[last], c->mid_only_cross});
+    return ipt_unet_resnet(b->g, c, x, b->temb, "mid_block.resnets.1", c->channels[last],
+                           c->mid_scale);
 }
 
 static ipt_val up_block(build *b, ipt_val x, int i)
@@ -96,9 +106,9 @@ static ipt_val up_block(build *b, ipt_val x, int i)
         x = ipt_unet_resnet(b->g, c, x, b->temb, s, c->channels[level], 1.0F);
         if (c->up_attn[i]) {
             ipt_name(s, sizeof s, "up_blocks.%d.attentions.%d", i, j);
-            x = ipt_unet_transformer(
-                b->g, c, x, b->text, s,
-                &(ipt_transformer){c->heads[level], c->up_depth[i], c->cross_dim[level], c->only_cross[level]});
+            x = ipt_unet_transformer(b->g, c, x, b->text, s,
+                                     &(ipt_transformer){c->heads[level], c->up_depth[i],
+                                                        c->cross_dim[level], c->only_cross[level]});
         }
     }
     if (level > 0 && b->n_skip > 0) {
@@ -122,13 +132,18 @@ ipt_val ipt_unet_build(ipt_graph *g, const ipt_unet_config *c, const ipt_unet_ke
     ipt_val none = {0};
     ipt_val x = ipt_leaf(g, IPT_INPUT, "x", ipt_shape4(IPT_F32, n, key->h, key->w, c->in_channels));
     ipt_val t = ipt_leaf(g, IPT_INPUT, "t_emb", ipt_shape2(IPT_F32, n, c->channels[0]));
-    ipt_val text = ipt_leaf(g, IPT_INPUT, "text", ipt_shape3(IPT_F32, n, key->tokens, c->cross_dim[0]));
-    ipt_val add = c->text_time ? ipt_leaf(g, IPT_INPUT, "add", ipt_shape2(IPT_F32, n, c->add_in_dim)) : none;
-    ipt_val w = c->time_cond_dim > 0 ? ipt_leaf(g, IPT_INPUT, "w_emb", ipt_shape2(IPT_F32, n, c->time_cond_dim)) : none;
+    ipt_val text =
+        ipt_leaf(g, IPT_INPUT, "text", ipt_shape3(IPT_F32, n, key->tokens, c->cross_dim[0]));
+    ipt_val add =
+        c->text_time ? ipt_leaf(g, IPT_INPUT, "add", ipt_shape2(IPT_F32, n, c->add_in_dim)) : none;
+    ipt_val w = c->time_cond_dim > 0
+                    ? ipt_leaf(g, IPT_INPUT, "w_emb", ipt_shape2(IPT_F32, n, c->time_cond_dim))
+                    : none;
     b.temb = time_embedding(&b, key, t, add, w);
     b.text = ipt_cast(g, text, key->act);
-    x = ipt_conv2d(g, ipt_cast(g, x, key->act), "conv_in", c->channels[0],
-                   (ipt_conv){.kernel = kin, .stride = 1, .pad_lo = (kin - 1) / 2, .pad_hi = (kin - 1) / 2});
+    x = ipt_conv2d(
+        g, ipt_cast(g, x, key->act), "conv_in", c->channels[0],
+        (ipt_conv){.kernel = kin, .stride = 1, .pad_lo = (kin - 1) / 2, .pad_hi = (kin - 1) / 2});
     push_skip(&b, x);
     for (int i = 0; i < c->n_level; i++)
         x = down_block(&b, x, i);
@@ -136,8 +151,10 @@ ipt_val ipt_unet_build(ipt_graph *g, const ipt_unet_config *c, const ipt_unet_ke
     for (int i = 0; i < c->n_level; i++)
         x = up_block(&b, x, i);
     x = ipt_group_norm(g, x, "conv_norm_out", c->norm_groups, c->norm_eps, true);
-    x = ipt_conv2d(g, x, "conv_out", c->out_channels,
-                   (ipt_conv){.kernel = kout, .stride = 1, .pad_lo = (kout - 1) / 2, .pad_hi = (kout - 1) / 2});
+    x = ipt_conv2d(
+        g, x, "conv_out", c->out_channels,
+        (ipt_conv){
+            .kernel = kout, .stride = 1, .pad_lo = (kout - 1) / 2, .pad_hi = (kout - 1) / 2});
     x = ipt_cast(g, x, IPT_F32);
     ipt_output(g, "eps", x);
     return ipt_find(g, "eps");

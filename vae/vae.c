@@ -1,6 +1,7 @@
 /* vae/vae.c - AutoencoderKL and the tiny decoder.
- * Details that have caused bugs: the encoder's downsampler pads right and bottom only; the decoder has one
- * resnet a level more than the encoder; the middle attention has one head as wide as the level. */
+ * Details that have caused bugs: the encoder's downsampler pads right and bottom only; the decoder
+ * has one resnet a level more than the encoder; the middle attention has one head as wide as the
+ * level. */
 #include "vae/vae.h"
 
 enum { NAME = 128 };
@@ -25,7 +26,8 @@ static ipt_val resnet(ipt_graph *g, const ipt_vae_config *c, ipt_val x, const ch
     return h;
 }
 
-static ipt_val mid_block(ipt_graph *g, const ipt_vae_config *c, ipt_val x, const char *at, int32_t width)
+static ipt_val mid_block(ipt_graph *g, const ipt_vae_config *c, ipt_val x, const char *at,
+                         int32_t width)
 {
     char s[NAME];
 #define AT(leaf) ipt_name(s, sizeof s, "%s." leaf, at)
@@ -34,7 +36,8 @@ static ipt_val mid_block(ipt_graph *g, const ipt_vae_config *c, ipt_val x, const
         ipt_shape xs = ipt_shape_of(g, x);
         ipt_shape tokens = ipt_shape3(xs.dtype, xs.dim[0], xs.dim[1] * xs.dim[2], xs.dim[3]);
         ipt_val residual = ipt_reshape(g, x, tokens);
-        ipt_val h = ipt_group_norm(g, x, AT("mid_block.attentions.0.group_norm"), c->norm_groups, NORM_EPS, false);
+        ipt_val h = ipt_group_norm(g, x, AT("mid_block.attentions.0.group_norm"), c->norm_groups,
+                                   NORM_EPS, false);
         h = ipt_reshape(g, h, tokens);
         ipt_val q = ipt_linear(g, h, AT("mid_block.attentions.0.to_q"), width, true);
         ipt_val k = ipt_linear(g, h, AT("mid_block.attentions.0.to_k"), width, true);
@@ -48,7 +51,8 @@ static ipt_val mid_block(ipt_graph *g, const ipt_vae_config *c, ipt_val x, const
     return x;
 }
 
-ipt_val ipt_vae_decode_build(ipt_graph *g, const ipt_vae_config *c, int32_t n, int32_t h, int32_t w, ipt_dtype act)
+ipt_val ipt_vae_decode_build(ipt_graph *g, const ipt_vae_config *c, int32_t n, int32_t h, int32_t w,
+                             ipt_dtype act)
 {
     char s[NAME];
     int last = c->n_level - 1;
@@ -79,7 +83,8 @@ ipt_val ipt_vae_decode_build(ipt_graph *g, const ipt_vae_config *c, int32_t n, i
     return ipt_find(g, "rgb");
 }
 
-ipt_val ipt_vae_encode_build(ipt_graph *g, const ipt_vae_config *c, int32_t n, int32_t h, int32_t w, ipt_dtype act)
+ipt_val ipt_vae_encode_build(ipt_graph *g, const ipt_vae_config *c, int32_t n, int32_t h, int32_t w,
+                             ipt_dtype act)
 {
     char s[NAME];
     int last = c->n_level - 1;
@@ -92,7 +97,8 @@ ipt_val ipt_vae_encode_build(ipt_graph *g, const ipt_vae_config *c, int32_t n, i
         }
         if (i < last) {
             ipt_name(s, sizeof s, "encoder.down_blocks.%d.downsamplers.0.conv", i);
-            x = ipt_conv2d(g, x, s, c->channels[i], (ipt_conv){.kernel = 3, .stride = 2, .pad_lo = 0, .pad_hi = 1});
+            x = ipt_conv2d(g, x, s, c->channels[i],
+                           (ipt_conv){.kernel = 3, .stride = 2, .pad_lo = 0, .pad_hi = 1});
         }
     }
     x = mid_block(g, c, x, "encoder", c->channels[last]);
@@ -117,7 +123,8 @@ static ipt_val tiny_block(ipt_graph *g, ipt_val x, const char *at)
     return ipt_unary(g, IPT_RELU, h, 0, 0);
 }
 
-ipt_val ipt_vae_tiny_build(ipt_graph *g, int32_t n, int32_t h, int32_t w, const char *at, int first, ipt_dtype act)
+ipt_val ipt_vae_tiny_build(ipt_graph *g, int32_t n, int32_t h, int32_t w, const char *at, int first,
+                           ipt_dtype act)
 {
     static const int n_block[4] = {3, 3, 3, 1};
     char s[NAME];

@@ -168,8 +168,8 @@ static ipt_status new_view(ipt_cmd *c, const ipt_binding *b, ipt_bind_kind kind,
                         b->bytes, texel, gpu->dev.info.traits.max_texels);
     if (c->n_view == c->cap_view) {
         size_t cap = c->cap_view ? 2 * c->cap_view : 256;
-        VkBufferView *grown = ipt_regrow(gpu->ctx, c->view, c->cap_view * sizeof *grown,
-                                         cap * sizeof *grown);
+        VkBufferView *grown =
+            ipt_regrow(gpu->ctx, c->view, c->cap_view * sizeof *grown, cap * sizeof *grown);
         if (!grown)
             return IPT_ERR_NOMEM;
         c->view = grown;
@@ -305,8 +305,8 @@ static ipt_status stamp_pool_at(ipt_cmd *c, size_t at, stamp_pool **out)
 {
     ipt_gpu *gpu = c->gpu;
     if (at >= c->n_stamp) {
-        stamp_pool **grown = ipt_regrow(gpu->ctx, c->stamp, c->n_stamp * sizeof *grown,
-                                        (at + 1) * sizeof *grown);
+        stamp_pool **grown =
+            ipt_regrow(gpu->ctx, c->stamp, c->n_stamp * sizeof *grown, (at + 1) * sizeof *grown);
         if (!grown)
             return IPT_ERR_NOMEM;
         c->stamp = grown;
@@ -319,9 +319,8 @@ static ipt_status stamp_pool_at(ipt_cmd *c, size_t at, stamp_pool **out)
         stamp_pool *p = ipt_alloc(gpu->ctx, sizeof *p);
         if (!p)
             return IPT_ERR_NOMEM;
-        ipt_status status =
-            ipt_vk_check(gpu, vkCreateQueryPool(gpu->device, &info, NULL, &p->pool),
-                         "cannot make time stamps");
+        ipt_status status = ipt_vk_check(gpu, vkCreateQueryPool(gpu->device, &info, NULL, &p->pool),
+                                         "cannot make time stamps");
         if (status != IPT_OK) {
             ipt_free(p);
             return status;
@@ -357,8 +356,7 @@ ipt_status ipt_cmd_stamps(ipt_cmd *c, double *ms, uint32_t n)
     const double period = (double)gpu->dev.caps.props.limits.timestampPeriod * 1e-6;
     uint64_t first = 0;
     if (bits == 0)
-        return ipt_fail(gpu->ctx, IPT_ERR_UNSUPPORTED, "%s has no time stamps",
-                        gpu->dev.info.name);
+        return ipt_fail(gpu->ctx, IPT_ERR_UNSUPPORTED, "%s has no time stamps", gpu->dev.info.name);
     if (c->value == 0)
         return ipt_fail(gpu->ctx, IPT_ERR_ARG, "time stamps of commands never submitted");
     IPT_TRY(ipt_gpu_wait(gpu, c->value));
@@ -367,12 +365,12 @@ ipt_status ipt_cmd_stamps(ipt_cmd *c, double *ms, uint32_t n)
         size_t at = i / STAMPS, k = i % STAMPS;
         if (at >= c->n_stamp || !c->stamp[at] || !c->stamp[at]->written[k])
             return ipt_fail(gpu->ctx, IPT_ERR_ARG, "time stamp %u was never recorded", i);
-        IPT_TRY(ipt_vk_check(gpu,
-                             vkGetQueryPoolResults(gpu->device, c->stamp[at]->pool, (uint32_t)k, 1,
-                                                   sizeof ticks, &ticks, sizeof ticks,
-                                                   VK_QUERY_RESULT_64_BIT |
-                                                       VK_QUERY_RESULT_WAIT_BIT),
-                             "cannot read time stamps"));
+        IPT_TRY(
+            ipt_vk_check(gpu,
+                         vkGetQueryPoolResults(gpu->device, c->stamp[at]->pool, (uint32_t)k, 1,
+                                               sizeof ticks, &ticks, sizeof ticks,
+                                               VK_QUERY_RESULT_64_BIT | VK_QUERY_RESULT_WAIT_BIT),
+                         "cannot read time stamps"));
         if (i == 0)
             first = ticks;
         ms[i] = (double)((ticks - first) & mask) * period;
@@ -384,10 +382,10 @@ ipt_status ipt_cmd_stamps(ipt_cmd *c, double *ms, uint32_t n)
 ipt_status ipt_cmd_end(ipt_cmd *c)
 {
     /* What the host reads through a mapping after the wait must be made visible to it here. */
-    VkMemoryBarrier barrier = {
-        .sType = VK_STRUCTURE_TYPE_MEMORY_BARRIER,
-        .srcAccessMask = VK_ACCESS_SHADER_WRITE_BIT | VK_ACCESS_TRANSFER_WRITE_BIT,
-        .dstAccessMask = VK_ACCESS_HOST_READ_BIT};
+    VkMemoryBarrier barrier = {.sType = VK_STRUCTURE_TYPE_MEMORY_BARRIER,
+                               .srcAccessMask =
+                                   VK_ACCESS_SHADER_WRITE_BIT | VK_ACCESS_TRANSFER_WRITE_BIT,
+                               .dstAccessMask = VK_ACCESS_HOST_READ_BIT};
     IPT_TRY(c->status);
     IPT_TRY(recording(c));
     if (c->gpu->host_visible)
@@ -404,12 +402,12 @@ ipt_status ipt_vk_submit(ipt_gpu *gpu, VkCommandBuffer cmd, uint64_t *value)
     const uint64_t before = gpu->submitted, after = before + 1;
     const VkPipelineStageFlags stage = VK_PIPELINE_STAGE_ALL_COMMANDS_BIT;
     IPT_TRY(ipt_vk_alive(gpu));
-    VkTimelineSemaphoreSubmitInfo values = {
-        .sType = VK_STRUCTURE_TYPE_TIMELINE_SEMAPHORE_SUBMIT_INFO,
-        .waitSemaphoreValueCount = 1,
-        .pWaitSemaphoreValues = &before,
-        .signalSemaphoreValueCount = 1,
-        .pSignalSemaphoreValues = &after};
+    VkTimelineSemaphoreSubmitInfo values = {.sType =
+                                                VK_STRUCTURE_TYPE_TIMELINE_SEMAPHORE_SUBMIT_INFO,
+                                            .waitSemaphoreValueCount = 1,
+                                            .pWaitSemaphoreValues = &before,
+                                            .signalSemaphoreValueCount = 1,
+                                            .pSignalSemaphoreValues = &after};
     VkSubmitInfo info = {.sType = VK_STRUCTURE_TYPE_SUBMIT_INFO,
                          .pNext = &values,
                          .waitSemaphoreCount = 1,

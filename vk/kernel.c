@@ -210,21 +210,21 @@ static ipt_status make_layouts(ipt_gpu *gpu, ipt_kernel *k)
     const ipt_kernel_desc *d = &k->desc;
     for (uint32_t i = 0; i < d->n_bind; i++) {
         bool ssbo = d->kind[i] == IPT_BIND_SSBO;
-        b[i] = (VkDescriptorSetLayoutBinding){
-            .binding = i,
-            .descriptorType = ssbo ? VK_DESCRIPTOR_TYPE_STORAGE_BUFFER
-                                   : VK_DESCRIPTOR_TYPE_STORAGE_TEXEL_BUFFER,
-            .descriptorCount = 1,
-            .stageFlags = VK_SHADER_STAGE_COMPUTE_BIT};
+        b[i] = (VkDescriptorSetLayoutBinding){.binding = i,
+                                              .descriptorType =
+                                                  ssbo ? VK_DESCRIPTOR_TYPE_STORAGE_BUFFER
+                                                       : VK_DESCRIPTOR_TYPE_STORAGE_TEXEL_BUFFER,
+                                              .descriptorCount = 1,
+                                              .stageFlags = VK_SHADER_STAGE_COMPUTE_BIT};
         if (ssbo)
             k->n_ssbo++;
         else
             k->n_texel++;
     }
-    VkDescriptorSetLayoutCreateInfo set = {
-        .sType = VK_STRUCTURE_TYPE_DESCRIPTOR_SET_LAYOUT_CREATE_INFO,
-        .bindingCount = d->n_bind,
-        .pBindings = b};
+    VkDescriptorSetLayoutCreateInfo set = {.sType =
+                                               VK_STRUCTURE_TYPE_DESCRIPTOR_SET_LAYOUT_CREATE_INFO,
+                                           .bindingCount = d->n_bind,
+                                           .pBindings = b};
     IPT_TRY(ipt_vk_check(gpu, vkCreateDescriptorSetLayout(gpu->device, &set, NULL, &k->set_layout),
                          d->shader));
     VkPushConstantRange push = {.stageFlags = VK_SHADER_STAGE_COMPUTE_BIT, .size = d->push_bytes};
@@ -244,8 +244,8 @@ static ipt_status make_pipeline(ipt_gpu *gpu, ipt_kernel *k, const ipt_shader *s
     VkSpecializationMapEntry entry[IPT_MAX_SPEC];
     VkShaderModule module = VK_NULL_HANDLE;
     for (uint32_t i = 0; i < d->n_spec; i++)
-        entry[i] = (VkSpecializationMapEntry){
-            .constantID = i, .offset = i * 4, .size = sizeof *d->spec};
+        entry[i] =
+            (VkSpecializationMapEntry){.constantID = i, .offset = i * 4, .size = sizeof *d->spec};
     VkSpecializationInfo spec = {.mapEntryCount = d->n_spec,
                                  .pMapEntries = entry,
                                  .dataSize = d->n_spec * sizeof *d->spec,
@@ -273,8 +273,7 @@ static ipt_status make_pipeline(ipt_gpu *gpu, ipt_kernel *k, const ipt_shader *s
                   .pSpecializationInfo = d->n_spec ? &spec : NULL},
         .layout = k->layout,
         .basePipelineIndex = -1};
-    VkResult r =
-        vkCreateComputePipelines(gpu->device, gpu->cache, 1, &info, NULL, &k->pipeline);
+    VkResult r = vkCreateComputePipelines(gpu->device, gpu->cache, 1, &info, NULL, &k->pipeline);
     vkDestroyShaderModule(gpu->device, module, NULL);
     if (r != VK_SUCCESS)
         k->pipeline = VK_NULL_HANDLE;
@@ -291,9 +290,8 @@ static ipt_status check_desc(ipt_gpu *gpu, const ipt_kernel_desc *d)
                         "kernel %s: %u constants, %u bindings, %u push bytes",
                         d->shader ? d->shader : "(none)", d->n_spec, d->n_bind, d->push_bytes);
     if (d->subgroup && !gpu->dev.caps.sub_max && d->subgroup != t->subgroup)
-        return ipt_fail(gpu->ctx, IPT_ERR_UNSUPPORTED,
-                        "kernel %s wants subgroups of %u, %s has %u", d->shader, d->subgroup,
-                        gpu->dev.info.name, t->subgroup);
+        return ipt_fail(gpu->ctx, IPT_ERR_UNSUPPORTED, "kernel %s wants subgroups of %u, %s has %u",
+                        d->shader, d->subgroup, gpu->dev.info.name, t->subgroup);
     if (d->subgroup && gpu->dev.caps.sub_max &&
         (d->subgroup < gpu->dev.caps.sub_min || d->subgroup > gpu->dev.caps.sub_max))
         return ipt_fail(gpu->ctx, IPT_ERR_UNSUPPORTED,
@@ -313,15 +311,16 @@ ipt_status ipt_kernel_get(ipt_gpu *gpu, const ipt_kernel_desc *d, ipt_kernel **o
     normal_form(d, s, &key);
     uint64_t hash = hash_of(&key);
     for (size_t i = 0; i < gpu->n_kernel; i++)
-        /* normal_form() zeroes the padding.  NOLINTNEXTLINE(bugprone-*,cert-exp42-c,cert-flp37-c) */
+        /* normal_form() zeroes the padding.  NOLINTNEXTLINE(bugprone-*,cert-exp42-c,cert-flp37-c)
+         */
         if (gpu->kernel[i]->hash == hash && memcmp(&gpu->kernel[i]->desc, &key, sizeof key) == 0) {
             *out = gpu->kernel[i];
             return IPT_OK;
         }
     if (gpu->n_kernel == gpu->cap_kernel) {
         size_t cap = gpu->cap_kernel ? 2 * gpu->cap_kernel : 64;
-        ipt_kernel **grown = ipt_regrow(gpu->ctx, gpu->kernel, gpu->cap_kernel * sizeof *grown,
-                                        cap * sizeof *grown);
+        ipt_kernel **grown =
+            ipt_regrow(gpu->ctx, gpu->kernel, gpu->cap_kernel * sizeof *grown, cap * sizeof *grown);
         if (!grown)
             return IPT_ERR_NOMEM;
         gpu->kernel = grown;

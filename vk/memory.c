@@ -6,8 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const uint64_t SLAB = 64u << 20;     /* larger than half of it: an allocation of its own */
-static const uint64_t SLOT = 4u << 20;      /* one of IPT_VK_SLOTS parts of the staging ring */
+static const uint64_t SLAB = 64u << 20; /* larger than half of it: an allocation of its own */
+static const uint64_t SLOT = 4u << 20;  /* one of IPT_VK_SLOTS parts of the staging ring */
 static const VkMemoryPropertyFlags LOCAL = VK_MEMORY_PROPERTY_DEVICE_LOCAL_BIT;
 static const VkMemoryPropertyFlags HOST =
     VK_MEMORY_PROPERTY_HOST_VISIBLE_BIT | VK_MEMORY_PROPERTY_HOST_COHERENT_BIT;
@@ -44,8 +44,7 @@ void ipt_vk_memory_init(ipt_gpu *gpu)
 /* One buffer with memory of the first of `n` kinds of memory that has room; mapped when asked.
  * VK_ERROR_OUT_OF_DEVICE_MEMORY is the caller's to explain. */
 static VkResult back_buffer(ipt_gpu *gpu, uint64_t size, VkBufferUsageFlags usage,
-                            const VkMemoryPropertyFlags *kinds, size_t n, bool map,
-                            ipt_slab *out)
+                            const VkMemoryPropertyFlags *kinds, size_t n, bool map, ipt_slab *out)
 {
     VkBufferCreateInfo info = {.sType = VK_STRUCTURE_TYPE_BUFFER_CREATE_INFO,
                                .size = size,
@@ -110,8 +109,7 @@ static void free_slab(ipt_gpu *gpu, ipt_slab *s)
 }
 
 /* *out stays NULL when the device (or the limit) has no room: *r then tells. */
-static ipt_status new_slab(ipt_gpu *gpu, uint64_t size, bool dedicated, VkResult *r,
-                           ipt_slab **out)
+static ipt_status new_slab(ipt_gpu *gpu, uint64_t size, bool dedicated, VkResult *r, ipt_slab **out)
 {
     const VkMemoryPropertyFlags host[] = {LOCAL | HOST | CACHED, LOCAL | HOST, HOST | CACHED, HOST};
     const VkMemoryPropertyFlags local[] = {LOCAL};

@@ -337,8 +337,11 @@ fail:
 /* Discrete, integrated, virtual, other, CPU; unusable ones after usable ones of their type. */
 static int rank(const ipt_gpu_info *i)
 {
-    static const int of_type[] = {[IPT_GPU_DISCRETE] = 0, [IPT_GPU_INTEGRATED] = 1,
-                                  [IPT_GPU_VIRTUAL] = 2, [IPT_GPU_OTHER] = 3, [IPT_GPU_CPU] = 4};
+    static const int of_type[] = {[IPT_GPU_DISCRETE] = 0,
+                                  [IPT_GPU_INTEGRATED] = 1,
+                                  [IPT_GPU_VIRTUAL] = 2,
+                                  [IPT_GPU_OTHER] = 3,
+                                  [IPT_GPU_CPU] = 4};
     return of_type[i->type] * 2 + (i->usable ? 0 : 1);
 }
 

@@ -16,30 +16,37 @@ typedef struct ipt_cmd ipt_cmd;       /* recorded commands, submitted many times
 /* --- choice -------------------------------------------------------------------------------- */
 /* What kernels need to know of a device; all limits are read, none assumed. */
 typedef struct ipt_traits {
-    bool simd;              /* row-blocked kernels without shared memory (CPU devices); else tiles */
-    bool texel;             /* storage texel buffers are the fast load path (llvmpipe) */
-    bool f16_storage;       /* 16-bit storage buffers: f16 activations possible */
-    bool coopmat;           /* VK_KHR_cooperative_matrix f16 x f16 -> f32, 16x16x16, subgroup scope */
-    bool subgroup_shuffle;  /* compute stage has basic + arithmetic + shuffle subgroup operations */
-    uint32_t subgroup;      /* invocations of a subgroup; where the device could choose, the size that
-                             * every pipeline is made with; 0 = unknown */
+    bool simd;        /* row-blocked kernels without shared memory (CPU devices); else tiles */
+    bool texel;       /* storage texel buffers are the fast load path (llvmpipe) */
+    bool f16_storage; /* 16-bit storage buffers: f16 activations possible */
+    bool coopmat;     /* VK_KHR_cooperative_matrix f16 x f16 -> f32, 16x16x16, subgroup scope */
+    bool subgroup_shuffle; /* compute stage has basic + arithmetic + shuffle subgroup operations */
+    uint32_t subgroup; /* invocations of a subgroup; where the device could choose, the size that
+                        * every pipeline is made with; 0 = unknown */
     uint32_t max_invocations, max_group_count; /* per workgroup; per grid axis (min of x,y,z) */
     uint32_t shared_bytes;
-    uint32_t align;         /* storage and texel buffer offset alignment, bytes (<= 256) */
-    uint64_t max_range;     /* maxStorageBufferRange, bytes: no SSBO binding is larger */
-    uint64_t max_texels;    /* maxTexelBufferElements */
+    uint32_t align;      /* storage and texel buffer offset alignment, bytes (<= 256) */
+    uint64_t max_range;  /* maxStorageBufferRange, bytes: no SSBO binding is larger */
+    uint64_t max_texels; /* maxTexelBufferElements */
 } ipt_traits;
 
-typedef enum { IPT_GPU_DISCRETE, IPT_GPU_INTEGRATED, IPT_GPU_VIRTUAL, IPT_GPU_CPU, IPT_GPU_OTHER } ipt_gpu_type;
+typedef enum {
+    IPT_GPU_DISCRETE,
+    IPT_GPU_INTEGRATED,
+    IPT_GPU_VIRTUAL,
+    IPT_GPU_CPU,
+    IPT_GPU_OTHER
+} ipt_gpu_type;
 typedef struct ipt_gpu_info {
-    char name[256], driver[256]; /* "NVIDIA H100", "llvmpipe (LLVM 15.0.6, 256 bits)"; driver + version */
-    char api[32];                /* "1.3.230" */
+    char name[256],
+        driver[256]; /* "NVIDIA H100", "llvmpipe (LLVM 15.0.6, 256 bits)"; driver + version */
+    char api[32];    /* "1.3.230" */
     uint32_t vendor_id, device_id;
     ipt_gpu_type type;
-    uint64_t heap_bytes;         /* largest device-local heap */
-    uint64_t budget_bytes;       /* VK_EXT_memory_budget; 0 = the driver does not say */
-    bool usable;                 /* meets the minimum: Vulkan 1.2, timeline semaphores, 8 SSBOs a stage */
-    char why_not[128];           /* reason when not usable */
+    uint64_t heap_bytes;   /* largest device-local heap */
+    uint64_t budget_bytes; /* VK_EXT_memory_budget; 0 = the driver does not say */
+    bool usable;           /* meets the minimum: Vulkan 1.2, timeline semaphores, 8 SSBOs a stage */
+    char why_not[128];     /* reason when not usable */
     ipt_traits traits;
 } ipt_gpu_info;
 
@@ -50,11 +57,13 @@ IPT_CHECKED ipt_status ipt_gpu_list(ipt_ctx *ctx, ipt_gpu_info **list, size_t *n
 /* Environment, for tests and measurements: IPT_KERNELS=simd|tile, IPT_TEXEL=0|1 (traits.texel),
  * IPT_STAGING=1 (no mapped buffers: every write and read goes through the staging ring). */
 typedef struct ipt_gpu_opts {
-    const char *device;   /* NULL: best; "0": index in ipt_gpu_list; "cpu"; else part of a name, any case */
-    const char *kernels;  /* NULL: by device; "simd" or "tile": forced (also env IPT_KERNELS) */
-    const char *cache_dir;/* pipeline cache folder; NULL: $XDG_CACHE_HOME/impasto or ~/.cache/impasto; "" none */
-    bool validate;        /* Khronos layer + synchronisation validation; messages are counted */
-    uint64_t memory_limit;/* bytes of device memory this gpu may take; 0 = no own limit */
+    const char
+        *device; /* NULL: best; "0": index in ipt_gpu_list; "cpu"; else part of a name, any case */
+    const char *kernels;   /* NULL: by device; "simd" or "tile": forced (also env IPT_KERNELS) */
+    const char *cache_dir; /* pipeline cache folder; NULL: $XDG_CACHE_HOME/impasto or
+                              ~/.cache/impasto; "" none */
+    bool validate;         /* Khronos layer + synchronisation validation; messages are counted */
+    uint64_t memory_limit; /* bytes of device memory this gpu may take; 0 = no own limit */
 } ipt_gpu_opts;
 /* Errors: IPT_ERR_NO_DEVICE (none, or none matches; lists what exists), IPT_ERR_UNSUPPORTED,
  * IPT_ERR_MISSING (validate asked for, layer not installed), IPT_ERR_NOMEM. */
@@ -82,8 +91,10 @@ void *ipt_buffer_map(ipt_buffer *b);
 /* Copies through the staging ring or the mapping; synchronous with respect to earlier submits of
  * this gpu (they have completed when the copy starts).  off and n need no alignment.
  * Errors: IPT_ERR_ARG out of range, IPT_ERR_DEVICE_MEM, IPT_ERR_DEVICE_LOST. */
-IPT_CHECKED ipt_status ipt_buffer_write(ipt_gpu *gpu, ipt_buffer *b, uint64_t off, const void *src, uint64_t n);
-IPT_CHECKED ipt_status ipt_buffer_read(ipt_gpu *gpu, ipt_buffer *b, uint64_t off, void *dst, uint64_t n);
+IPT_CHECKED ipt_status ipt_buffer_write(ipt_gpu *gpu, ipt_buffer *b, uint64_t off, const void *src,
+                                        uint64_t n);
+IPT_CHECKED ipt_status ipt_buffer_read(ipt_gpu *gpu, ipt_buffer *b, uint64_t off, void *dst,
+                                       uint64_t n);
 
 /* --- kernels --------------------------------------------------------------------------------- */
 typedef enum ipt_bind_kind {
@@ -104,7 +115,7 @@ typedef struct ipt_kernel_desc {
  * IPT_ERR_DEVICE_MEM, IPT_ERR_DEVICE_LOST, IPT_ERR_UNSUPPORTED. */
 IPT_CHECKED ipt_status ipt_kernel_get(ipt_gpu *gpu, const ipt_kernel_desc *d, ipt_kernel **out);
 
-/* --- recorded commands ------------------------------------------------------------------------- */
+/* --- recorded commands ------------------------------------------------------------------------ */
 typedef struct ipt_binding {
     ipt_buffer *buf;
     uint64_t off, bytes; /* off: multiple of traits.align */
@@ -112,9 +123,10 @@ typedef struct ipt_binding {
 /* begin .. record .. end, then submit any number of times; buffers must outlive the cmd. */
 IPT_CHECKED ipt_status ipt_cmd_create(ipt_gpu *gpu, ipt_cmd **out);
 void ipt_cmd_destroy(ipt_gpu *gpu, ipt_cmd **c); /* waits for its submits */
-/* Groups: each <= traits.max_group_count.  Errors: IPT_ERR_DEVICE_MEM (descriptors), IPT_ERR_ARG. */
-IPT_CHECKED ipt_status ipt_cmd_dispatch(ipt_cmd *c, ipt_kernel *k, const ipt_binding *b, const void *push,
-                                        const uint32_t groups[3]);
+/* Groups: each <= traits.max_group_count.  Errors: IPT_ERR_DEVICE_MEM (descriptors), IPT_ERR_ARG.
+ */
+IPT_CHECKED ipt_status ipt_cmd_dispatch(ipt_cmd *c, ipt_kernel *k, const ipt_binding *b,
+                                        const void *push, const uint32_t groups[3]);
 /* Compute writes before are visible to compute and transfer after (and WAR ordered). */
 void ipt_cmd_barrier(ipt_cmd *c);
 /* Copy inside device memory; a barrier before and after is the caller's. */
@@ -124,8 +136,8 @@ IPT_CHECKED ipt_status ipt_cmd_stamp(ipt_cmd *c, uint32_t i);
 IPT_CHECKED ipt_status ipt_cmd_end(ipt_cmd *c);
 /* Queues the commands after all earlier submits of the gpu; returns the timeline value. */
 IPT_CHECKED ipt_status ipt_cmd_submit(ipt_cmd *c, uint64_t *value);
-/* Waits until the timeline has reached `value`.  Errors: IPT_ERR_DEVICE_LOST.  Submitted work cannot
- * be recalled: callers check ipt_cancelled() between submissions. */
+/* Waits until the timeline has reached `value`.  Errors: IPT_ERR_DEVICE_LOST.  Submitted work
+ * cannot be recalled: callers check ipt_cancelled() between submissions. */
 IPT_CHECKED ipt_status ipt_gpu_wait(ipt_gpu *gpu, uint64_t value);
 /* Milliseconds of stamps 0..n-1 of the last completed submit, relative to stamp 0. */
 IPT_CHECKED ipt_status ipt_cmd_stamps(ipt_cmd *c, double *ms, uint32_t n);

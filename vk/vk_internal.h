@@ -16,14 +16,14 @@ enum { IPT_VK_ALIGN = 256, IPT_VK_SLOTS = 4 };
 typedef struct ipt_vk_caps {
     VkPhysicalDeviceProperties props;
     VkPhysicalDeviceMemoryProperties memory;
-    uint32_t api;         /* lower of instance and device version                           */
-    uint32_t family;      /* queue family with compute, without graphics where there is one */
-    uint32_t stamp_bits;  /* valid bits of a time stamp; 0 = none                           */
+    uint32_t api;              /* lower of instance and device version                           */
+    uint32_t family;           /* queue family with compute, without graphics where there is one */
+    uint32_t stamp_bits;       /* valid bits of a time stamp; 0 = none                           */
     uint32_t sub_min, sub_max; /* required subgroup size may be chosen in this range; 0 = not */
-    uint64_t max_buffer;  /* bytes of one vkCreateBuffer                                    */
-    bool portability;     /* VK_KHR_portability_subset must be enabled                      */
-    bool budget;          /* VK_EXT_memory_budget                                           */
-    bool ext_size_control; /* subgroup size control is an extension here (before 1.3)       */
+    uint64_t max_buffer;       /* bytes of one vkCreateBuffer                                    */
+    bool portability;          /* VK_KHR_portability_subset must be enabled                      */
+    bool budget;               /* VK_EXT_memory_budget                                           */
+    bool ext_size_control;     /* subgroup size control is an extension here (before 1.3)       */
     bool llvmpipe;
 } ipt_vk_caps;
 
@@ -38,11 +38,11 @@ typedef struct ipt_slab {
     struct ipt_slab *next;
     VkDeviceMemory memory;
     VkBuffer buffer;
-    uint64_t size, held; /* bytes that blocks may use; bytes taken from the device */
-    uint8_t *mapped;     /* NULL: not host visible */
+    uint64_t size, held;      /* bytes that blocks may use; bytes taken from the device */
+    uint8_t *mapped;          /* NULL: not host visible */
     struct ipt_buffer *first; /* blocks in address order, used and free */
     uint32_t n_used;
-    bool dedicated;      /* one block only; given back as soon as it is free */
+    bool dedicated; /* one block only; given back as soon as it is free */
 } ipt_slab;
 
 struct ipt_buffer {
@@ -97,7 +97,7 @@ struct ipt_gpu {
     ipt_kernel **kernel;
     size_t n_kernel, cap_kernel;
     VkPipelineCache cache;
-    char *cache_path; /* NULL: none */
+    char *cache_path;         /* NULL: none */
     uint8_t cache_digest[32]; /* of the data loaded */
 };
 
