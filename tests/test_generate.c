@@ -1,0 +1,346 @@
+/* tests/test_generate.c - whole requests through the engine: 20-step trajectories against diffusers'
+ * goldens, img2img and inpainting, LoRAs as gates, batches, cancel, the default model. */
+#include "tests/golden.h"
+
+#include "engine/impasto.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static const char *const DATA = IPT_TEST_DATA;
+static const float LATENT_NMSE = 1e-6F; /* issue: 20-step latents */
+
+typedef struct fixture {
+    ipt_ctx *ctx;
+    ipt_engine *engine;
+    char trace[64];
+} fixture;
+
+static void print_line(void *user, ipt_log_level level, const char *line)
+{
+    (void)user;
+    if (level == IPT_LOG_ERROR)
+        print_message("%s\n", line);
+}
+
+static fixture open_engine(ipt_precision precision)
+{
+    fixture f = {0};
+    assert_int_equal(ipt_ctx_create(print_line, NULL, &f.ctx), IPT_OK);
+    ipt_engine_opts o = {.precision = precision, .validate = true, .device = getenv("IPT_TEST_DEVICE")};
+    assert_ok(f.ctx, ipt_engine_create(f.ctx, &o, &f.engine));
+    ipt_status s = ipt_engine_open_device(f.engine);
+    if (s == IPT_ERR_NO_DEVICE) {
+        print_message("skipped: %s\n", ipt_last_error(f.ctx));
+        ipt_engine_destroy(&f.engine);
+        ipt_ctx_destroy(&f.ctx);
+        skip();
+    }
+    assert_ok(f.ctx, s);
+    ipt_name(f.trace, sizeof f.trace, "/tmp/impasto-trace-%ld.safetensors", (long)getpid());
+    return f;
+}
+
+static void close_engine(fixture *f)
+{
+    uint32_t said = ipt_gpu_validation_count(ipt_engine_gpu(f->engine));
+    ipt_engine_destroy(&f->engine);
+    ipt_ctx_destroy(&f->ctx);
+    unlink(f->trace);
+    assert_int_equal(said, 0);
+}
+
+static const char *meta(const ipt_safetensors *st, const char *key, const char *dflt)
+{
+    const char *v = ipt_safetensors_meta(st, key);
+    return v ? v : dflt;
+}
+
+/* A picture of the golden file ([1,H,W,3] or a mask [1,H,W], values 0..1). */
+static ipt_image golden_picture(fixture *f, const ipt_safetensors *st, const char *name, int32_t w, int32_t h)
+{
+    size_t n = 0, pixels = (size_t)w * (size_t)h;
+    float *v = golden_f32(f->ctx, st, name, &n);
+    ipt_image im = {w, h, ipt_alloc(f->ctx, pixels * 3)};
+    assert_non_null(im.rgb);
+    assert_true(n == pixels || n == pixels * 3);
+    for (size_t i = 0; i < pixels * 3; i++)
+        im.rgb[i] = (uint8_t)lrintf(v[n == pixels ? i / 3 : i] * 255.0F);
+    ipt_free(v);
+    return im;
+}
+
+/* Every tensor that both files have. */
+static void compare_traces(fixture *f, const char *name, const ipt_safetensors *want, bool f16)
+{
+    ipt_safetensors *got = NULL;
+    size_t compared = 0;
+    assert_ok(f->ctx, ipt_safetensors_open(f->ctx, f->trace, &got));
+    for (size_t i = 0; i < ipt_safetensors_count(want); i++) {
+        const char *key = ipt_safetensors_at(want, i)->name;
+        size_t n = 0, m = 0;
+        if (!golden_has(got, key))
+            continue;
+        float *a = golden_f32(f->ctx, want, key, &n), *b = golden_f32(f->ctx, got, key, &m);
+        assert_int_equal(n, m);
+        if (strcmp(key, "image") == 0)
+            golden_at_most(f16 ? 0 : golden_max_diff(a, b, n), 1.0 / 255, "%s: %s", name, key);
+        if (strcmp(key, "image") == 0 && f16) {
+            double sum = 0;
+            for (size_t k = 0; k < n; k++)
+                sum += (double)((a[k] - b[k]) * (a[k] - b[k]));
+            golden_at_most(sum / (double)n, pow(10.0, -4.5), "%s: mean squared error (PSNR 45 dB)", name);
+        } else if (strncmp(key, "ids", 3) == 0) {
+            golden_at_most(golden_max_diff(a, b, n), 0, "%s: %s", name, key);
+        } else if (!f16 && strncmp(key, "latent", 6) == 0) {
+            golden_at_most(golden_nmse(a, b, n), (double)LATENT_NMSE, "%s: %s", name, key);
+        } else if (!f16 && (strncmp(key, "text", 4) == 0 || strncmp(key, "pooled", 6) == 0)) {
+            golden_at_most(golden_max_rel(a, b, n), 1e-4, "%s: %s", name, key);
+        }
+        compared++;
+        ipt_free(a);
+        ipt_free(b);
+    }
+    assert_true(compared >= 10);
+    ipt_safetensors_close(&got);
+}
+
+static void run_trace(fixture *f, const char *name, const char *model, bool f16)
+{
+    ipt_safetensors *st = golden_open(f->ctx, DATA, name);
+    ipt_request r;
+    ipt_request_init(&r);
+    char path[512], lora[512];
+    ipt_lora l = {.path = lora, .weight = 0.8F, .te_weight = 0.5F, .start = 0, .end = 1};
+    ipt_image init = {0}, mask = {0};
+    ipt_name(path, sizeof path, "%s/models/%s", DATA, meta(st, "model", "sd1"));
+    ipt_name(lora, sizeof lora, "%s/golden_lora_kohya.safetensors", DATA);
+    r.model = model ? model : path;
+    r.prompt = meta(st, "prompt", "");
+    r.negative = strcmp(meta(st, "negative", ""), "(none given)") == 0 ? NULL : meta(st, "negative", "");
+    r.steps = atoi(meta(st, "steps", "20"));
+    r.cfg = atof(meta(st, "cfg", "7.5"));
+    r.cfg_rescale = atof(meta(st, "guidance_rescale", "0"));
+    r.seed = strtoull(meta(st, "seed", "0"), NULL, 10);
+    r.width = atoi(meta(st, "width", "64"));
+    r.height = atoi(meta(st, "height", "64"));
+    r.sampler = strcmp(meta(st, "sampler", ""), "folder default") == 0 ? NULL : meta(st, "sampler", NULL);
+    r.trace = f->trace;
+    if (golden_has(st, "init")) {
+        init = golden_picture(f, st, "init", r.width, r.height);
+        r.init = &init;
+        r.strength = atof(meta(st, "strength", "0.6"));
+    }
+    if (golden_has(st, "mask")) {
+        mask = golden_picture(f, st, "mask", r.width, r.height);
+        r.mask = &mask;
+    }
+    if (ipt_safetensors_meta(st, "lora")) {
+        assert_string_equal(meta(st, "lora", ""), "golden_lora_kohya.safetensors:0.8:0.5");
+        r.lora = &l;
+        r.n_lora = 1;
+    }
+    assert_ok(f->ctx, ipt_generate(f->engine, &r, NULL, NULL, NULL));
+    compare_traces(f, name, st, f16);
+    ipt_image_finish(&init);
+    ipt_image_finish(&mask);
+    ipt_safetensors_close(&st);
+}
+
+static void traces(void **state)
+{
+    static const char *const names[] = {"golden_trace_sd1_ddim",    "golden_trace_sd1_pndm",   "golden_trace_sd1_rescale",
+                                        "golden_trace_sd1_img2img", "golden_trace_sd1_inpaint", "golden_trace_sd1_lora",
+                                        "golden_trace_sd2_ddim",    "golden_trace_sdxl_euler", "golden_trace_sdxl_zeros",
+                                        "golden_trace_lcm_lcm",     "golden_trace_lcm_ddim"};
+    (void)state;
+    fixture f = open_engine(IPT_PRECISION_F32);
+    for (size_t i = 0; i < IPT_COUNT(names); i++)
+        run_trace(&f, names[i], NULL, false);
+    close_engine(&f);
+}
+
+static void traces_f16(void **state)
+{
+    (void)state;
+    fixture f = open_engine(IPT_PRECISION_F16);
+    run_trace(&f, "golden_trace_sd1_ddim", NULL, true);
+    run_trace(&f, "golden_trace_sdxl_euler", NULL, true);
+    close_engine(&f);
+}
+
+static void default_model(void **state)
+{
+    char model[512];
+    (void)state;
+    fixture f = open_engine(IPT_PRECISION_F32);
+    ipt_name(model, sizeof model, "%s/models/default", IPT_SOURCE_DIR);
+    run_trace(&f, "default_model_golden", model, false);
+    close_engine(&f);
+}
+
+/* --- pictures kept for comparison --------------------------------------------------------------------- */
+typedef struct gallery {
+    uint8_t *rgb[4];
+    int32_t n;
+    size_t bytes;
+} gallery;
+
+static ipt_status keep(void *user, int32_t index, const ipt_image *im, const char *text, const char *json)
+{
+    gallery *g = user;
+    assert_true(index < 4 && text && json);
+    g->bytes = (size_t)im->w * (size_t)im->h * 3;
+    g->rgb[index] = malloc(g->bytes);
+    assert_non_null(g->rgb[index]);
+    memcpy(g->rgb[index], im->rgb, g->bytes);
+    g->n = index + 1;
+    return IPT_OK;
+}
+
+static void drop(gallery *g)
+{
+    for (int i = 0; i < 4; i++)
+        free(g->rgb[i]);
+    memset(g, 0, sizeof *g);
+}
+
+static void small_request(ipt_request *r, char path[512])
+{
+    ipt_request_init(r);
+    ipt_name(path, 512, "%s/models/sd1", DATA);
+    r->model = path;
+    r->prompt = "a photo of a (cat:1.2)";
+    r->steps = 3;
+    r->seed = 41;
+    r->sampler = "euler_a";
+}
+
+static void batch_equals_singles(void **state)
+{
+    char path[512];
+    gallery all = {0}, one = {0};
+    ipt_request r;
+    (void)state;
+    fixture f = open_engine(IPT_PRECISION_F32);
+    small_request(&r, path);
+    r.count = 3;
+    assert_ok(f.ctx, ipt_generate(f.engine, &r, keep, &all, NULL));
+    assert_int_equal(all.n, 3);
+    r.count = 1;
+    r.seed += 2;
+    assert_ok(f.ctx, ipt_generate(f.engine, &r, keep, &one, NULL));
+    assert_memory_equal(all.rgb[2], one.rgb[0], one.bytes);
+    assert_memory_not_equal(all.rgb[0], one.rgb[0], one.bytes);
+    drop(&all);
+    drop(&one);
+    close_engine(&f);
+}
+
+/* One adapter: merge, switch and composite are the same numbers in the gates; another weight records and
+ * uploads nothing. */
+static void gates_are_data(void **state)
+{
+    static const char *const methods[] = {"merge", "switch", "composite"};
+    char path[512], lora[512];
+    gallery kept[3] = {{{0}, 0, 0}};
+    ipt_request r;
+    ipt_report rep;
+    (void)state;
+    fixture f = open_engine(IPT_PRECISION_F32);
+    small_request(&r, path);
+    ipt_name(lora, sizeof lora, "%s/golden_lora_kohya.safetensors", DATA);
+    ipt_lora two[2] = {{lora, 0.8F, 0.8F, NULL, 0, 1, NULL}, {lora, 0.5F, 0.5F, NULL, 0, 1, "down:1/mid:0/up:0.5"}};
+    r.lora = two;
+    r.n_lora = 1;
+    for (int i = 0; i < 3; i++) {
+        r.compose = methods[i];
+        assert_ok(f.ctx, ipt_generate(f.engine, &r, keep, &kept[i], &rep));
+        assert_memory_equal(kept[0].rgb[0], kept[i].rgb[0], kept[0].bytes);
+        assert_int_equal(rep.n_adapter, 1);
+    }
+    drop(&kept[1]);
+    two[0].weight = -1.5F;
+    assert_ok(f.ctx, ipt_generate(f.engine, &r, keep, &kept[1], &rep));
+    assert_int_equal(rep.n_plans_recorded, 0);
+    assert_int_equal(rep.bytes_uploaded, 0);
+    assert_memory_not_equal(kept[0].rgb[0], kept[1].rgb[0], kept[0].bytes);
+    r.n_lora = 2; /* composite of two: four rows a step */
+    assert_ok(f.ctx, ipt_generate(f.engine, &r, NULL, NULL, &rep));
+    assert_int_equal(rep.rows_full, 4 * rep.n_eval);
+    for (int i = 0; i < 3; i++)
+        drop(&kept[i]);
+    close_engine(&f);
+}
+
+typedef struct stopper {
+    ipt_ctx *ctx;
+    int pictures;
+} stopper;
+
+static void stop_at_two(void *user, const ipt_progress *p)
+{
+    stopper *s = user;
+    if (strcmp(p->stage, "sample") == 0 && p->done == 2)
+        ipt_cancel(s->ctx);
+}
+
+static ipt_status count_picture(void *user, int32_t index, const ipt_image *im, const char *text, const char *json)
+{
+    (void)index, (void)im, (void)text, (void)json;
+    ((stopper *)user)->pictures++;
+    return IPT_OK;
+}
+
+static void cancel_within_a_step(void **state)
+{
+    char path[512];
+    ipt_request r;
+    (void)state;
+    fixture f = open_engine(IPT_PRECISION_F32);
+    stopper s = {f.ctx, 0};
+    small_request(&r, path);
+    r.steps = 20;
+    r.progress = stop_at_two;
+    r.user = &s;
+    assert_int_equal(ipt_generate(f.engine, &r, count_picture, &s, NULL), IPT_ERR_CANCELLED);
+    assert_int_equal(s.pictures, 0);
+    ipt_cancel_clear(f.ctx);
+    r.progress = NULL; /* the engine is usable again */
+    r.steps = 1;
+    assert_ok(f.ctx, ipt_generate(f.engine, &r, count_picture, &s, NULL));
+    assert_int_equal(s.pictures, 1);
+    close_engine(&f);
+}
+
+static void bad_values_are_named(void **state)
+{
+    char path[512];
+    ipt_request r;
+    (void)state;
+    fixture f = open_engine(IPT_PRECISION_F32);
+    small_request(&r, path);
+    r.sampler = "eulr";
+    assert_int_equal(ipt_generate(f.engine, &r, NULL, NULL, NULL), IPT_ERR_ARG);
+    assert_non_null(strstr(ipt_last_error(f.ctx), "eulr"));
+    assert_non_null(strstr(ipt_last_error(f.ctx), "dpmpp_2m"));
+    small_request(&r, path);
+    r.width = 33;
+    assert_int_equal(ipt_generate(f.engine, &r, NULL, NULL, NULL), IPT_ERR_ARG);
+    small_request(&r, path);
+    r.compose = "blend";
+    assert_int_equal(ipt_generate(f.engine, &r, NULL, NULL, NULL), IPT_ERR_ARG);
+    close_engine(&f);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(traces),         cmocka_unit_test(traces_f16),
+        cmocka_unit_test(default_model),  cmocka_unit_test(batch_equals_singles),
+        cmocka_unit_test(gates_are_data), cmocka_unit_test(cancel_within_a_step),
+        cmocka_unit_test(bad_values_are_named)};
+    return cmocka_run_group_tests_name("generate", tests, NULL, NULL);
+}
