@@ -416,9 +416,7 @@ static void print_summary(const gen_run *r, const ipt_report *p)
                 (double)p->peak_device_bytes / 1048576.0, (double)p->peak_host_bytes / 1048576.0);
 }
 
-/* --- run
- * ----------------------------------------------------------------------------------------------------
- */
+/* --- run -------------------------------------------------------------------------------------- */
 static ipt_status save_sheet(const gen_run *r, const ipt_report *p)
 {
     ipt_image sheet = {0};

@@ -353,16 +353,14 @@ ipt_status ipt_lora_describe(ipt_ctx *ctx, const char *lora, const char *model,
     } else {
         s = best_fit(ctx, lora, &f);
     }
-    if (s == IPT_OK)
+    if (s == IPT_OK && f.file)
         s = print_json(ctx, lora_json(&f), json);
     fit_finish(&f);
     ipt_model_close(&m);
     return s;
 }
 
-/* --- texts
- * ------------------------------------------------------------------------------------------------
- */
+/* --- texts ------------------------------------------------------------------------------------ */
 /* The model's own tokenizer, or CLIP's for a single file, which carries none. */
 static ipt_status open_tokenizer(ipt_ctx *ctx, const ipt_model *m, ipt_tokenizer **out)
 {
@@ -393,7 +391,7 @@ static ipt_status line_json(ipt_ctx *ctx, const ipt_tokenizer *t, const char *te
         json_array_append_new(pieces, piece ? piece : json_string(""));
     }
     ipt_free(token);
-    *out = json_pack("{s:o, s:o, s:I}", "ids", ids, "pieces", pieces, "count", (json_int_t)(n + 2));
+    *out = json_pack("{s:o, s:o, s:I}", "ids", ids, "pieces", pieces, "count", (json_int_t)n + 2);
     return IPT_OK;
 }
 

@@ -171,6 +171,7 @@ static void bind_matrix(const ipt_attn_geo *g, ipt_launch *l, ipt_dispatch *d,
                                          first * g->elt, (last * m->batch - first) * g->elt});
 }
 
+/* NOLINTNEXTLINE(readability-function-size): extents, factor and the three operands of a product */
 void ipt_attn_mm(const ipt_attn_geo *g, ipt_launch *l, const char *name, const ipt_attn_pairs *p,
                  const uint32_t mnk[3], float alpha, ipt_attn_matrix a, ipt_attn_matrix b,
                  ipt_attn_matrix c)

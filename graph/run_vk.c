@@ -189,7 +189,7 @@ typedef struct recorder {
 static ipt_status record_dispatch(recorder *r, const ipt_planned_node *pn, const ipt_dispatch *d)
 {
     ipt_plan *p = r->p;
-    ipt_binding b[IPT_MAX_BIND];
+    ipt_binding b[IPT_MAX_BIND] = {{NULL, 0, 0}};
     span spans[IPT_MAX_BIND] = {0};
     size_t n_span = 0;
     ipt_kernel *kernel = NULL;

@@ -261,9 +261,7 @@ static bool probe_text(const ipt_safetensors *st, const char *const *prefix, ipt
     return false;
 }
 
-/* --- VAE
- * ------------------------------------------------------------------------------------------------
- */
+/* --- VAE -------------------------------------------------------------------------------------- */
 static int32_t vae_levels(const ipt_safetensors *st, const char *prefix, const char *form,
                           ipt_vae_config *c)
 {

@@ -177,6 +177,7 @@ static void sa_weights(int32_t order, const double *at, double q, double a, doub
 
 /* x = the stochastic Adams update from level k to k + 1, starting at `base`; v[0] newest of the
  * `order` outputs at levels `newest`, newest - 1, ... */
+/* NOLINTNEXTLINE(readability-function-size): the letters of the paper's update */
 static void sa_update(ipt_sampler *s, int32_t k, int32_t newest, int32_t order, double tau,
                       const float *base, const float *const *v, const float *z, float *x)
 {

@@ -284,9 +284,7 @@ static void test_devices(void **state)
     expect_line(&r, 69, "no such device", "device by name");
 }
 
-/* --- output
- * ------------------------------------------------------------------------------------------------
- */
+/* --- output ----------------------------------------------------------------------------------- */
 static void test_output(void **state)
 {
     place *p = *state;
@@ -494,9 +492,7 @@ static void test_bad_image(void **state)
     }
 }
 
-/* --- good input
- * ------------------------------------------------------------------------------------------------
- */
+/* --- good input ------------------------------------------------------------------------------- */
 static const char *const sd1 = IPT_TEST_DATA "/models/sd1";
 
 static void test_inspect(void **state)

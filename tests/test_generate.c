@@ -1,5 +1,6 @@
-/* tests/test_generate.c - whole requests through the engine: 20-step trajectories against diffusers'
- * goldens, img2img and inpainting, LoRAs as gates, batches, cancel, the default model. */
+/* tests/test_generate.c - whole requests through the engine: 20-step trajectories against
+ * diffusers' goldens, img2img and inpainting, LoRAs as gates, batches, cancel, the default model.
+ */
 #include "tests/golden.h"
 
 #include "engine/impasto.h"
@@ -29,7 +30,8 @@ static fixture open_engine(ipt_precision precision)
 {
     fixture f = {0};
     assert_int_equal(ipt_ctx_create(print_line, NULL, &f.ctx), IPT_OK);
-    ipt_engine_opts o = {.precision = precision, .validate = true, .device = getenv("IPT_TEST_DEVICE")};
+    ipt_engine_opts o = {
+        .precision = precision, .validate = true, .device = getenv("IPT_TEST_DEVICE")};
     assert_ok(f.ctx, ipt_engine_create(f.ctx, &o, &f.engine));
     ipt_status s = ipt_engine_open_device(f.engine);
     if (s == IPT_ERR_NO_DEVICE) {
@@ -59,7 +61,8 @@ static const char *meta(const ipt_safetensors *st, const char *key, const char *
 }
 
 /* A picture of the golden file ([1,H,W,3] or a mask [1,H,W], values 0..1). */
-static ipt_image golden_picture(fixture *f, const ipt_safetensors *st, const char *name, int32_t w, int32_t h)
+static ipt_image golden_picture(fixture *f, const ipt_safetensors *st, const char *name, int32_t w,
+                                int32_t h)
 {
     size_t n = 0, pixels = (size_t)w * (size_t)h;
     float *v = golden_f32(f->ctx, st, name, &n);
@@ -91,7 +94,8 @@ static void compare_traces(fixture *f, const char *name, const ipt_safetensors *
             double sum = 0;
             for (size_t k = 0; k < n; k++)
                 sum += (double)((a[k] - b[k]) * (a[k] - b[k]));
-            golden_at_most(sum / (double)n, pow(10.0, -4.5), "%s: mean squared error (PSNR 45 dB)", name);
+            golden_at_most(sum / (double)n, pow(10.0, -4.5), "%s: mean squared error (PSNR 45 dB)",
+                           name);
         } else if (strncmp(key, "ids", 3) == 0) {
             golden_at_most(golden_max_diff(a, b, n), 0, "%s: %s", name, key);
         } else if (!f16 && strncmp(key, "latent", 6) == 0) {
@@ -119,14 +123,16 @@ static void run_trace(fixture *f, const char *name, const char *model, bool f16)
     ipt_name(lora, sizeof lora, "%s/golden_lora_kohya.safetensors", DATA);
     r.model = model ? model : path;
     r.prompt = meta(st, "prompt", "");
-    r.negative = strcmp(meta(st, "negative", ""), "(none given)") == 0 ? NULL : meta(st, "negative", "");
+    r.negative =
+        strcmp(meta(st, "negative", ""), "(none given)") == 0 ? NULL : meta(st, "negative", "");
     r.steps = atoi(meta(st, "steps", "20"));
     r.cfg = atof(meta(st, "cfg", "7.5"));
     r.cfg_rescale = atof(meta(st, "guidance_rescale", "0"));
     r.seed = strtoull(meta(st, "seed", "0"), NULL, 10);
     r.width = atoi(meta(st, "width", "64"));
     r.height = atoi(meta(st, "height", "64"));
-    r.sampler = strcmp(meta(st, "sampler", ""), "folder default") == 0 ? NULL : meta(st, "sampler", NULL);
+    r.sampler =
+        strcmp(meta(st, "sampler", ""), "folder default") == 0 ? NULL : meta(st, "sampler", NULL);
     r.trace = f->trace;
     if (golden_has(st, "init")) {
         init = golden_picture(f, st, "init", r.width, r.height);
@@ -151,10 +157,11 @@ static void run_trace(fixture *f, const char *name, const char *model, bool f16)
 
 static void traces(void **state)
 {
-    static const char *const names[] = {"golden_trace_sd1_ddim",    "golden_trace_sd1_pndm",   "golden_trace_sd1_rescale",
-                                        "golden_trace_sd1_img2img", "golden_trace_sd1_inpaint", "golden_trace_sd1_lora",
-                                        "golden_trace_sd2_ddim",    "golden_trace_sdxl_euler", "golden_trace_sdxl_zeros",
-                                        "golden_trace_lcm_lcm",     "golden_trace_lcm_ddim"};
+    static const char *const names[] = {
+        "golden_trace_sd1_ddim",    "golden_trace_sd1_pndm",    "golden_trace_sd1_rescale",
+        "golden_trace_sd1_img2img", "golden_trace_sd1_inpaint", "golden_trace_sd1_lora",
+        "golden_trace_sd2_ddim",    "golden_trace_sdxl_euler",  "golden_trace_sdxl_zeros",
+        "golden_trace_lcm_lcm",     "golden_trace_lcm_ddim"};
     (void)state;
     fixture f = open_engine(IPT_PRECISION_F32);
     for (size_t i = 0; i < IPT_COUNT(names); i++)
@@ -181,14 +188,15 @@ static void default_model(void **state)
     close_engine(&f);
 }
 
-/* --- pictures kept for comparison --------------------------------------------------------------------- */
+/* --- pictures kept for comparison ------------------------------------------------------------- */
 typedef struct gallery {
     uint8_t *rgb[4];
     int32_t n;
     size_t bytes;
 } gallery;
 
-static ipt_status keep(void *user, int32_t index, const ipt_image *im, const char *text, const char *json)
+static ipt_status keep(void *user, int32_t index, const ipt_image *im, const char *text,
+                       const char *json)
 {
     gallery *g = user;
     assert_true(index < 4 && text && json);
@@ -239,8 +247,8 @@ static void batch_equals_singles(void **state)
     close_engine(&f);
 }
 
-/* One adapter: merge, switch and composite are the same numbers in the gates; another weight records and
- * uploads nothing. */
+/* One adapter: merge, switch and composite are the same numbers in the gates; another weight
+ * records and uploads nothing. */
 static void gates_are_data(void **state)
 {
     static const char *const methods[] = {"merge", "switch", "composite"};
@@ -252,7 +260,8 @@ static void gates_are_data(void **state)
     fixture f = open_engine(IPT_PRECISION_F32);
     small_request(&r, path);
     ipt_name(lora, sizeof lora, "%s/golden_lora_kohya.safetensors", DATA);
-    ipt_lora two[2] = {{lora, 0.8F, 0.8F, NULL, 0, 1, NULL}, {lora, 0.5F, 0.5F, NULL, 0, 1, "down:1/mid:0/up:0.5"}};
+    ipt_lora two[2] = {{lora, 0.8F, 0.8F, NULL, 0, 1, NULL},
+                       {lora, 0.5F, 0.5F, NULL, 0, 1, "down:1/mid:0/up:0.5"}};
     r.lora = two;
     r.n_lora = 1;
     for (int i = 0; i < 3; i++) {
@@ -287,7 +296,8 @@ static void stop_at_two(void *user, const ipt_progress *p)
         ipt_cancel(s->ctx);
 }
 
-static ipt_status count_picture(void *user, int32_t index, const ipt_image *im, const char *text, const char *json)
+static ipt_status count_picture(void *user, int32_t index, const ipt_image *im, const char *text,
+                                const char *json)
 {
     (void)index, (void)im, (void)text, (void)json;
     ((stopper *)user)->pictures++;
@@ -337,10 +347,12 @@ static void bad_values_are_named(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {
-        cmocka_unit_test(traces),         cmocka_unit_test(traces_f16),
-        cmocka_unit_test(default_model),  cmocka_unit_test(batch_equals_singles),
-        cmocka_unit_test(gates_are_data), cmocka_unit_test(cancel_within_a_step),
-        cmocka_unit_test(bad_values_are_named)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(traces),
+                                       cmocka_unit_test(traces_f16),
+                                       cmocka_unit_test(default_model),
+                                       cmocka_unit_test(batch_equals_singles),
+                                       cmocka_unit_test(gates_are_data),
+                                       cmocka_unit_test(cancel_within_a_step),
+                                       cmocka_unit_test(bad_values_are_named)};
     return cmocka_run_group_tests_name("generate", tests, NULL, NULL);
 }

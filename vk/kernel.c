@@ -310,13 +310,15 @@ ipt_status ipt_kernel_get(ipt_gpu *gpu, const ipt_kernel_desc *d, ipt_kernel **o
     ipt_kernel_desc key;
     normal_form(d, s, &key);
     uint64_t hash = hash_of(&key);
-    for (size_t i = 0; i < gpu->n_kernel; i++)
-        /* normal_form() zeroes the padding.  NOLINTNEXTLINE(bugprone-*,cert-exp42-c,cert-flp37-c)
-         */
-        if (gpu->kernel[i]->hash == hash && memcmp(&gpu->kernel[i]->desc, &key, sizeof key) == 0) {
+    for (size_t i = 0; i < gpu->n_kernel; i++) {
+        /* normal_form() zeroes the padding */
+        /* NOLINTNEXTLINE(bugprone-suspicious-memory-comparison,cert-exp42-c,cert-flp37-c) */
+        bool same = memcmp(&gpu->kernel[i]->desc, &key, sizeof key) == 0;
+        if (gpu->kernel[i]->hash == hash && same) {
             *out = gpu->kernel[i];
             return IPT_OK;
         }
+    }
     if (gpu->n_kernel == gpu->cap_kernel) {
         size_t cap = gpu->cap_kernel ? 2 * gpu->cap_kernel : 64;
         ipt_kernel **grown =
