@@ -1,4 +1,5 @@
-"""Stage 10: models/contact_sheet.png and .txt: 64 prompts that no training caption equals."""
+"""Stage 11: models/contact_sheet.png and .txt: 64 prompts that no training caption equals."""
+import glob
 import json
 import os
 
@@ -7,49 +8,49 @@ import torch
 from common import MODELS, WORK, threads
 from sample import generate, load, sheet
 
-PROMPTS = """a red apple, noto style, on a blue background
-a dog, twemoji style, on a yellow background
-a cat, fluent 3d style, on a light blue background
-a rocket, emojione style, on a black background
-a pizza, fluent flat style, on a green background
-a strawberry, noto style, on a yellow background
+PROMPTS = """a red apple, noto style, on a grey background
+a dog, twemoji style, on a blue background
+a cat, fluent 3d style, on a yellow background
+a rocket, emojione style, on a blue background
+a pizza, fluent flat style, on a light blue background
+a strawberry, noto style, on a black background
 a panda, twemoji style, on a pink background
-a ghost, fluent 3d style, on a purple background
+a ghost, fluent 3d style, on a blue background
 a house, fluent flat style, on an orange background
-a mushroom, emojione style, on a grey background
-a butterfly, noto style, on a light blue background
+a mushroom, emojione style, on a black background
+a butterfly, noto style, on a grey background
 a penguin, fluent flat style, on a red background
-a soccer ball, twemoji style, on a green background
-a hamburger, fluent 3d style, on a blue background
+a soccer ball, twemoji style, on a grey background
+a hamburger, fluent 3d style, on a red background
 a sunflower, noto style, on a purple background
-a bus, emojione style, on a white background
-a frog, fluent 3d style, on a brown background
-a skull, twemoji style, on a purple background
+a bus, emojione style, on a light blue background
+a frog, fluent 3d style, on an orange background
+a skull, twemoji style, on a yellow background
 a gift box, noto style, on a pink background
-a birthday cake, fluent flat style, on a light blue background
-an alien, emojione style, on an orange background
+a birthday cake, fluent flat style, on a red background
+an alien, emojione style, on a yellow background
 a fish, twemoji style, on a yellow background
 a robot, noto style, on a green background
-a banana, fluent 3d style, on a red background
+a banana, fluent 3d style, on a purple background
 a carrot and a ghost, noto style, on a black background
 a key, fluent flat style, on a brown background
-a star, noto style, on a black background
-a pig, emojione style, on a green background
+a star, noto style, on a red background
+a pig, emojione style, on a pink background
 a bicycle, fluent flat style, on a yellow background
 a trophy, fluent 3d style, on a purple background
-a bee, twemoji style, on a white background
-an owl, noto style, on a grey background
+a bee, twemoji style, on a brown background
+an owl, noto style, on an orange background
 a picture of a car on a pink background
 a picture of a lion on a blue background
 an emoji of a cup of coffee on an orange background
 an emoji of a spider on a yellow background
 a drawing of a red heart on a black background
 a drawing of a tree on a light blue background
-a picture of a watermelon, twemoji style
+a picture of a watermelon, fluent flat style, on a white background
 a picture of a whale, emojione style
 a small dog, noto style, on a red background
 a big carrot, fluent 3d style, on a white background
-a green apple, emojione style, on a pink background
+a green apple, emojione style, on a grey background
 a blue book, fluent flat style, on a yellow background
 a dog and a rocket, noto style, on a blue background
 a cat and a fish, twemoji style, on a pink background
@@ -75,7 +76,9 @@ a bomb and a red heart, fluent flat style, on a yellow background""".split("\n")
 
 def main():
     torch.set_num_threads(threads())
-    seen = set(json.load(open(os.path.join(WORK, "captions.json"), encoding="utf-8")))
+    seen = set()
+    for name in glob.glob(os.path.join(WORK, "captions*.json")):  # of every cache trained on
+        seen.update(json.load(open(name, encoding="utf-8")))
     known = [p for p in PROMPTS if p in seen]
     if known or len(PROMPTS) != 64:
         raise SystemExit(f"{len(PROMPTS)} prompts, seen in training: {known}")

@@ -1,4 +1,4 @@
-"""Stage 7: writes models/default (diffusers layout, f16 safetensors) from vae.pt and unet.pt (EMA)."""
+"""Stage 8: writes models/default (diffusers layout, f16 safetensors) from vae.pt and unet.pt (EMA)."""
 import argparse
 import json
 import os

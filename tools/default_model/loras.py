@@ -1,4 +1,4 @@
-"""Stage 8: trains the three LoRAs on the frozen exported model with peft (f16, diffusers keys)."""
+"""Stage 9: trains the three LoRAs on the frozen exported model with peft (f16, diffusers keys)."""
 import argparse
 import json
 import os
@@ -121,6 +121,7 @@ def save(name, pipe, args, losses, seconds):
         "alpha": str(args.rank), "base_model": "models/default", "steps": str(args.steps),
         "batch": str(args.batch), "lr": str(args.lr), "losses": json.dumps(losses),
         "seconds": f"{seconds:.0f}", "source": "tools/default_model/loras.py"})
+    os.chmod(path, 0o644)
     print(f"  {path} {os.path.getsize(path)} bytes", flush=True)
 
 
@@ -148,10 +149,10 @@ def before_after(folder, out):
 def main():
     ap = argparse.ArgumentParser()
     ap.add_argument("--only")
-    ap.add_argument("--steps", type=int, default=500)
+    ap.add_argument("--steps", type=int, default=300)
     ap.add_argument("--batch", type=int, default=16)
-    ap.add_argument("--scenes", type=int, default=1500)
-    ap.add_argument("--rank", type=int, default=4)
+    ap.add_argument("--scenes", type=int, default=1000)
+    ap.add_argument("--rank", type=int, default=3)
     ap.add_argument("--lr", type=float, default=3e-3)
     ap.add_argument("--model", default=os.path.join(MODELS, "default"))
     ap.add_argument("--sheet", help="only write the before/after sheet here")

@@ -1,4 +1,4 @@
-"""Stage 9: a small classifier of concepts and styles, and the model's score by it.
+"""Stage 12: a small classifier of concepts and styles, and the model's score by it.
 
 `score.py train` trains the judge on drawings of all seven styles, two of which (and all held-out
 concepts) the denoiser never saw, less one drawing in eight of the others, which is kept for checking
@@ -6,6 +6,7 @@ the judge itself. `score.py judge` generates pictures from the exported model an
 the judge's first or first five guesses name what the prompt asked for.
 """
 import argparse
+import glob
 import json
 import os
 import time
@@ -153,7 +154,9 @@ def judge_model(args):
             pairs.append((a, b, style, names[rng.integers(len(names))]))
     one = [f"{p.phrase}, {STYLES[s][0]} style, {ground(k)}" for p, s, k in plan]
     two = [f"{a.phrase} and {b.phrase}, {STYLES[s][0]} style, {ground(k)}" for a, b, s, k in pairs]
-    seen = set(json.load(open(os.path.join(WORK, "captions.json"), encoding="utf-8")))
+    seen = set()
+    for name in glob.glob(os.path.join(WORK, "captions*.json")):  # of every cache trained on
+        seen.update(json.load(open(name, encoding="utf-8")))
     report["prompts seen word for word"] = sum(t in seen for t in one + two)
     pipe = load(args.model)
     px1 = generate(pipe, one, [1000 + i for i in range(len(one))], args.ddim, args.cfg)
@@ -177,11 +180,11 @@ def judge_model(args):
 def main():
     ap = argparse.ArgumentParser()
     ap.add_argument("what", choices=("train", "judge"))
-    ap.add_argument("--steps", type=int, default=1400)
+    ap.add_argument("--steps", type=int, default=700)
     ap.add_argument("--batch", type=int, default=64)
     ap.add_argument("--lr", type=float, default=2e-3)
-    ap.add_argument("--singles", type=int, default=96)
-    ap.add_argument("--pairs", type=int, default=32)
+    ap.add_argument("--singles", type=int, default=80)
+    ap.add_argument("--pairs", type=int, default=24)
     ap.add_argument("--ddim", type=int, default=20)
     ap.add_argument("--cfg", type=float, default=5.0)
     ap.add_argument("--model", default=os.path.join(MODELS, "default"))
