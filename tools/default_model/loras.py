@@ -7,7 +7,6 @@ import time
 import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
-from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import save_file
 
@@ -111,7 +110,7 @@ def train(name, folder, args):
 def save(name, pipe, args, losses, seconds):
     """One file in diffusers' PEFT layout (unet.<module>.lora_A.weight), f16, alpha = rank."""
     what = LORAS[name]
-    state = convert_state_dict_to_diffusers(get_peft_model_state_dict(pipe.unet))
+    state = get_peft_model_state_dict(pipe.unet)
     tensors = {f"unet.{k}": v.detach().half().contiguous() for k, v in state.items()}
     path = os.path.join(MODELS, "loras", f"{name}.safetensors")
     os.makedirs(os.path.dirname(path), exist_ok=True)
