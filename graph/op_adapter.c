@@ -70,11 +70,13 @@ static ipt_status gate_mul_kernel(const ipt_node *n, ipt_launch *l)
     struct gate_push p = gate_push(n, &n->in_shape[0], &n->in_shape[1]);
     ipt_dispatch *d =
         ipt_launch_add(l, IPT_VARIANT("gate_mul", n->in_shape[0].dtype), &p, sizeof p);
+    uint32_t vec = p.r % 4 == 0;
+    ipt_launch_spec(d, vec);
     ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_IN, 0, false);
     ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_IN, 1, false);
     ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_IN, 2, false);
     ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_OUT, 0, true);
-    ipt_launch_linear(l, d, p.n, WG);
+    ipt_launch_linear(l, d, vec ? p.n / 4 : p.n, WG);
     return l->status;
 }
 
