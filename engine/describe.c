@@ -5,7 +5,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "engine/modules.h"
+#include "engine/internal.h"
 #include "text_encoder/tokenizer.h"
 
 enum { MAX_PATH = 4096 };
@@ -361,21 +361,6 @@ ipt_status ipt_lora_describe(ipt_ctx *ctx, const char *lora, const char *model,
 }
 
 /* --- texts ------------------------------------------------------------------------------------ */
-/* The model's own tokenizer, or CLIP's for a single file, which carries none. */
-static ipt_status open_tokenizer(ipt_ctx *ctx, const ipt_model *m, ipt_tokenizer **out)
-{
-    char path[MAX_PATH], model[MAX_PATH - 64];
-    const char *folder = ipt_model_tokenizer(m, IPT_COMP_TEXT);
-    if (folder)
-        return ipt_tokenizer_load_folder(ctx, folder, out);
-    IPT_TRY(ipt_default_model(ctx, model, sizeof model));
-    ipt_name(path, sizeof path, "%s/../clip/merges.txt", model);
-    if (!ipt_is_file(path))
-        ipt_name(path, sizeof path, "%s/models/clip/merges.txt", IPT_SOURCE_ROOT);
-    return ipt_tokenizer_load_merges(
-        ctx, path, ipt_model_get_config(m)->arch == IPT_ARCH_SD2 ? "!" : NULL, out);
-}
-
 static ipt_status line_json(ipt_ctx *ctx, const ipt_tokenizer *t, const char *text, json_t **out)
 {
     ipt_token *token = NULL;
@@ -403,7 +388,7 @@ ipt_status ipt_tokenize_describe(ipt_ctx *ctx, const char *model, const char *co
     json_t *lines = json_array();
     ipt_status status = open_model(ctx, model, NULL, &m);
     if (status == IPT_OK)
-        status = open_tokenizer(ctx, m, &t);
+        status = ipt_open_tokenizer(ctx, m, IPT_COMP_TEXT, &t);
     for (size_t i = 0; status == IPT_OK && i < n; i++) {
         json_t *line = NULL;
         status = line_json(ctx, t, text[i], &line);

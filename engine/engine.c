@@ -141,21 +141,18 @@ void ipt_engine_destroy(ipt_engine **ep)
 }
 
 /* --- model ------------------------------------------------------------------------------------ */
-static ipt_status open_tokenizer(ipt_engine *e, int which)
+ipt_status ipt_open_tokenizer(ipt_ctx *ctx, const ipt_model *m, int comp, ipt_tokenizer **out)
 {
-    static const int comp[2] = {IPT_COMP_TEXT, IPT_COMP_TEXT2};
-    const char *folder = ipt_model_tokenizer(e->model, comp[which]);
-    char path[IPT_MAX_PATH], model[IPT_MAX_PATH];
+    const char *folder = ipt_model_tokenizer(m, comp);
+    char path[IPT_MAX_PATH + 32], model[IPT_MAX_PATH];
     if (folder)
-        return ipt_tokenizer_load_folder(e->ctx, folder, &e->tokenizer[which]);
-    /* single files carry no tokenizer: CLIP's own, padded as OpenCLIP does in SD 2.x and SDXL's
-     * second */
-    bool open_clip = which == 1 || e->config.arch == IPT_ARCH_SD2;
-    IPT_TRY(ipt_default_model(e->ctx, model, sizeof model));
+        return ipt_tokenizer_load_folder(ctx, folder, out);
+    bool open_clip = comp == IPT_COMP_TEXT2 || ipt_model_get_config(m)->arch == IPT_ARCH_SD2;
+    IPT_TRY(ipt_default_model(ctx, model, sizeof model));
     ipt_name(path, sizeof path, "%s/../clip/merges.txt", model);
     if (!ipt_is_file(path))
         ipt_name(path, sizeof path, "%s/models/clip/merges.txt", IPT_SOURCE_ROOT);
-    return ipt_tokenizer_load_merges(e->ctx, path, open_clip ? "!" : NULL, &e->tokenizer[which]);
+    return ipt_tokenizer_load_merges(ctx, path, open_clip ? "!" : NULL, out);
 }
 
 /* Every weight the graphs ask for is there with its shape: told before anything is uploaded. */
@@ -195,9 +192,9 @@ static ipt_status open_model(ipt_engine *e, const ipt_request *r, const char *pa
         if (e->config.has[c])
             IPT_TRY(check_component(e, c));
     IPT_TRY(ipt_modules_create(e->ctx, &e->config, &e->modules));
-    IPT_TRY(open_tokenizer(e, 0));
+    IPT_TRY(ipt_open_tokenizer(e->ctx, e->model, IPT_COMP_TEXT, &e->tokenizer[0]));
     if (e->config.has[IPT_COMP_TEXT2])
-        IPT_TRY(open_tokenizer(e, 1));
+        IPT_TRY(ipt_open_tokenizer(e->ctx, e->model, IPT_COMP_TEXT2, &e->tokenizer[1]));
     return IPT_OK;
 }
 

@@ -58,6 +58,11 @@ IPT_CHECKED ipt_status ipt_engine_load(ipt_engine *e, const ipt_request *r,
                                        const ipt_prompt_lora *extra, size_t n_extra);
 void ipt_engine_drop_plans(ipt_engine *e);
 void ipt_engine_drop_device(ipt_engine *e); /* and all that lives on it */
+/* The model's own tokenizer for IPT_COMP_TEXT or IPT_COMP_TEXT2; single files carry none: CLIP's,
+ * padded with "!" as OpenCLIP does in SD 2.x and SDXL's second.  Ownership: caller.  Errors: those
+ * of the files. */
+IPT_CHECKED ipt_status ipt_open_tokenizer(ipt_ctx *ctx, const ipt_model *m, int comp,
+                                          ipt_tokenizer **out);
 /* The weight store of a component, made at first use. */
 IPT_CHECKED ipt_status ipt_engine_store(ipt_engine *e, int comp, ipt_weights **out);
 

@@ -48,12 +48,6 @@ typedef struct ipt_slot {
     bool pinned;          /* whole life of the plan */
 } ipt_slot;
 
-/* What the planner found out about one value. */
-typedef struct ipt_place {
-    uint32_t slot;          /* index into slots + 1; 0 = none (weights, dead values) */
-    ipt_weight_view weight; /* of WEIGHT leaves, one per use */
-} ipt_place;
-
 typedef struct ipt_planned_node {
     ipt_node n;
     ipt_launch launch;        /* dispatches, device plans only */
