@@ -89,11 +89,11 @@ def train(name, folder, args):
         take = torch.from_numpy(rng.integers(len(mean), size=args.batch))
         m = mean[take].float()
         x0 = (m + std[take].float() * torch.randn_like(m)) * pipe.vae.config.scaling_factor
-        x, noise, t, snr = noised(x0, alphas, 1)
+        x, v, t, snr = noised(x0, alphas, 1)
         c = torch.where(torch.rand(len(take), 1, 1) < 0.1, none, cond[take])
         with torch.autocast("cpu", torch.bfloat16):
-            eps = pipe.unet(x, t, c).sample.float()
-        each = (eps - noise).square().mean(dim=(1, 2, 3))
+            guess = pipe.unet(x, t, c).sample.float()
+        each = (guess - v).square().mean(dim=(1, 2, 3))
         loss = (each * weight(snr)).mean()
         opt.zero_grad(set_to_none=True)
         loss.backward()

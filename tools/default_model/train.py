@@ -29,7 +29,7 @@ TEXT_CONFIG = dict(
     max_position_embeddings=77, bos_token_id=1998, eos_token_id=1999, pad_token_id=1999)
 SCHEDULER_CONFIG = dict(
     num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
-    clip_sample=False, set_alpha_to_one=False, steps_offset=1, prediction_type="epsilon")
+    clip_sample=False, set_alpha_to_one=False, steps_offset=1, prediction_type="v_prediction")
 
 
 def build():
@@ -70,22 +70,24 @@ class Batches:
 
 
 def noised(x0, alphas, repeats):
-    """Each latent at `repeats` stratified timesteps, the noisier ones oftener."""
+    """Each latent at `repeats` stratified timesteps, the noisier ones oftener: (x, v, t, snr).
+
+    The network predicts v = a eps - s x0. With eps as its target the noisiest steps, where text
+    decides everything, hardly learn: there an eps error of 0.006 is as large an error of the picture
+    as the picture itself, and the network has to hand its input through to better than that.
+    """
     n = len(x0) * repeats
     x0 = x0.repeat_interleave(repeats, 0)
     t = (((torch.randperm(n) + torch.rand(n)) / n) ** 0.7 * 1000).long().clamp_(0, 999)
-    a = alphas[t].view(-1, 1, 1, 1)
+    a2 = alphas[t].view(-1, 1, 1, 1)
+    a, s = a2.sqrt(), (1 - a2).sqrt()
     noise = torch.randn_like(x0)
-    return a.sqrt() * x0 + (1 - a).sqrt() * noise, noise, t, a.flatten() / (1 - a.flatten())
+    return a * x0 + s * noise, a * noise - s * x0, t, (a2 / (1 - a2)).flatten()
 
 
 def weight(snr):
-    """Weight of the eps error: that of the v error (1 + 1/snr, capped), less where noise is faint.
-
-    Uniform weights would leave the noisiest steps, where text decides everything, nearly untrained:
-    an eps error of 0.006 there is as large an error of the picture as the picture itself.
-    """
-    return torch.where(snr < 5, (1 + 1 / snr).clamp(max=50.0), 5 / snr) / 6
+    """Weight of the v error: less where noise is faint and nothing is left to decide."""
+    return (5 / snr).clamp(max=1.0)
 
 
 def worker(rank, shared, job):
@@ -105,7 +107,7 @@ def worker(rank, shared, job):
         if step // 50 > last // 50:
             steps = total_steps(args.steps)
             if rank == 0:
-                print(f"step {step}/{steps} eps mse {sums[0] / count:.4f} "
+                print(f"step {step}/{steps} v mse {sums[0] / count:.4f} "
                       f"weighted {sums[1] / count:.4f} lr {args.lr * rate(step, steps):.2e} "
                       f"{trained + time.time() - start:.0f} s", flush=True)
                 sums, count = [0.0, 0.0], 0
@@ -114,11 +116,11 @@ def worker(rank, shared, job):
             last_save = time.time()
         last = step
         ids, x0 = batches.next()
-        x, noise, t, snr = noised(x0, alphas, args.repeats)
+        x, v, t, snr = noised(x0, alphas, args.repeats)
         with torch.autocast("cpu", torch.bfloat16):
             cond = text(ids).last_hidden_state.repeat_interleave(args.repeats, 0)
-            eps = unet(x, t, cond).sample.float()
-        each = (eps - noise).square().mean(dim=(1, 2, 3))
+            guess = unet(x, t, cond).sample.float()
+        each = (guess - v).square().mean(dim=(1, 2, 3))
         loss = (each * weight(snr)).mean()
         grads = torch.autograd.grad(loss, params)
         shared.add(list(grads), lambda n: args.lr * rate(n, steps))
@@ -135,10 +137,11 @@ def save(unet, text, shared, scale, seconds):
 
 def main():
     ap = argparse.ArgumentParser()
-    ap.add_argument("--steps", type=int, default=5000)
+    ap.add_argument("--steps", type=int, default=13000)
     ap.add_argument("--captions", type=int, default=6, help="captions a small batch")
-    ap.add_argument("--micro", type=int, default=3, help="small batches an update")
-    ap.add_argument("--repeats", type=int, default=2, help="timesteps a caption")
+    ap.add_argument("--micro", type=int, default=2, help="small batches an update")
+    ap.add_argument("--repeats", type=int, default=4, help="timesteps a caption")
+    ap.add_argument("--init", help="an earlier run's checkpoint: begin from its EMA at step 0")
     ap.add_argument("--lr", type=float, default=1e-3)
     ap.add_argument("--save-minutes", type=float, default=4)
     args = ap.parse_args()
@@ -152,7 +155,14 @@ def main():
         old = torch.load(path, weights_only=True)
         unet.load_state_dict(old["unet"])
         text.load_state_dict(old["text"])
-    shared = workers.Shared([*unet.parameters(), *text.parameters()], 0.998, args.micro)
+    elif args.init:
+        first = torch.load(args.init, weights_only=True)["ema"]
+        for p, e in zip([*unet.parameters(), *text.parameters()], first):
+            p.data.copy_(e)
+    named = [*unet.named_parameters(), *text.named_parameters()]
+    shared = workers.Shared([p for _, p in named], 0.998, args.micro, matrices=[
+        i for i, (n, p) in enumerate(named)
+        if p.ndim > 1 and not n.startswith(("conv_in", "conv_out")) and "embeddings" not in n])
     if old:
         shared.restore(old)
         print("resumed at step", old["step"], flush=True)

@@ -129,6 +129,8 @@ def main():
     ap.add_argument("--kl", type=float, default=5e-4)
     ap.add_argument("--decoder", action="store_true",
                     help="go on from vae.pt with the encoder frozen (the latents stay as they are)")
+    ap.add_argument("--resume", action="store_true",
+                    help="go on from vae.pt with encoder and decoder (the latents change)")
     ap.add_argument("--out", default="vae.pt")
     args = ap.parse_args()
     torch.set_num_threads(1)
@@ -138,7 +140,7 @@ def main():
     print(f"{len(pictures)} pictures in {time.time() - start:.0f} s", flush=True)
     vae = AutoencoderKL(**VAE_CONFIG)
     print(f"{sum(p.numel() for p in vae.parameters()) / 1e6:.2f} M parameters", flush=True)
-    if args.decoder:
+    if args.decoder or args.resume:
         vae.load_state_dict(torch.load(os.path.join(WORK, "vae.pt"), weights_only=True)["ema"])
     shared = workers.Shared([p for _, p in trained(vae, args)], 0.995, args.micro)
     workers.run(worker, shared, (vae, pictures, patch_basis(pictures[:2000]), args))

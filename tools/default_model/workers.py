@@ -13,13 +13,14 @@ import torch.multiprocessing as mp
 class Shared:
     """What the workers share: parameters, moments, EMA and the number of updates so far."""
 
-    def __init__(self, params, ema_decay, micro, betas=(0.9, 0.99), weight_decay=1e-3):
+    def __init__(self, params, ema_decay, micro, betas=(0.9, 0.99), weight_decay=1e-3, matrices=()):
         self.params = [p.data.share_memory_() for p in params]
         self.g = [torch.zeros_like(p).share_memory_() for p in self.params]
         self.m = [torch.zeros_like(p).share_memory_() for p in self.params]
         self.v = [torch.zeros_like(p).share_memory_() for p in self.params]
         self.ema = [p.clone().share_memory_() for p in self.params]
         self.ema_decay, self.betas, self.weight_decay = ema_decay, betas, weight_decay
+        self.matrices = list(matrices)  # numbers of the parameters that Muon updates
         self.step = mp.Value("l", 0, lock=False)
         self.lock, self.micro = mp.Lock(), micro
         self.tickets, self.done = mp.Value("l", 0, lock=False), mp.Value("l", 0, lock=False)
@@ -45,22 +46,47 @@ class Shared:
             if torch.isfinite(norm):
                 if norm > clip:
                     torch._foreach_mul_(self.g, float(clip / norm))
-                self._adamw(lr_of_step(self.step.value))
+                self._update(lr_of_step(self.step.value))
             torch._foreach_zero_(self.g)
             self.step.value += 1
             self.tickets.value = self.done.value = 0
 
-    def _adamw(self, lr):
-        n, (b1, b2) = self.step.value + 1, self.betas
-        torch._foreach_lerp_(self.m, self.g, 1 - b1)
-        torch._foreach_mul_(self.v, b2)
-        torch._foreach_addcmul_(self.v, self.g, self.g, 1 - b2)
-        den = torch._foreach_sqrt(self.v)
-        torch._foreach_add_(den, 1e-8 * (1 - b2 ** n) ** 0.5)
-        torch._foreach_mul_(self.params, 1 - lr * self.weight_decay)
-        torch._foreach_addcdiv_(self.params, self.m, den,
-                                -lr * (1 - b2 ** n) ** 0.5 / (1 - b1 ** n))
-        torch._foreach_lerp_(self.ema, self.params, 1 - min(self.ema_decay, (1 + n) / (10 + n)))
+    def _update(self, lr):
+        """AdamW, Muon for the matrices; the other worker waits. The EMA moves every fourth time."""
+        n = self.step.value + 1
+        rest = [i for i in range(len(self.params)) if i not in self.matrices]
+        torch._fused_adamw_(*([x[i] for i in rest] for x in (self.params, self.g, self.m, self.v)),
+                            [], [torch.tensor(float(n))] * len(rest), lr=lr,
+                            beta1=self.betas[0], beta2=self.betas[1],
+                            weight_decay=self.weight_decay, eps=1e-8, amsgrad=False, maximize=False)
+        if self.matrices:
+            self._muon(lr)
+        if n % 4 == 0:
+            keep = min(self.ema_decay, (1 + n) / (10 + n)) ** 4
+            torch._foreach_lerp_(self.ema, self.params, 1 - keep)
+
+    def _muon(self, lr):
+        """Momentum, made orthogonal by five Newton-Schulz steps (Jordan 2024), sized like Adam's."""
+        torch.set_num_threads(2)    # the other worker sleeps
+        g, m = [self.g[i] for i in self.matrices], [self.m[i] for i in self.matrices]
+        torch._foreach_lerp_(m, g, 0.05)
+        shapes = {}
+        for i in self.matrices:
+            p = self.params[i]
+            shapes.setdefault((p.shape[0], p[0].numel()), []).append(i)
+        for (rows, cols), group in shapes.items():
+            x = torch.stack([(self.g[i] * 0.05 + self.m[i] * 0.95).reshape(rows, cols) for i in group])
+            x = x.mT if rows > cols else x
+            x = (x / (x.norm(dim=(1, 2), keepdim=True) + 1e-12)).bfloat16()
+            for a, b, c in 5 * ((3.4445, -4.7750, 2.0315),):
+                y = x @ x.mT
+                x = a * x + (b * y + c * y @ y) @ x
+            x = (x.mT if rows > cols else x).float()
+            size = lr * 0.2 * max(rows, cols) ** 0.5
+            for i, u in zip(group, x):
+                self.params[i].mul_(1 - lr * self.weight_decay).add_(u.reshape(self.params[i].shape),
+                                                                     alpha=-size)
+        torch.set_num_threads(1)
 
     def state(self):
         return {"m": self.m, "v": self.v, "ema": self.ema, "step": self.step.value}
