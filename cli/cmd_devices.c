@@ -29,9 +29,9 @@ static json_t *device_json(const ipt_gpu_info *d, size_t i)
         (json_int_t)i, "name", d->name, "type", type_name(d->type), "driver", d->driver, "api",
         d->api, "vendor_id", (json_int_t)d->vendor_id, "device_id", (json_int_t)d->device_id,
         "memory_mib", (double)d->heap_bytes / 1048576.0, "usable", d->usable, "kernels",
-        t->simd ? "simd" : "tile", "f16_storage", t->f16_storage, "cooperative_matrix", t->coopmat,
-        "subgroup", (json_int_t)t->subgroup, "max_binding_bytes", (json_int_t)t->max_range,
-        "shared_bytes", (json_int_t)t->shared_bytes);
+        t->simd ? "simd" : "tile", "f16_storage", t->f16_storage, "cooperative_matrix",
+        t->coop_m > 0, "subgroup", (json_int_t)t->subgroup, "max_binding_bytes",
+        (json_int_t)t->max_range, "shared_bytes", (json_int_t)t->shared_bytes);
     if (o)
         json_object_set_new(o, "budget_mib",
                             d->budget_bytes ? json_real((double)d->budget_bytes / 1048576.0)

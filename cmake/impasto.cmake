@@ -29,6 +29,7 @@ endfunction()
 # ipt_shaders(TARGET): every shaders/*.comp becomes SPIR-V as C initialisers, one array for each
 # line "//! variant NAME [-DX=Y ...]" in the source (no such line: one variant "").  A generated
 # registry.c lists them by "file" or "file.NAME".  Editing an included file rebuilds its users.
+# A source with a line "//! requires GL_EXTENSION" is left out where glslc does not know it.
 function(ipt_shaders target)
   find_program(GLSLC glslc REQUIRED)
   file(GLOB sources CONFIGURE_DEPENDS "shaders/*.comp")
@@ -40,6 +41,17 @@ function(ipt_shaders target)
   foreach(src IN LISTS sources)
     set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS "${src}")
     get_filename_component(base "${src}" NAME_WE)
+    file(STRINGS "${src}" needs REGEX "^//! requires ")
+    if(needs)
+      string(REGEX REPLACE "^//! requires +" "" needs "${needs}")
+      file(WRITE "${dir}/probe.comp" "#version 450\n#extension ${needs} : require\nvoid main() {}\n")
+      execute_process(COMMAND "${GLSLC}" --target-env=vulkan1.2 -o "${dir}/probe.spv"
+                              "${dir}/probe.comp" RESULT_VARIABLE unknown ERROR_QUIET)
+      if(unknown)
+        message(STATUS "${base}.comp is left out: this glslc does not know ${needs}")
+        continue()
+      endif()
+    endif()
     file(STRINGS "${src}" variants REGEX "^//! variant ")
     if(NOT variants)
       set(variants "//! variant -")

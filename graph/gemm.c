@@ -20,6 +20,7 @@ _Static_assert(sizeof(pack_push) <= IPT_MAX_PUSH, "pack push block");
 
 enum { HAS_BIAS = 1, HAS_T = 2, HAS_R = 4, HAS_QUADS = 8 };
 enum { TILE_ROWS = 64, TILE_COLS = 64, TILE_THREADS = 128, PACK_THREADS = 64 };
+enum { COOP_SHARED = 27648 }; /* bytes of gemm_coop.comp */
 /* Up to here all panels are walked for one tile of rows (they stream from the last-level cache);
  * beyond, all rows for one tile of columns. */
 enum { CACHED_PANELS = 16 << 20 };
@@ -123,6 +124,7 @@ typedef struct gemm_job {
     const ipt_gemm *g;
     bool simd, texel;
     uint32_t sg, tm, uk; /* simd */
+    uint32_t coop;       /* gemm_coop.comp: matrices of results a subgroup makes; 0 = not used */
     int32_t quads, taps, panels;
     uint64_t a_quad, elt, panel_bytes,
         tail; /* bytes: a quad of a, an element, a panel, zeros behind */
@@ -141,6 +143,17 @@ static void simd_tile(gemm_job *j, int64_t rows)
     j->uk = !j->texel || j->quads <= 16 ? 1 : j->tm > 16 ? 2 : 4; /* short sums: short code */
     while (j->quads % (int32_t)j->uk)
         j->uk /= 2;
+}
+
+/* Cooperative matrices take f16 only, and a workgroup's results must come out even. */
+static uint32_t coop_count(const ipt_traits *dev, const ipt_gemm *g)
+{
+    if (dev->coop_m == 0 || g->act != IPT_F16 || g->b_type != IPT_F16 ||
+        dev->shared_bytes < COOP_SHARED || dev->subgroup == 0 || TILE_THREADS % dev->subgroup)
+        return 0;
+    uint32_t subgroups = TILE_THREADS / dev->subgroup;
+    uint32_t matrices = TILE_ROWS / dev->coop_m * (TILE_COLS / dev->coop_n);
+    return matrices % subgroups ? 0 : matrices / subgroups;
 }
 
 static gemm_job job_of(const ipt_launch *l, const ipt_gemm *g)
@@ -163,6 +176,7 @@ static gemm_job job_of(const ipt_launch *l, const ipt_gemm *g)
               ((uint64_t)j.panels * j.panel_bytes + j.tail) / 16 <= dev->max_texels;
     j.sg = dev->subgroup;
     simd_tile(&j, g->rows);
+    j.coop = j.simd ? 0 : coop_count(dev, g);
     j.has = (g->bias.number >= 0 ? HAS_BIAS : 0u) | (g->t.number >= 0 ? HAS_T : 0u) |
             (g->r.number >= 0 ? HAS_R : 0u);
     if (g->cols % 4 == 0 && g->ldy % 4 == 0 && g->y0 % 4 == 0)
@@ -199,7 +213,8 @@ static ipt_status add_band(ipt_launch *l, const gemm_job *j, int64_t m0, int64_t
     push.turned = (uint64_t)j->panels * j->panel_bytes > CACHED_PANELS;
     const bool half = g->act == IPT_F16;
     const ipt_bind_kind act_view = half ? IPT_BIND_TEXEL_RGBA16F : IPT_BIND_TEXEL_RGBA32F;
-    const char *shader = !j->simd   ? (half ? "gemm_tile.f16" : "gemm_tile.f32")
+    const char *shader = j->coop    ? "gemm_coop.f16"
+                         : !j->simd ? (half ? "gemm_tile.f16" : "gemm_tile.f32")
                          : j->texel ? (half ? "gemm.tx16" : "gemm.tx32")
                                     : (half ? "gemm.sb16" : "gemm.sb32");
     ipt_dispatch *d = ipt_launch_add(l, shader, &push, sizeof push);
@@ -218,7 +233,15 @@ static ipt_status add_band(ipt_launch *l, const gemm_job *j, int64_t m0, int64_t
         d->groups[1] = (cols + TILE_COLS - 1) / TILE_COLS;
     }
     d->groups[2] = 1;
-    ipt_launch_spec(d, g->b_type == IPT_F16);
+    if (j->coop) {
+        ipt_launch_spec(d, l->dev->coop_m);
+        ipt_launch_spec(d, l->dev->coop_n);
+        ipt_launch_spec(d, l->dev->coop_k);
+        ipt_launch_spec(d, j->coop);
+        d->k.subgroup = j->sg;
+    } else {
+        ipt_launch_spec(d, g->b_type == IPT_F16);
+    }
     ipt_launch_spec(d, (uint32_t)g->walk.mode);
     ipt_launch_spec(d, j->has);
     uint64_t line = (uint64_t)g->ldy * j->elt;

@@ -75,7 +75,7 @@ static void list_devices(void **state)
                       list[i].usable ? "usable" : list[i].why_not);
         print_message("   simd %d texel %d f16 %d coopmat %d shuffle %d subgroup %u wg %u "
                       "shared %u align %u range %" PRIu64 " texels %" PRIu64 "\n",
-                      t->simd, t->texel, t->f16_storage, t->coopmat, t->subgroup_shuffle,
+                      t->simd, t->texel, t->f16_storage, t->coop_m > 0, t->subgroup_shuffle,
                       t->subgroup, t->max_invocations, t->shared_bytes, t->align, t->max_range,
                       t->max_texels);
         assert_true(list[i].name[0] != 0);

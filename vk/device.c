@@ -303,7 +303,7 @@ static ipt_status make_device(ipt_gpu *gpu)
     VkPhysicalDeviceVulkan12Features f12 = {
         .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_VULKAN_1_2_FEATURES,
         .shaderFloat16 = t->f16_storage,
-        .vulkanMemoryModel = t->coopmat,
+        .vulkanMemoryModel = t->coop_m > 0,
         .timelineSemaphore = VK_TRUE};
     VkPhysicalDeviceVulkan11Features f11 = {
         .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_VULKAN_1_1_FEATURES,
@@ -319,7 +319,7 @@ static ipt_status make_device(ipt_gpu *gpu)
     VkPhysicalDeviceCooperativeMatrixFeaturesKHR coop = {
         .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_COOPERATIVE_MATRIX_FEATURES_KHR,
         .cooperativeMatrix = VK_TRUE};
-    if (t->coopmat) {
+    if (t->coop_m > 0) {
         coop.pNext = f12.pNext;
         f12.pNext = &coop;
         ext[n_ext++] = VK_KHR_COOPERATIVE_MATRIX_EXTENSION_NAME;

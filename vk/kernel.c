@@ -173,7 +173,7 @@ void ipt_vk_kernels_finish(ipt_gpu *gpu)
     gpu->cache_path = NULL;
 }
 
-static const ipt_shader *find_shader(const char *name)
+const ipt_shader *ipt_vk_shader(const char *name)
 {
     for (const ipt_shader *s = ipt_shaders; s->name; s++)
         if (strcmp(s->name, name) == 0)
@@ -304,7 +304,7 @@ ipt_status ipt_kernel_get(ipt_gpu *gpu, const ipt_kernel_desc *d, ipt_kernel **o
 {
     ipt_status status = IPT_OK;
     IPT_TRY(check_desc(gpu, d));
-    const ipt_shader *s = find_shader(d->shader);
+    const ipt_shader *s = ipt_vk_shader(d->shader);
     if (!s)
         return ipt_fail(gpu->ctx, IPT_ERR_MISSING, "no shader \"%s\" in this build", d->shader);
     ipt_kernel_desc key;

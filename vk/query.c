@@ -146,14 +146,26 @@ static void query_run(VkPhysicalDevice phys, uint32_t api, query *q)
     vkGetPhysicalDeviceFeatures2(phys, &q->feats);
 }
 
-/* Whether 16x16x16 f16 x f16 -> f32 of subgroup scope is among the device's matrix shapes. */
-static ipt_status query_coopmat(ipt_ctx *ctx, VkInstance instance, VkPhysicalDevice phys,
-                                const query *q, bool *yes)
-{
-    *yes = false;
 #ifdef VK_KHR_cooperative_matrix
-    if (!q->f_coop.cooperativeMatrix || !q->f12.vulkanMemoryModel || !q->f12.shaderFloat16 ||
-        !q->f11.storageBuffer16BitAccess)
+static bool coop_fits(const VkCooperativeMatrixPropertiesKHR *m)
+{
+    return m->AType == VK_COMPONENT_TYPE_FLOAT16_KHR && m->BType == VK_COMPONENT_TYPE_FLOAT16_KHR &&
+           m->CType == VK_COMPONENT_TYPE_FLOAT32_KHR &&
+           m->ResultType == VK_COMPONENT_TYPE_FLOAT32_KHR && m->scope == VK_SCOPE_SUBGROUP_KHR &&
+           m->MSize && m->NSize && m->KSize && 64 % m->MSize == 0 && 64 % m->NSize == 0 &&
+           32 % m->KSize == 0;
+}
+#endif
+
+/* Sets traits.coop_*: of the shapes that the kernels take the one with most work in it, 16 x 16 x
+ * 16 before others of its size. */
+static ipt_status query_coopmat(ipt_ctx *ctx, VkInstance instance, VkPhysicalDevice phys,
+                                const query *q, ipt_traits *t)
+{
+#ifdef VK_KHR_cooperative_matrix
+    const char *off = getenv("IPT_COOPMAT");
+    if (!q->f_coop.cooperativeMatrix || !q->f12.vulkanMemoryModel || !t->f16_storage ||
+        !ipt_vk_shader("gemm_coop.f16") || (off && strcmp(off, "0") == 0))
         return IPT_OK;
     PFN_vkGetPhysicalDeviceCooperativeMatrixPropertiesKHR get =
         (PFN_vkGetPhysicalDeviceCooperativeMatrixPropertiesKHR)vkGetInstanceProcAddr(
@@ -166,21 +178,23 @@ static ipt_status query_coopmat(ipt_ctx *ctx, VkInstance instance, VkPhysicalDev
         return IPT_ERR_NOMEM;
     for (uint32_t i = 0; i < n; i++)
         m[i].sType = VK_STRUCTURE_TYPE_COOPERATIVE_MATRIX_PROPERTIES_KHR;
-    if (get(phys, &n, m) == VK_SUCCESS)
-        for (uint32_t i = 0; i < n; i++)
-            if (m[i].MSize == 16 && m[i].NSize == 16 && m[i].KSize == 16 &&
-                m[i].AType == VK_COMPONENT_TYPE_FLOAT16_KHR &&
-                m[i].BType == VK_COMPONENT_TYPE_FLOAT16_KHR &&
-                m[i].CType == VK_COMPONENT_TYPE_FLOAT32_KHR &&
-                m[i].ResultType == VK_COMPONENT_TYPE_FLOAT32_KHR &&
-                m[i].scope == VK_SCOPE_SUBGROUP_KHR)
-                *yes = true;
+    VkResult r = get(phys, &n, m);
+    for (uint32_t i = 0; i < n && (r == VK_SUCCESS || r == VK_INCOMPLETE); i++) {
+        uint32_t had = t->coop_m * t->coop_n * t->coop_k,
+                 has = m[i].MSize * m[i].NSize * m[i].KSize;
+        if (coop_fits(&m[i]) && (has > had || (has == had && m[i].MSize == m[i].NSize))) {
+            t->coop_m = m[i].MSize;
+            t->coop_n = m[i].NSize;
+            t->coop_k = m[i].KSize;
+        }
+    }
     ipt_free(m);
 #else
     (void)ctx;
     (void)instance;
     (void)phys;
     (void)q;
+    (void)t;
 #endif
     return IPT_OK;
 }
@@ -325,7 +339,7 @@ static ipt_status fill(ipt_ctx *ctx, VkInstance instance, uint32_t api, const ch
     snprintf(info->driver, sizeof info->driver, "%.100s %.150s", q.p12.driverName,
              q.p12.driverInfo);
     derive_traits(d, &q, kernels);
-    IPT_TRY_GOTO(query_coopmat(ctx, instance, d->phys, &q, &info->traits.coopmat), fail);
+    IPT_TRY_GOTO(query_coopmat(ctx, instance, d->phys, &q, &info->traits), fail);
     why = unusable(d, &q, compute);
     info->usable = why == NULL;
     snprintf(info->why_not, sizeof info->why_not, "%s", why ? why : "");

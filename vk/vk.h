@@ -19,7 +19,9 @@ typedef struct ipt_traits {
     bool simd;        /* row-blocked kernels without shared memory (CPU devices); else tiles */
     bool texel;       /* storage texel buffers are the fast load path (llvmpipe) */
     bool f16_storage; /* 16-bit storage buffers: f16 activations possible */
-    bool coopmat;     /* VK_KHR_cooperative_matrix f16 x f16 -> f32, 16x16x16, subgroup scope */
+    /* Matrix shape of VK_KHR_cooperative_matrix, f16 x f16 -> f32, subgroup scope; powers of two,
+     * m and n <= 64, k <= 32; 0 = none, or the build's glslc or headers do not know them. */
+    uint32_t coop_m, coop_n, coop_k;
     bool subgroup_shuffle; /* compute stage has basic + arithmetic + shuffle subgroup operations */
     uint32_t subgroup; /* invocations of a subgroup; where the device could choose, the size that
                         * every pipeline is made with; 0 = unknown */
@@ -55,7 +57,8 @@ typedef struct ipt_gpu_info {
 IPT_CHECKED ipt_status ipt_gpu_list(ipt_ctx *ctx, ipt_gpu_info **list, size_t *n);
 
 /* Environment, for tests and measurements: IPT_KERNELS=simd|tile, IPT_TEXEL=0|1 (traits.texel),
- * IPT_STAGING=1 (no mapped buffers: every write and read goes through the staging ring). */
+ * IPT_COOPMAT=0 (no cooperative matrices), IPT_STAGING=1 (no mapped buffers: every write and read
+ * goes through the staging ring). */
 typedef struct ipt_gpu_opts {
     const char
         *device; /* NULL: best; "0": index in ipt_gpu_list; "cpu"; else part of a name, any case */

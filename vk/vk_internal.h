@@ -121,6 +121,8 @@ void ipt_vk_memory_finish(ipt_gpu *gpu); /* the device must be idle */
 uint32_t ipt_vk_memory_type(const ipt_gpu *gpu, uint32_t bits, VkMemoryPropertyFlags flags);
 
 /* --- kernel.c --------------------------------------------------------------------------------- */
+/* The compiled shader of that name, or NULL. */
+const struct ipt_shader *ipt_vk_shader(const char *name);
 /* cache_dir: as ipt_gpu_opts.  A cache that cannot be read is an empty one. */
 IPT_CHECKED ipt_status ipt_vk_kernels_init(ipt_gpu *gpu, const char *cache_dir);
 void ipt_vk_kernels_finish(ipt_gpu *gpu);
