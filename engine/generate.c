@@ -1,9 +1,8 @@
-/* engine/generate.c - one request from prompt to pictures: settings, embeddings, the sampling loop
- * over worlds and rows, guidance, decoding.  Latents are [C,h,w] on the host (the order in which
- * the reference draws noise); the UNet's inputs are channels last. */
+/* engine/generate.c - one request from prompt to pictures: embeddings, the sampling loop over worlds
+ * and rows, guidance, decoding.  Latents are [C,h,w] on the host (the order in which the reference
+ * draws noise); the UNet's inputs are channels last. */
 #include "engine/internal.h"
 
-#include <jansson.h>
 #include <math.h>
 #include <string.h>
 
@@ -13,14 +12,7 @@ typedef struct run {
     const ipt_request *r;
     ipt_report *rep;
     ipt_arena arena;
-    /* settings */
-    ipt_sampler_kind kind;
-    ipt_schedule schedule;
-    ipt_sampler_config config;
-    bool philox, lcm_guidance, two_rows;
-    double cfg;
-    int32_t width, height, h, w, channels, steps, skip, count;
-    size_t n; /* values of one latent */
+    ipt_settings set;
     /* embeddings: one pair for each distinct vector of text gates */
     ipt_prompts prompts;
     size_t n_text;
@@ -55,160 +47,15 @@ static void progress(run *u, const char *stage, int32_t done, int32_t total, int
                       .done = done,
                       .total = total,
                       .image = image,
-                      .n_image = u->count,
+                      .n_image = u->set.count,
                       .eta_ms = -1,
                       .step_ms = u->step_ms};
     if (u->step_ms > 0) {
-        int32_t left = u->n_eval * u->count - u->done_eval;
+        int32_t left = u->n_eval * u->set.count - u->done_eval;
         double vae = u->vae_ms > 0 ? u->vae_ms : 0;
-        p.eta_ms = left * u->step_ms + (u->count - image) * vae;
+        p.eta_ms = left * u->step_ms + (u->set.count - image) * vae;
     }
     u->r->progress(u->r->user, &p);
-}
-
-/* --- settings --------------------------------------------------------------------------------- */
-static ipt_status overlay_scheduler(run *u, const json_t *scheduler)
-{
-    json_t *o = (json_t *)(uintptr_t)scheduler; /* jansson iterates over non-const objects only */
-    ipt_ctx *ctx = u->e->ctx;
-    for (void *it = json_object_iter(o); it; it = json_object_iter_next(o, it)) {
-        const char *key = json_object_iter_key(it);
-        const json_t *v = json_object_iter_value(it);
-        if (json_is_boolean(v))
-            IPT_TRY(ipt_sampler_config_set_bool(ctx, &u->config, key, json_is_true(v)));
-        else if (json_is_number(v))
-            IPT_TRY(ipt_sampler_config_set_num(ctx, &u->config, key, json_number_value(v)));
-        else if (json_is_string(v) && key[0] != '_')
-            IPT_TRY(ipt_sampler_config_set_str(ctx, &u->config, key, json_string_value(v)));
-    }
-    const json_t *betas = json_object_get(o, "trained_betas");
-    size_t n = json_array_size(betas);
-    if (n > 0) {
-        float *b = ipt_arena_alloc(&u->arena, n * sizeof *b);
-        if (!b)
-            return IPT_ERR_NOMEM;
-        for (size_t i = 0; i < n; i++)
-            b[i] = (float)json_number_value(json_array_get(betas, i));
-        u->config.trained_betas = b;
-        u->config.n_trained_betas = (int32_t)n;
-    }
-    return IPT_OK;
-}
-
-static ipt_status choose_sampler(run *u)
-{
-    const ipt_request *r = u->r;
-    ipt_ctx *ctx = u->e->ctx;
-    const json_t *json = ipt_model_scheduler(u->e->model);
-    u->kind = IPT_SAMPLER_DPMPP_2M; /* single files name no scheduler: what their users take */
-    u->schedule = IPT_SCHEDULE_DEFAULT;
-    if (r->sampler && !ipt_sampler_from_name(r->sampler, &u->kind))
-        return ipt_fail(ctx, IPT_ERR_ARG, "unknown sampler '%s'; there are: %s", r->sampler,
-                        ipt_sampler_names());
-    if (!r->sampler && json) {
-        const char *name = ipt_json_str(json, "_class_name", "");
-        if (!ipt_sampler_from_class(name, ipt_json_str(json, "algorithm_type", NULL), &u->kind))
-            return ipt_fail(ctx, IPT_ERR_UNSUPPORTED,
-                            "%s: scheduler %s is not known; choose one with --sampler",
-                            ipt_model_path(u->e->model), name);
-    }
-    if (!r->sampler && !json && !r->schedule)
-        u->schedule = IPT_SCHEDULE_KARRAS;
-    if (r->schedule && strcmp(r->schedule, "default") != 0 &&
-        !ipt_schedule_from_name(r->schedule, &u->schedule))
-        return ipt_fail(ctx, IPT_ERR_ARG, "unknown schedule '%s'; there are: %s", r->schedule,
-                        ipt_schedule_names());
-    if (json) {
-        ipt_sampler_config_default(u->kind, &u->config);
-        IPT_TRY(overlay_scheduler(u, json));
-    } else {
-        ipt_sampler_config_single_file(u->kind, &u->config);
-        u->config.rescale_betas_zero_snr = u->e->config.zero_snr;
-    }
-    /* asked for by name, PNDM means PLMS as in every SD tool, without the Runge-Kutta start */
-    if (u->kind == IPT_SAMPLER_PNDM && r->sampler && !json_object_get(json, "skip_prk_steps"))
-        u->config.skip_prk_steps = true;
-    if (u->e->config.arch !=
-        IPT_ARCH_SDXL) { /* diffusers' SD pipeline corrects old configurations so */
-        u->config.steps_offset = 1;
-        u->config.clip_sample = false;
-    }
-    if (!json || !json_object_get(json, "prediction_type"))
-        u->config.prediction = u->e->config.prediction;
-    if (r->prediction)
-        IPT_TRY(ipt_sampler_config_set_str(ctx, &u->config, "prediction_type", r->prediction));
-    u->config.ays_sdxl = u->e->config.arch == IPT_ARCH_SDXL;
-    return IPT_OK;
-}
-
-static ipt_status choose_size(run *u)
-{
-    const ipt_request *r = u->r;
-    const ipt_model_config *c = &u->e->config;
-    int32_t f = c->vae.tiny ? 8 : 1 << (c->vae.n_level - 1), dflt = c->unet.sample_size * f;
-    if (dflt <= 0)
-        dflt = 512;
-    u->width = r->width ? r->width : r->init ? r->init->w / f * f : dflt;
-    u->height = r->height ? r->height : r->init ? r->init->h / f * f : dflt;
-    if (u->width < f || u->height < f || u->width > 16384 || u->height > 16384 || u->width % f ||
-        u->height % f)
-        return ipt_fail(u->e->ctx, IPT_ERR_ARG,
-                        "picture size %dx%d: sides must be multiples of %d, from %d to 16384",
-                        u->width, u->height, f, f);
-    u->w = u->width / f;
-    u->h = u->height / f;
-    u->channels = c->unet.out_channels;
-    if (c->vae.latent_channels != u->channels)
-        return ipt_fail(u->e->ctx, IPT_ERR_SHAPE,
-                        "the unet gives %d latent channels, the vae takes %d", u->channels,
-                        c->vae.latent_channels);
-    if (c->unet.in_channels != u->channels && c->unet.in_channels != 2 * u->channels + 1)
-        return ipt_fail(u->e->ctx, IPT_ERR_UNSUPPORTED,
-                        "a unet with %d input channels is not supported (4 or 9)",
-                        c->unet.in_channels);
-    u->n = (size_t)u->channels * (size_t)u->h * (size_t)u->w;
-    return IPT_OK;
-}
-
-static ipt_status choose_settings(run *u)
-{
-    const ipt_request *r = u->r;
-    ipt_ctx *ctx = u->e->ctx;
-    IPT_TRY(choose_sampler(u));
-    IPT_TRY(choose_size(u));
-    bool few = u->kind == IPT_SAMPLER_LCM || u->kind == IPT_SAMPLER_TCD;
-    u->steps = r->steps ? r->steps : few ? 4 : 20;
-    u->count = r->count ? r->count : 1;
-    if (u->steps < 1 || u->steps > u->config.num_train_timesteps)
-        return ipt_fail(ctx, IPT_ERR_ARG, "%d steps: expected 1 to %d", u->steps,
-                        u->config.num_train_timesteps);
-    if (u->count < 1 || u->count > 10000)
-        return ipt_fail(ctx, IPT_ERR_ARG, "%d pictures: expected 1 to 10000", u->count);
-    u->cfg = isnan(r->cfg) ? (few ? 1.5 : 7.0) : r->cfg;
-    if (!(u->cfg >= -100 && u->cfg <= 1000) || !(r->cfg_rescale >= 0 && r->cfg_rescale <= 1))
-        return ipt_fail(ctx, IPT_ERR_ARG,
-                        "guidance %g (expected -100 to 1000), rescale %g (0 to 1)", u->cfg,
-                        r->cfg_rescale);
-    if (r->clip_skip < 0 || r->clip_skip > 64)
-        return ipt_fail(ctx, IPT_ERR_ARG, "clip skip %d: expected 0 to 64", r->clip_skip);
-    u->lcm_guidance = u->e->config.unet.time_cond_dim > 0;
-    u->two_rows = u->cfg > 1.0 && !u->lcm_guidance;
-    const char *rng = r->rng ? r->rng : "torch-cpu";
-    u->philox = strcmp(rng, "philox") == 0;
-    if (!u->philox && strcmp(rng, "torch-cpu") != 0)
-        return ipt_fail(ctx, IPT_ERR_ARG, "unknown noise source '%s'; there are: torch-cpu philox",
-                        rng);
-    bool inpaint_model = u->e->config.unet.in_channels != u->channels;
-    if (r->mask && !r->init)
-        return ipt_fail(ctx, IPT_ERR_ARG, "a mask needs a picture to change: give --init");
-    if (inpaint_model && (!r->init || !r->mask))
-        return ipt_fail(ctx, IPT_ERR_ARG, "%s is an inpainting model: give --init and --mask",
-                        ipt_model_path(u->e->model));
-    if (r->init) {
-        double s = isnan(r->strength) ? (r->mask ? 1.0 : 0.75) : r->strength;
-        IPT_TRY(ipt_sampler_skip(ctx, u->steps, s, &u->skip));
-    }
-    return IPT_OK;
 }
 
 /* --- adapters and embeddings ------------------------------------------------------------------ */
@@ -242,10 +89,10 @@ static ipt_status make_policy(run *u, const ipt_prompt *tags)
         IPT_TRY(ipt_block_weights(u->e->ctx, NULL, u->slot[n].block));
     }
     ipt_job job = {.ctx = u->e->ctx,
-                   .n_step = u->steps,
+                   .n_step = u->set.steps,
                    .n_slot = (int32_t)n,
                    .slot = u->slot,
-                   .n_latent = u->n,
+                   .n_latent = u->set.n,
                    .opt = r->compose_opt,
                    .n_opt = r->n_compose_opt};
     return ipt_policy_create(r->compose ? r->compose : "merge", &job, &u->policy);
@@ -276,7 +123,7 @@ static ipt_status text_of(run *u, const ipt_world *world, size_t *index)
                         "too many different text encodings in one request");
     size_t i = u->n_text;
     memcpy(u->text_gate[i], gate, sizeof gate);
-    for (int which = 0; which < (u->two_rows || u->r->trace ? 2 : 1); which++)
+    for (int which = 0; which < (u->set.two_rows || u->r->trace ? 2 : 1); which++)
         IPT_TRY(ipt_encode(u->e, u->r, &u->prompts, which, gate, &u->arena, &u->text[i][which]));
     u->n_text++;
     *index = i;
@@ -289,7 +136,7 @@ static ipt_status encode_all(run *u, size_t *max_worlds)
     double t = ipt_now_ms();
     progress(u, "text", 0, 1, 0);
     IPT_TRY(ipt_prompts_read(u->e, u->r, &u->prompts));
-    for (int32_t i = 0; i < u->steps; i++) {
+    for (int32_t i = 0; i < u->set.steps; i++) {
         size_t n = 0, index = 0;
         const ipt_world *w = ipt_policy_step(u->policy, i, &n);
         *max_worlds = n > *max_worlds ? n : *max_worlds;
@@ -334,7 +181,7 @@ static ipt_status unet_plan(run *u, size_t rows)
     size_t chunks = (rows + IPT_MAX_ROWS - 1) / IPT_MAX_ROWS;
     int32_t limit = u->r->batch > 0 ? u->r->batch : (int32_t)((rows + chunks - 1) / chunks);
     const ipt_unet_config *c = &e->config.unet;
-    ipt_unet_key key = {limit < (int32_t)rows ? limit : (int32_t)rows, u->h, u->w,
+    ipt_unet_key key = {limit < (int32_t)rows ? limit : (int32_t)rows, u->set.h, u->set.w,
                         u->text[0][0].tokens, e->act_type};
     for (;;) {
         const int32_t want[8] = {key.batch,
@@ -356,12 +203,12 @@ static ipt_status unet_plan(run *u, size_t rows)
     }
     u->batch = key.batch;
     u->unet = e->unet.plan;
-    size_t b = (size_t)u->batch, hw = (size_t)u->h * (size_t)u->w;
+    size_t b = (size_t)u->batch, hw = (size_t)u->set.h * (size_t)u->set.w;
     u->in_x = ipt_arena_alloc(&u->arena, b * hw * (size_t)c->in_channels * 4);
     u->in_text = ipt_arena_alloc(&u->arena, b * (size_t)key.tokens * (size_t)c->cross_dim[0] * 4);
     u->in_add = ipt_arena_alloc(&u->arena, b * (size_t)(c->add_in_dim > 0 ? c->add_in_dim : 1) * 4);
     u->in_gates = ipt_arena_alloc(&u->arena, b * IPT_GATE_ROWS * IPT_MAX_SLOT * 4);
-    u->eps = ipt_arena_alloc(&u->arena, b * u->n * 4);
+    u->eps = ipt_arena_alloc(&u->arena, b * u->set.n * 4);
     return u->in_x && u->in_text && u->in_add && u->in_gates && u->eps ? IPT_OK : IPT_ERR_NOMEM;
 }
 
@@ -369,7 +216,7 @@ static ipt_status unet_plan(run *u, size_t rows)
 static ipt_status fill_add(run *u, const ipt_encoded *text, float *add)
 {
     const ipt_unet_config *c = &u->e->config.unet;
-    const double ids[6] = {u->height, u->width, 0, 0, u->height, u->width};
+    const double ids[6] = {u->set.height, u->set.width, 0, 0, u->set.height, u->set.width};
     if (text->pooled_width + 6 * c->add_time_dim != c->add_in_dim)
         return ipt_fail(u->e->ctx, IPT_ERR_SHAPE,
                         "added conditions: %d pooled + 6 x %d values, the unet takes %d",
@@ -390,7 +237,7 @@ typedef struct row {
 /* Channels last, with mask and masked picture for inpainting models. */
 static void fill_x(const run *u, const float *x, float *out)
 {
-    size_t hw = (size_t)u->h * (size_t)u->w, c = (size_t)u->channels,
+    size_t hw = (size_t)u->set.h * (size_t)u->set.w, c = (size_t)u->set.channels,
            in = (size_t)u->e->config.unet.in_channels;
     for (size_t i = 0; i < hw; i++) {
         for (size_t k = 0; k < c; k++)
@@ -408,7 +255,7 @@ static ipt_status evaluate_batch(run *u, const float *x, double t, int32_t step,
                                  size_t n)
 {
     const ipt_unet_config *c = &u->e->config.unet;
-    size_t b = (size_t)u->batch, hw = (size_t)u->h * (size_t)u->w,
+    size_t b = (size_t)u->batch, hw = (size_t)u->set.h * (size_t)u->set.w,
            slots = ipt_bank_n_slot(u->e->bank);
     size_t x_row = hw * (size_t)c->in_channels,
            text_row = (size_t)rows[0].text->tokens * (size_t)c->cross_dim[0];
@@ -424,7 +271,7 @@ static ipt_status evaluate_batch(run *u, const float *x, double t, int32_t step,
         ipt_timestep_embedding(t, c->channels[0], c->flip_sin_to_cos, (double)c->freq_shift,
                                t_emb + k * (size_t)c->channels[0]);
         if (c->time_cond_dim > 0)
-            ipt_guidance_embedding(u->cfg - 1.0, c->time_cond_dim,
+            ipt_guidance_embedding(u->set.cfg - 1.0, c->time_cond_dim,
                                    w_emb + k * (size_t)c->time_cond_dim);
         memcpy(u->in_text + k * text_row, r->text->text, text_row * sizeof(float));
         if (c->text_time)
@@ -445,11 +292,11 @@ static ipt_status evaluate_batch(run *u, const float *x, double t, int32_t step,
         IPT_TRY_GOTO(ipt_plan_write(u->unet, "gates", u->in_gates, IPT_GATE_ROWS * b * slots * 4),
                      done);
     IPT_TRY_GOTO(ipt_plan_run(u->unet, 0), done);
-    IPT_TRY_GOTO(ipt_plan_read(u->unet, "eps", u->eps, b * u->n * 4), done);
+    IPT_TRY_GOTO(ipt_plan_read(u->unet, "eps", u->eps, b * u->set.n * 4), done);
     for (size_t k = 0; k < n; k++)
-        for (size_t ch = 0; ch < (size_t)u->channels; ch++)
+        for (size_t ch = 0; ch < (size_t)u->set.channels; ch++)
             for (size_t i = 0; i < hw; i++)
-                rows[k].eps[ch * hw + i] = u->eps[(k * hw + i) * (size_t)u->channels + ch];
+                rows[k].eps[ch * hw + i] = u->eps[(k * hw + i) * (size_t)u->set.channels + ch];
     u->rep->rows_full += n;
 done:
     ipt_free(t_emb);
@@ -460,7 +307,7 @@ done:
 static ipt_status evaluate(run *u, const float *x, double t, int32_t step, float *scratch,
                            float *eps)
 {
-    size_t n = 0, n_row = 0, pair = u->two_rows ? 2 : 1;
+    size_t n = 0, n_row = 0, pair = u->set.two_rows ? 2 : 1;
     const ipt_world *world = ipt_policy_step(u->policy, step, &n);
     row rows[2 * IPT_MAX_SLOT];
     const float *pu[IPT_MAX_SLOT], *pc[IPT_MAX_SLOT];
@@ -469,7 +316,7 @@ static ipt_status evaluate(run *u, const float *x, double t, int32_t step, float
         IPT_TRY(text_of(u, &world[k], &text));
         for (size_t which = 0; which < pair; which++) { /* the unconditional row first */
             size_t negative = pair == 2 && which == 0;
-            rows[n_row] = (row){&u->text[text][negative], &world[k], scratch + n_row * u->n};
+            rows[n_row] = (row){&u->text[text][negative], &world[k], scratch + n_row * u->set.n};
             *(negative ? &pu[k] : &pc[k]) = rows[n_row].eps;
             n_row++;
         }
@@ -478,11 +325,11 @@ static ipt_status evaluate(run *u, const float *x, double t, int32_t step, float
         size_t take = n_row - at < (size_t)u->batch ? n_row - at : (size_t)u->batch;
         IPT_TRY(evaluate_batch(u, x, t, step, rows + at, take));
     }
-    float *eps_u = scratch + n_row * u->n;
-    ipt_policy_blend(u->policy, u->two_rows ? pu : NULL, pc, n, eps_u, eps);
-    if (u->two_rows)
-        ipt_cfg(eps_u, eps, u->n, u->cfg, u->r->cfg_rescale, eps);
-    for (size_t i = 0; i < u->n; i++)
+    float *eps_u = scratch + n_row * u->set.n;
+    ipt_policy_blend(u->policy, u->set.two_rows ? pu : NULL, pc, n, eps_u, eps);
+    if (u->set.two_rows)
+        ipt_cfg(eps_u, eps, u->set.n, u->set.cfg, u->r->cfg_rescale, eps);
+    for (size_t i = 0; i < u->set.n; i++)
         if (!isfinite(eps[i]))
             return ipt_fail(u->e->ctx, IPT_ERR_FORMAT,
                             "the unet's prediction at step %d is not finite: broken weights, an "
@@ -517,8 +364,8 @@ static ipt_status resized(run *u, const ipt_image *im, ipt_image *out)
         return IPT_ERR_NOMEM;
     memcpy(out->rgb, im->rgb, n);
     ipt_status status = IPT_OK;
-    if (im->w != u->width || im->h != u->height)
-        status = ipt_image_resize(u->e->ctx, out, u->width, u->height);
+    if (im->w != u->set.width || im->h != u->set.height)
+        status = ipt_image_resize(u->e->ctx, out, u->set.width, u->set.height);
     if (status != IPT_OK)
         ipt_image_finish(out);
     return status;
@@ -527,16 +374,16 @@ static ipt_status resized(run *u, const ipt_image *im, ipt_image *out)
 static ipt_status prepare_mask(run *u)
 {
     ipt_image m = {0};
-    size_t hw = (size_t)u->h * (size_t)u->w;
+    size_t hw = (size_t)u->set.h * (size_t)u->set.w;
     IPT_TRY(resized(u, u->r->mask, &m));
     u->mask = ipt_arena_alloc(&u->arena, hw * sizeof *u->mask);
     if (u->mask)
-        for (int32_t y = 0; y < u->h; y++)
-            for (int32_t x = 0; x < u->w; x++) { /* nearest, as diffusers shrinks masks */
-                size_t at = ((size_t)(y * (u->height / u->h)) * (size_t)u->width +
-                             (size_t)(x * (u->width / u->w))) *
+        for (int32_t y = 0; y < u->set.h; y++)
+            for (int32_t x = 0; x < u->set.w; x++) { /* nearest, as diffusers shrinks masks */
+                size_t at = ((size_t)(y * (u->set.height / u->set.h)) * (size_t)u->set.width +
+                             (size_t)(x * (u->set.width / u->set.w))) *
                             3;
-                u->mask[(size_t)y * (size_t)u->w + (size_t)x] = m.rgb[at] >= 128 ? 1.0F : 0.0F;
+                u->mask[(size_t)y * (size_t)u->set.w + (size_t)x] = m.rgb[at] >= 128 ? 1.0F : 0.0F;
             }
     ipt_image_finish(&m);
     return u->mask ? IPT_OK : IPT_ERR_NOMEM;
@@ -546,21 +393,21 @@ static ipt_status prepare_mask(run *u)
 static ipt_status encode_picture(run *u, bool masked, float **mean, float **deviation)
 {
     ipt_image im = {0};
-    size_t n = (size_t)u->width * (size_t)u->height;
+    size_t n = (size_t)u->set.width * (size_t)u->set.height;
     IPT_TRY(resized(u, u->r->init, &im));
     float *rgb = ipt_calloc(u->e->ctx, n * 3, sizeof *rgb);
-    *mean = ipt_arena_alloc(&u->arena, u->n * sizeof(float));
-    *deviation = ipt_arena_alloc(&u->arena, u->n * sizeof(float));
+    *mean = ipt_arena_alloc(&u->arena, u->set.n * sizeof(float));
+    *deviation = ipt_arena_alloc(&u->arena, u->set.n * sizeof(float));
     ipt_status status = rgb && *mean && *deviation ? IPT_OK : IPT_ERR_NOMEM;
-    int32_t f = u->width / u->w;
+    int32_t f = u->set.width / u->set.w;
     for (size_t i = 0; status == IPT_OK && i < n; i++) {
-        size_t y = i / (size_t)u->width / (size_t)f, x = i % (size_t)u->width / (size_t)f;
-        bool hide = masked && u->mask[y * (size_t)u->w + x] > 0.5F;
+        size_t y = i / (size_t)u->set.width / (size_t)f, x = i % (size_t)u->set.width / (size_t)f;
+        bool hide = masked && u->mask[y * (size_t)u->set.w + x] > 0.5F;
         for (size_t c = 0; c < 3; c++)
             rgb[i * 3 + c] = hide ? 0.0F : (float)im.rgb[i * 3 + c] / 127.5F - 1.0F;
     }
     if (status == IPT_OK)
-        status = ipt_encode_image(u->e, rgb, u->height, u->width, *mean, *deviation);
+        status = ipt_encode_image(u->e, rgb, u->set.height, u->set.width, *mean, *deviation);
     ipt_free(rgb);
     ipt_image_finish(&im);
     return status;
@@ -574,14 +421,14 @@ static ipt_status prepare_init(run *u)
     if (u->r->mask)
         IPT_TRY(prepare_mask(u));
     IPT_TRY(encode_picture(u, false, &u->init_mean, &u->init_deviation));
-    u->init_latent = ipt_arena_alloc(&u->arena, u->n * sizeof(float));
+    u->init_latent = ipt_arena_alloc(&u->arena, u->set.n * sizeof(float));
     if (!u->init_latent)
         return IPT_ERR_NOMEM;
-    if (u->e->config.unet.in_channels != u->channels) {
+    if (u->e->config.unet.in_channels != u->set.channels) {
         float *unused = NULL;
         IPT_TRY(encode_picture(u, true, &u->masked_latent, &unused));
         const ipt_vae_config *v = &u->e->config.vae;
-        for (size_t i = 0; i < u->n; i++)
+        for (size_t i = 0; i < u->set.n; i++)
             u->masked_latent[i] = (u->masked_latent[i] - v->shift_factor) * v->scaling_factor;
     }
     return IPT_OK;
@@ -591,8 +438,8 @@ static ipt_status prepare_init(run *u)
 static void sample_init(run *u, noise_source *source, float *z)
 {
     const ipt_vae_config *v = &u->e->config.vae;
-    draw(source, z, u->n);
-    for (size_t i = 0; i < u->n; i++)
+    draw(source, z, u->set.n);
+    for (size_t i = 0; i < u->set.n; i++)
         u->init_latent[i] =
             (u->init_mean[i] + u->init_deviation[i] * z[i] - v->shift_factor) * v->scaling_factor;
 }
@@ -605,7 +452,7 @@ typedef struct buffers {
 static ipt_status trace_latent(run *u, ipt_trace *t, const char *what, int32_t i, const float *v)
 {
     char name[64];
-    const int64_t dim[4] = {1, u->channels, u->h, u->w};
+    const int64_t dim[4] = {1, u->set.channels, u->set.h, u->set.w};
     if (i >= 0)
         ipt_name(name, sizeof name, "%s%d", what, i);
     else
@@ -623,17 +470,17 @@ static ipt_status sample_loop(run *u, ipt_sampler *s, const buffers *b, noise_so
             return ipt_fail(u->e->ctx, IPT_ERR_CANCELLED, "cancelled");
         progress(u, "sample", i, n, image);
         ipt_sampler_scale_input(s, i, b->x, b->in);
-        IPT_TRY(evaluate(u, b->in, ipt_sampler_timestep(s, i), u->skip + ipt_sampler_step_of(s, i),
-                         b->scratch, b->eps));
+        IPT_TRY(evaluate(u, b->in, ipt_sampler_timestep(s, i),
+                         u->set.skip + ipt_sampler_step_of(s, i), b->scratch, b->eps));
         bool fresh = ipt_sampler_needs_noise(s, i);
         if (fresh)
-            draw(source, b->fresh, u->n);
+            draw(source, b->fresh, u->set.n);
         IPT_TRY(trace_latent(u, trace, "eps_step", i, b->eps));
         IPT_TRY(ipt_sampler_step(s, i, b->eps, b->x, fresh ? b->fresh : NULL));
-        if (u->mask && u->e->config.unet.in_channels == u->channels) {
-            size_t hw = (size_t)u->h * (size_t)u->w;
+        if (u->mask && u->e->config.unet.in_channels == u->set.channels) {
+            size_t hw = (size_t)u->set.h * (size_t)u->set.w;
             ipt_sampler_add_noise(s, i + 1, u->init_latent, b->noise, b->keep);
-            for (size_t k = 0; k < u->n; k++)
+            for (size_t k = 0; k < u->set.n; k++)
                 b->x[k] = u->mask[k % hw] * b->x[k] + (1.0F - u->mask[k % hw]) * b->keep[k];
         }
         IPT_TRY(trace_latent(u, trace, "latent_step", i, b->x));
@@ -655,8 +502,8 @@ static ipt_status trace_text(run *u, ipt_trace *t)
     for (int which = 0; t && which < 2; which++) {
         const int64_t text[3] = {1, e[which].tokens, e[which].width},
                       pooled[2] = {1, e[which].pooled_width}, six[2] = {1, 6};
-        const float ids[6] = {(float)u->height, (float)u->width, 0, 0,
-                              (float)u->height, (float)u->width};
+        const float ids[6] = {(float)u->set.height, (float)u->set.width, 0, 0,
+                              (float)u->set.height, (float)u->set.width};
         IPT_TRY(ipt_trace_i32(t, which ? "ids_negative" : "ids", e[which].ids, e[which].tokens));
         IPT_TRY(ipt_trace_f32(t, which ? "text_negative" : "text", e[which].text, text, 3));
         if (e[which].pooled_width > 0) {
@@ -672,8 +519,9 @@ static ipt_status trace_text(run *u, ipt_trace *t)
 static ipt_status make_picture(run *u, const buffers *b, int32_t k, ipt_trace *trace, float *rgb)
 {
     ipt_sampler *s = NULL;
-    ipt_sampler_request q = {&u->config, u->kind, u->schedule, u->steps, u->skip, u->n};
-    noise_source source = {.seed = u->r->seed + (uint64_t)k, .philox = u->philox};
+    ipt_sampler_request q = {&u->set.config, u->set.kind, u->set.schedule,
+                             u->set.steps,   u->set.skip, u->set.n};
+    noise_source source = {.seed = u->r->seed + (uint64_t)k, .philox = u->set.philox};
     ipt_status status = IPT_OK;
     double t0 = 0;
     ipt_rng_torch_seed(&source.torch, source.seed);
@@ -682,12 +530,12 @@ static ipt_status make_picture(run *u, const buffers *b, int32_t k, ipt_trace *t
     u->rep->n_eval = u->n_eval;
     if (u->init_mean)
         sample_init(u, &source, b->fresh);
-    draw(&source, b->noise, u->n);
-    if (u->init_mean && !(u->mask && u->skip == 0)) {
+    draw(&source, b->noise, u->set.n);
+    if (u->init_mean && !(u->mask && u->set.skip == 0)) {
         ipt_sampler_add_noise(s, 0, u->init_latent, b->noise, b->x);
     } else {
         float sigma = (float)ipt_sampler_init_noise_sigma(s);
-        for (size_t i = 0; i < u->n; i++)
+        for (size_t i = 0; i < u->set.n; i++)
             b->x[i] = b->noise[i] * sigma;
     }
     IPT_TRY_GOTO(trace_latent(u, trace, "noise", -1, b->noise), done);
@@ -696,11 +544,11 @@ static ipt_status make_picture(run *u, const buffers *b, int32_t k, ipt_trace *t
     u->rep->ms_sample += ipt_now_ms() - t0;
     t0 = ipt_now_ms();
     progress(u, "vae", 0, 1, k);
-    IPT_TRY_GOTO(ipt_decode(u->e, u->r, b->x, u->h, u->w, rgb), done);
+    IPT_TRY_GOTO(ipt_decode(u->e, u->r, b->x, u->set.h, u->set.w, rgb), done);
     u->vae_ms = ipt_now_ms() - t0;
     u->rep->ms_vae += u->vae_ms;
     if (trace) {
-        const int64_t dim[4] = {1, u->height, u->width, 3};
+        const int64_t dim[4] = {1, u->set.height, u->set.width, 3};
         IPT_TRY_GOTO(ipt_trace_f32(trace, "image", rgb, dim, 4), done);
     }
 done:
@@ -710,8 +558,8 @@ done:
 
 static ipt_status emit_picture(run *u, const float *rgb, int32_t k, ipt_image_fn image, void *user)
 {
-    size_t n = (size_t)u->width * (size_t)u->height * 3;
-    ipt_image im = {u->width, u->height, ipt_alloc(u->e->ctx, n)};
+    size_t n = (size_t)u->set.width * (size_t)u->set.height * 3;
+    ipt_image im = {u->set.width, u->set.height, ipt_alloc(u->e->ctx, n)};
     uint64_t seed = u->r->seed + (uint64_t)k;
     if (!im.rgb)
         return IPT_ERR_NOMEM;
@@ -737,17 +585,17 @@ static ipt_status fill_report(run *u)
     static const char *const arch[] = {"unknown", "sd1", "sd2", "sdxl"};
     rep->model = ipt_model_path(e->model);
     rep->model_arch = arch[e->config.arch];
-    rep->sampler = ipt_sampler_name(u->kind);
-    rep->schedule = ipt_schedule_name(u->schedule);
-    rep->rng = u->philox ? "philox" : "torch-cpu";
+    rep->sampler = ipt_sampler_name(u->set.kind);
+    rep->schedule = ipt_schedule_name(u->set.schedule);
+    rep->rng = u->set.philox ? "philox" : "torch-cpu";
     rep->compose = u->r->compose ? u->r->compose : "merge";
     rep->device = ipt_engine_device_name(e);
     rep->precision = e->weight_type == IPT_F32 ? "f32"
                      : e->act_type == IPT_F16  ? "f16"
                                                : "f16 weights, f32 activations";
-    rep->width = u->width;
-    rep->height = u->height;
-    rep->steps = u->steps;
+    rep->width = u->set.width;
+    rep->height = u->set.height;
+    rep->steps = u->set.steps;
     rep->seed = u->r->seed;
     rep->n_adapter = e->n_file;
     ipt_adapter_report *a = ipt_arena_alloc(&e->report_arena, (e->n_file + 1) * sizeof *a);
@@ -774,7 +622,7 @@ static ipt_status fill_report(run *u)
 
 static ipt_status alloc_buffers(run *u, size_t worlds, buffers *b)
 {
-    size_t bytes = u->n * sizeof(float);
+    size_t bytes = u->set.n * sizeof(float);
     float **one[] = {&b->x, &b->in, &b->eps, &b->noise, &b->fresh, &b->keep};
     for (size_t i = 0; i < IPT_COUNT(one); i++)
         if (!(*one[i] = ipt_arena_alloc(&u->arena, bytes)))
@@ -795,25 +643,25 @@ static ipt_status run_request(run *u, ipt_image_fn image, void *user)
     ipt_status status = IPT_OK;
     progress(u, "load", 0, 1, 0);
     IPT_TRY_GOTO(ipt_engine_load(e, u->r, NULL, SIZE_MAX), done);
-    IPT_TRY_GOTO(choose_settings(u), done);
+    IPT_TRY_GOTO(ipt_settings_choose(u->e, u->r, &u->arena, &u->set), done);
     IPT_TRY_GOTO(read_tags(u, &tags), done);
     IPT_TRY_GOTO(ipt_engine_load(e, u->r, tags->loras, tags->n_lora), done);
     IPT_TRY_GOTO(make_policy(u, tags), done);
     u->rep->ms_load = ipt_now_ms() - u->t_start;
     IPT_TRY_GOTO(encode_all(u, &worlds), done);
     t0 = ipt_now_ms();
-    IPT_TRY_GOTO(unet_plan(u, worlds * (u->two_rows ? 2 : 1)), done);
+    IPT_TRY_GOTO(unet_plan(u, worlds * (u->set.two_rows ? 2 : 1)), done);
     IPT_TRY_GOTO(prepare_init(u), done);
     u->rep->ms_load += ipt_now_ms() - t0;
     IPT_TRY_GOTO(fill_report(u), done);
     IPT_TRY_GOTO(alloc_buffers(u, worlds, &b), done);
-    rgb = ipt_calloc(e->ctx, (size_t)u->width * (size_t)u->height * 3, sizeof *rgb);
+    rgb = ipt_calloc(e->ctx, (size_t)u->set.width * (size_t)u->set.height * 3, sizeof *rgb);
     status = rgb ? IPT_OK : IPT_ERR_NOMEM;
     if (status == IPT_OK && u->r->trace)
         status = ipt_trace_create(e->ctx, &trace);
     if (status == IPT_OK)
         status = trace_text(u, trace);
-    for (int32_t k = 0; k < u->count && status == IPT_OK; k++) {
+    for (int32_t k = 0; k < u->set.count && status == IPT_OK; k++) {
         status = make_picture(u, &b, k, k == 0 ? trace : NULL, rgb);
         if (status == IPT_OK && k == 0 && trace)
             status = ipt_trace_write(trace, u->r->trace);

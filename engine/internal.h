@@ -66,6 +66,26 @@ IPT_CHECKED ipt_status ipt_open_tokenizer(ipt_ctx *ctx, const ipt_model *m, int 
 /* The weight store of a component, made at first use. */
 IPT_CHECKED ipt_status ipt_engine_store(ipt_engine *e, int comp, ipt_weights **out);
 
+/* --- settings.c ------------------------------------------------------------------------------- */
+/* A request with nothing left open. */
+typedef struct ipt_settings {
+    ipt_sampler_kind kind;
+    ipt_schedule schedule;
+    ipt_sampler_config config;
+    bool philox;       /* source of noise; else torch's CPU generator */
+    bool lcm_guidance; /* the strength of guidance is an input of the UNet */
+    bool two_rows;     /* a negative row beside each positive one */
+    double cfg;
+    int32_t width, height, h, w, channels; /* of the picture; of its latent */
+    int32_t steps, skip, count;            /* skip: first steps left out by img2img */
+    size_t n;                              /* values of one latent */
+} ipt_settings;
+/* Fills *s; betas of the scheduler's configuration come from arena.  Errors: IPT_ERR_ARG names the
+ * option, what was found and what is expected; IPT_ERR_UNSUPPORTED, IPT_ERR_SHAPE the model's part;
+ * IPT_ERR_NOMEM. */
+IPT_CHECKED ipt_status ipt_settings_choose(const ipt_engine *e, const ipt_request *r,
+                                           ipt_arena *arena, ipt_settings *s);
+
 /* --- text.c: prompts to embeddings ------------------------------------------------------------ */
 typedef struct ipt_encoded {
     int32_t tokens, width, pooled_width;

@@ -1,0 +1,150 @@
+/* engine/settings.c - what a request leaves open, from the model and its files; what cannot be,
+ * refused. */
+#include "engine/internal.h"
+
+#include <jansson.h>
+#include <math.h>
+#include <string.h>
+
+static ipt_status overlay_scheduler(ipt_ctx *ctx, ipt_arena *arena, const json_t *scheduler,
+                                    ipt_settings *s)
+{
+    json_t *o = (json_t *)(uintptr_t)scheduler; /* jansson iterates over non-const objects only */
+    for (void *it = json_object_iter(o); it; it = json_object_iter_next(o, it)) {
+        const char *key = json_object_iter_key(it);
+        const json_t *v = json_object_iter_value(it);
+        if (json_is_boolean(v))
+            IPT_TRY(ipt_sampler_config_set_bool(ctx, &s->config, key, json_is_true(v)));
+        else if (json_is_number(v))
+            IPT_TRY(ipt_sampler_config_set_num(ctx, &s->config, key, json_number_value(v)));
+        else if (json_is_string(v) && key[0] != '_')
+            IPT_TRY(ipt_sampler_config_set_str(ctx, &s->config, key, json_string_value(v)));
+    }
+    const json_t *betas = json_object_get(o, "trained_betas");
+    size_t n = json_array_size(betas);
+    if (n > 0) {
+        float *b = ipt_arena_alloc(arena, n * sizeof *b);
+        if (!b)
+            return IPT_ERR_NOMEM;
+        for (size_t i = 0; i < n; i++)
+            b[i] = (float)json_number_value(json_array_get(betas, i));
+        s->config.trained_betas = b;
+        s->config.n_trained_betas = (int32_t)n;
+    }
+    return IPT_OK;
+}
+
+static ipt_status choose_sampler(const ipt_engine *e, const ipt_request *r, ipt_arena *arena,
+                                 ipt_settings *s)
+{
+    ipt_ctx *ctx = e->ctx;
+    const json_t *json = ipt_model_scheduler(e->model);
+    s->kind = IPT_SAMPLER_DPMPP_2M; /* single files name no scheduler: what their users take */
+    s->schedule = IPT_SCHEDULE_DEFAULT;
+    if (r->sampler && !ipt_sampler_from_name(r->sampler, &s->kind))
+        return ipt_fail(ctx, IPT_ERR_ARG, "unknown sampler '%s'; there are: %s", r->sampler,
+                        ipt_sampler_names());
+    if (!r->sampler && json) {
+        const char *name = ipt_json_str(json, "_class_name", "");
+        if (!ipt_sampler_from_class(name, ipt_json_str(json, "algorithm_type", NULL), &s->kind))
+            return ipt_fail(ctx, IPT_ERR_UNSUPPORTED,
+                            "%s: scheduler %s is not known; choose one with --sampler",
+                            ipt_model_path(e->model), name);
+    }
+    if (!r->sampler && !json && !r->schedule)
+        s->schedule = IPT_SCHEDULE_KARRAS;
+    if (r->schedule && strcmp(r->schedule, "default") != 0 &&
+        !ipt_schedule_from_name(r->schedule, &s->schedule))
+        return ipt_fail(ctx, IPT_ERR_ARG, "unknown schedule '%s'; there are: %s", r->schedule,
+                        ipt_schedule_names());
+    if (json) {
+        ipt_sampler_config_default(s->kind, &s->config);
+        IPT_TRY(overlay_scheduler(e->ctx, arena, json, s));
+    } else {
+        ipt_sampler_config_single_file(s->kind, &s->config);
+        s->config.rescale_betas_zero_snr = e->config.zero_snr;
+    }
+    /* asked for by name, PNDM means PLMS as in every SD tool, without the Runge-Kutta start */
+    if (s->kind == IPT_SAMPLER_PNDM && r->sampler && !json_object_get(json, "skip_prk_steps"))
+        s->config.skip_prk_steps = true;
+    if (e->config.arch !=
+        IPT_ARCH_SDXL) { /* diffusers' SD pipeline corrects old configurations so */
+        s->config.steps_offset = 1;
+        s->config.clip_sample = false;
+    }
+    if (!json || !json_object_get(json, "prediction_type"))
+        s->config.prediction = e->config.prediction;
+    if (r->prediction)
+        IPT_TRY(ipt_sampler_config_set_str(ctx, &s->config, "prediction_type", r->prediction));
+    s->config.ays_sdxl = e->config.arch == IPT_ARCH_SDXL;
+    return IPT_OK;
+}
+
+static ipt_status choose_size(const ipt_engine *e, const ipt_request *r, ipt_settings *s)
+{
+    const ipt_model_config *c = &e->config;
+    int32_t f = c->vae.tiny ? 8 : 1 << (c->vae.n_level - 1), dflt = c->unet.sample_size * f;
+    if (dflt <= 0)
+        dflt = 512;
+    s->width = r->width ? r->width : r->init ? r->init->w / f * f : dflt;
+    s->height = r->height ? r->height : r->init ? r->init->h / f * f : dflt;
+    if (s->width < f || s->height < f || s->width > 16384 || s->height > 16384 || s->width % f ||
+        s->height % f)
+        return ipt_fail(e->ctx, IPT_ERR_ARG,
+                        "picture size %dx%d: sides must be multiples of %d, from %d to 16384",
+                        s->width, s->height, f, f);
+    s->w = s->width / f;
+    s->h = s->height / f;
+    s->channels = c->unet.out_channels;
+    if (c->vae.latent_channels != s->channels)
+        return ipt_fail(e->ctx, IPT_ERR_SHAPE,
+                        "the unet gives %d latent channels, the vae takes %d", s->channels,
+                        c->vae.latent_channels);
+    if (c->unet.in_channels != s->channels && c->unet.in_channels != 2 * s->channels + 1)
+        return ipt_fail(e->ctx, IPT_ERR_UNSUPPORTED,
+                        "a unet with %d input channels is not supported (4 or 9)",
+                        c->unet.in_channels);
+    s->n = (size_t)s->channels * (size_t)s->h * (size_t)s->w;
+    return IPT_OK;
+}
+
+ipt_status ipt_settings_choose(const ipt_engine *e, const ipt_request *r, ipt_arena *arena,
+                               ipt_settings *s)
+{
+    ipt_ctx *ctx = e->ctx;
+    IPT_TRY(choose_sampler(e, r, arena, s));
+    IPT_TRY(choose_size(e, r, s));
+    bool few = s->kind == IPT_SAMPLER_LCM || s->kind == IPT_SAMPLER_TCD;
+    s->steps = r->steps ? r->steps : few ? 4 : 20;
+    s->count = r->count ? r->count : 1;
+    if (s->steps < 1 || s->steps > s->config.num_train_timesteps)
+        return ipt_fail(ctx, IPT_ERR_ARG, "%d steps: expected 1 to %d", s->steps,
+                        s->config.num_train_timesteps);
+    if (s->count < 1 || s->count > 10000)
+        return ipt_fail(ctx, IPT_ERR_ARG, "%d pictures: expected 1 to 10000", s->count);
+    s->cfg = isnan(r->cfg) ? (few ? 1.5 : 7.0) : r->cfg;
+    if (!(s->cfg >= -100 && s->cfg <= 1000) || !(r->cfg_rescale >= 0 && r->cfg_rescale <= 1))
+        return ipt_fail(ctx, IPT_ERR_ARG,
+                        "guidance %g (expected -100 to 1000), rescale %g (0 to 1)", s->cfg,
+                        r->cfg_rescale);
+    if (r->clip_skip < 0 || r->clip_skip > 64)
+        return ipt_fail(ctx, IPT_ERR_ARG, "clip skip %d: expected 0 to 64", r->clip_skip);
+    s->lcm_guidance = e->config.unet.time_cond_dim > 0;
+    s->two_rows = s->cfg > 1.0 && !s->lcm_guidance;
+    const char *rng = r->rng ? r->rng : "torch-cpu";
+    s->philox = strcmp(rng, "philox") == 0;
+    if (!s->philox && strcmp(rng, "torch-cpu") != 0)
+        return ipt_fail(ctx, IPT_ERR_ARG, "unknown noise source '%s'; there are: torch-cpu philox",
+                        rng);
+    bool inpaint_model = e->config.unet.in_channels != s->channels;
+    if (r->mask && !r->init)
+        return ipt_fail(ctx, IPT_ERR_ARG, "a mask needs a picture to change: give --init");
+    if (inpaint_model && (!r->init || !r->mask))
+        return ipt_fail(ctx, IPT_ERR_ARG, "%s is an inpainting model: give --init and --mask",
+                        ipt_model_path(e->model));
+    if (r->init) {
+        double strength = isnan(r->strength) ? (r->mask ? 1.0 : 0.75) : r->strength;
+        IPT_TRY(ipt_sampler_skip(ctx, s->steps, strength, &s->skip));
+    }
+    return IPT_OK;
+}
