@@ -57,7 +57,7 @@ def scenes(name, count, rng):
             text += f", {what['phrase']}"
         if not all((p.index, style) in drawings.index for p in parts):
             continue
-        pics.append(compose(drawings, parts, style, colour, rng))
+        pics.append(compose(drawings, parts, style, colour, rng, 0.25))
         texts.append(text if bare else text + (", " if "style" in text else " ") + ground(colour))
     return np.stack(pics), texts
 
@@ -148,7 +148,7 @@ def before_after(folder, out):
 def main():
     ap = argparse.ArgumentParser()
     ap.add_argument("--only")
-    ap.add_argument("--steps", type=int, default=300)
+    ap.add_argument("--steps", type=int, default=600)
     ap.add_argument("--batch", type=int, default=16)
     ap.add_argument("--scenes", type=int, default=1000)
     ap.add_argument("--rank", type=int, default=3)

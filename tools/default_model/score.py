@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import workers
 from common import (COLOURS, MODELS, SEED, STYLES, TRAIN_STYLES, WORK, Drawings, compose, concepts,
                     ground, threads, training_concepts)
 from sample import generate, load
@@ -95,21 +96,23 @@ def train_judge(args):
     torch.manual_seed(SEED + 700)
     rng = np.random.default_rng(SEED + 701)
     drawings, judge = Drawings(), Judge(len(concepts()))
-    opt = torch.optim.AdamW(judge.parameters(), lr=args.lr, weight_decay=0.05)
+    named = list(judge.named_parameters())
+    params = [p for _, p in named]
+    opt = workers.Shared(params, 0.9, 1, weight_decay=0.05,
+                         matrices=workers.matrices(named, ("stem", "concept", "style")))
     start, x, want = time.time(), None, None
     for step in range(args.steps):
         if step % 100 == 0:
             x, want = examples(100 * args.batch // 2, False, rng, drawings)
-        for g in opt.param_groups:
-            g["lr"] = args.lr * rate(step, args.steps, 100, 0.8)
         take = torch.randint(len(x), (args.batch,))
         with torch.autocast("cpu", torch.bfloat16):
             c, s = judge(roughen(x[take]))
         loss = (F.cross_entropy(c.float(), want[take, 0], label_smoothing=0.1)
                 + 0.3 * F.cross_entropy(s.float(), want[take, 1]))
-        opt.zero_grad(set_to_none=True)
-        loss.backward()
-        opt.step()
+        opt.ticket()
+        opt.add(list(torch.autograd.grad(loss, params)),
+                lambda n: args.lr * rate(n, args.steps, 100, 0.8))
+        torch.set_num_threads(threads())
         if (step + 1) % 200 == 0:
             hit = (c.argmax(1) == want[take, 0]).float().mean()
             print(f"step {step + 1} loss {loss.item():.3f} batch top-1 {hit:.2f} "

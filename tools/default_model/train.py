@@ -137,8 +137,8 @@ def save(unet, text, shared, scale, seconds):
 
 def main():
     ap = argparse.ArgumentParser()
-    ap.add_argument("--steps", type=int, default=13000)
-    ap.add_argument("--captions", type=int, default=6, help="captions a small batch")
+    ap.add_argument("--steps", type=int, default=9000)
+    ap.add_argument("--captions", type=int, default=8, help="captions a small batch")
     ap.add_argument("--micro", type=int, default=2, help="small batches an update")
     ap.add_argument("--repeats", type=int, default=4, help="timesteps a caption")
     ap.add_argument("--init", help="an earlier run's checkpoint: begin from its EMA at step 0")
@@ -160,9 +160,8 @@ def main():
         for p, e in zip([*unet.parameters(), *text.parameters()], first):
             p.data.copy_(e)
     named = [*unet.named_parameters(), *text.named_parameters()]
-    shared = workers.Shared([p for _, p in named], 0.998, args.micro, matrices=[
-        i for i, (n, p) in enumerate(named)
-        if p.ndim > 1 and not n.startswith(("conv_in", "conv_out")) and "embeddings" not in n])
+    shared = workers.Shared([p for _, p in named], 0.998, args.micro,
+                            matrices=workers.matrices(named, ("conv_in", "conv_out")))
     if old:
         shared.restore(old)
         print("resumed at step", old["step"], flush=True)

@@ -142,7 +142,9 @@ def main():
     print(f"{sum(p.numel() for p in vae.parameters()) / 1e6:.2f} M parameters", flush=True)
     if args.decoder or args.resume:
         vae.load_state_dict(torch.load(os.path.join(WORK, "vae.pt"), weights_only=True)["ema"])
-    shared = workers.Shared([p for _, p in trained(vae, args)], 0.995, args.micro)
+    ends = ("encoder.conv_in", "encoder.conv_out", "decoder.conv_in", "decoder.conv_out", "quant")
+    shared = workers.Shared([p for _, p in trained(vae, args)], 0.995, args.micro,
+                            matrices=workers.matrices(trained(vae, args), ends + ("post_quant",)))
     workers.run(worker, shared, (vae, pictures, patch_basis(pictures[:2000]), args))
     write(vae, shared, args)
 

@@ -1,4 +1,4 @@
-"""Two one-thread workers that share parameters, gradients, AdamW moments and EMA.
+"""Two one-thread workers that share parameters, gradients, moments and EMA.
 
 An update is the mean of `micro` small batches. Workers draw tickets for them, add their gradients
 under a lock, and whoever adds the last one makes the update. On a busy two-core machine this waits
@@ -66,7 +66,7 @@ class Shared:
             torch._foreach_lerp_(self.ema, self.params, 1 - keep)
 
     def _muon(self, lr):
-        """Momentum, made orthogonal by five Newton-Schulz steps (Jordan 2024), sized like Adam's."""
+        """Momentum, made orthogonal, its entries sized like Adam's."""
         torch.set_num_threads(2)    # the other worker sleeps
         g, m = [self.g[i] for i in self.matrices], [self.m[i] for i in self.matrices]
         torch._foreach_lerp_(m, g, 0.05)
@@ -75,13 +75,8 @@ class Shared:
             p = self.params[i]
             shapes.setdefault((p.shape[0], p[0].numel()), []).append(i)
         for (rows, cols), group in shapes.items():
-            x = torch.stack([(self.g[i] * 0.05 + self.m[i] * 0.95).reshape(rows, cols) for i in group])
-            x = x.mT if rows > cols else x
-            x = (x / (x.norm(dim=(1, 2), keepdim=True) + 1e-12)).bfloat16()
-            for a, b, c in 5 * ((3.4445, -4.7750, 2.0315),):
-                y = x @ x.mT
-                x = a * x + (b * y + c * y @ y) @ x
-            x = (x.mT if rows > cols else x).float()
+            x = orthogonal(torch.stack([(self.g[i] * 0.05 + self.m[i] * 0.95).reshape(rows, cols)
+                                        for i in group]))
             size = lr * 0.2 * max(rows, cols) ** 0.5
             for i, u in zip(group, x):
                 self.params[i].mul_(1 - lr * self.weight_decay).add_(u.reshape(self.params[i].shape),
@@ -96,6 +91,23 @@ class Shared:
             for mine, theirs in zip(getattr(self, name), state[name]):
                 mine.copy_(theirs)
         self.step.value = state["step"]
+
+
+def orthogonal(x):
+    """Five Newton-Schulz steps (Jordan 2024) towards the nearest orthogonal matrices; x [n,r,c]."""
+    tall = x.shape[1] > x.shape[2]
+    x = x.mT if tall else x
+    x = (x / (x.norm(dim=(1, 2), keepdim=True) + 1e-12)).bfloat16()
+    for _ in range(5):
+        y = x @ x.mT
+        x = 3.4445 * x + (2.0315 * y @ y - 4.7750 * y) @ x
+    return (x.mT if tall else x).float()
+
+
+def matrices(named, skip=()):
+    """Numbers of the parameters for Muon: weights of more than one dimension, embeddings excepted."""
+    return [i for i, (n, p) in enumerate(named)
+            if p.ndim > 1 and "embeddings" not in n and not n.startswith(tuple(skip))]
 
 
 def run(worker, shared, args, count=2):
