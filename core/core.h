@@ -159,6 +159,9 @@ IPT_CHECKED ipt_status ipt_file_write(ipt_ctx *ctx, const char *path, const void
                                       size_t size);
 bool ipt_is_dir(const char *path);
 bool ipt_is_file(const char *path);
+/* Changes when the file is written or replaced (device, inode, size, time); 0: no such file.  Of a
+ * folder: when entries come or go. */
+uint64_t ipt_file_stamp(const char *path);
 /* dir + "/" + name into buf; false when it does not fit. */
 IPT_CHECKED bool ipt_path_join(char *buf, size_t n, const char *dir, const char *name);
 

@@ -112,6 +112,19 @@ bool ipt_is_file(const char *path)
     return stat(path, &st) == 0 && S_ISREG(st.st_mode);
 }
 
+uint64_t ipt_file_stamp(const char *path)
+{
+    struct stat st;
+    if (!path || stat(path, &st) != 0)
+        return 0;
+    const uint64_t part[] = {(uint64_t)st.st_dev, (uint64_t)st.st_ino, (uint64_t)st.st_size,
+                             (uint64_t)st.st_mtim.tv_sec, (uint64_t)st.st_mtim.tv_nsec};
+    uint64_t h = 14695981039346656037U; /* FNV-1a over words */
+    for (size_t i = 0; i < IPT_COUNT(part); i++)
+        h = (h ^ part[i]) * 1099511628211U;
+    return h;
+}
+
 bool ipt_path_join(char *buf, size_t n, const char *dir, const char *name)
 {
     int len = snprintf(buf, n, "%s/%s", dir, name);

@@ -273,11 +273,13 @@ static ipt_status load_adapters(ipt_engine *e, const ipt_request *r, const ipt_p
     for (size_t i = 0; i < n && status == IPT_OK; i++) {
         const char *name = i < r->n_lora ? r->lora[i].path : extra[i - r->n_lora].name;
         status = find_lora(e, r, name, key[i], IPT_MAX_PATH);
-        same = same && strcmp(key[i], e->file_key[i]) == 0;
+        same = same && strcmp(key[i], e->file_key[i]) == 0 &&
+               ipt_file_stamp(key[i]) == e->file_stamp[i];
     }
     if (status == IPT_OK && !same) {
         drop_adapters(e);
         for (size_t i = 0; i < n && status == IPT_OK; i++) {
+            e->file_stamp[i] = ipt_file_stamp(key[i]);
             status = ipt_adapter_open(e->ctx, key[i], e->modules.module, e->modules.n, &e->file[i]);
             if (status != IPT_OK)
                 break;
@@ -306,7 +308,9 @@ ipt_status ipt_engine_load(ipt_engine *e, const ipt_request *r, const ipt_prompt
         IPT_TRY(ipt_default_model(e->ctx, path, sizeof path));
     ipt_name(key, sizeof key, "%s|%s|%s", path, r->vae ? r->vae : "",
              r->config_dir ? r->config_dir : "");
-    if (!e->model || strcmp(key, e->model_key) != 0) {
+    const uint64_t stamp[2] = {ipt_file_stamp(path), ipt_file_stamp(r->vae)};
+    if (!e->model || strcmp(key, e->model_key) != 0 ||
+        memcmp(stamp, e->model_stamp, sizeof stamp) != 0) {
         drop_model(e);
         ipt_status status = open_model(e, r, path);
         if (status != IPT_OK) {
@@ -314,6 +318,7 @@ ipt_status ipt_engine_load(ipt_engine *e, const ipt_request *r, const ipt_prompt
             return status;
         }
         ipt_name(e->model_key, sizeof e->model_key, "%s", key);
+        memcpy(e->model_stamp, stamp, sizeof stamp);
     }
     if (n_extra == SIZE_MAX) /* the model only: prompts are read next and may name more adapters */
         return IPT_OK;

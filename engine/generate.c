@@ -1,6 +1,6 @@
-/* engine/generate.c - one request from prompt to pictures: embeddings, the sampling loop over worlds
- * and rows, guidance, decoding.  Latents are [C,h,w] on the host (the order in which the reference
- * draws noise); the UNet's inputs are channels last. */
+/* engine/generate.c - one request from prompt to pictures: embeddings, the sampling loop over
+ * worlds and rows, guidance, decoding.  Latents are [C,h,w] on the host (the order in which the
+ * reference draws noise); the UNet's inputs are channels last. */
 #include "engine/internal.h"
 
 #include <math.h>

@@ -31,6 +31,7 @@ struct ipt_engine {
 
     /* the model of the last request */
     char model_key[3 * IPT_MAX_PATH];
+    uint64_t model_stamp[2]; /* of the model and its --vae */
     ipt_model *model;
     ipt_model_config config;
     ipt_module_list modules;
@@ -43,6 +44,7 @@ struct ipt_engine {
     /* its adapters: files of the last request, slot by slot */
     ipt_adapter_file *file[IPT_MAX_SLOT];
     char file_key[IPT_MAX_SLOT][IPT_MAX_PATH];
+    uint64_t file_stamp[IPT_MAX_SLOT]; /* a file that changed on disk is read again */
     size_t n_file;
     ipt_bank *bank;
 

@@ -284,6 +284,43 @@ static void gates_are_data(void **state)
     close_engine(&f);
 }
 
+static void copy_file(ipt_ctx *ctx, const char *from, const char *to)
+{
+    char *data = NULL;
+    size_t n = 0;
+    assert_ok(ctx, ipt_file_read(ctx, from, 1 << 24, &data, &n));
+    assert_ok(ctx, ipt_file_write(ctx, to, data, n));
+    ipt_free(data);
+}
+
+/* A file that is replaced between two requests of one engine is the new file to the second. */
+static void replaced_adapter_is_read_again(void **state)
+{
+    char path[512], from[512], lora[128];
+    gallery with[3] = {{{0}, 0, 0}};
+    ipt_request r;
+    (void)state;
+    fixture f = open_engine(IPT_PRECISION_F32);
+    small_request(&r, path);
+    ipt_name(lora, sizeof lora, "/tmp/impasto-lora-%ld.safetensors", (long)getpid());
+    ipt_lora one = {lora, 0.8F, 0.8F, NULL, 0, 1, NULL};
+    r.lora = &one;
+    r.n_lora = 1;
+    static const char *const names[] = {"golden_lora_kohya", "golden_lora_locon",
+                                        "golden_lora_kohya"};
+    for (int i = 0; i < 3; i++) {
+        ipt_name(from, sizeof from, "%s/%s.safetensors", DATA, names[i]);
+        copy_file(f.ctx, from, lora);
+        assert_ok(f.ctx, ipt_generate(f.engine, &r, keep, &with[i], NULL));
+    }
+    assert_memory_not_equal(with[0].rgb[0], with[1].rgb[0], with[0].bytes);
+    assert_memory_equal(with[0].rgb[0], with[2].rgb[0], with[0].bytes);
+    for (int i = 0; i < 3; i++)
+        drop(&with[i]);
+    unlink(lora);
+    close_engine(&f);
+}
+
 typedef struct stopper {
     ipt_ctx *ctx;
     int pictures;
@@ -352,6 +389,7 @@ int main(void)
                                        cmocka_unit_test(default_model),
                                        cmocka_unit_test(batch_equals_singles),
                                        cmocka_unit_test(gates_are_data),
+                                       cmocka_unit_test(replaced_adapter_is_read_again),
                                        cmocka_unit_test(cancel_within_a_step),
                                        cmocka_unit_test(bad_values_are_named)};
     return cmocka_run_group_tests_name("generate", tests, NULL, NULL);
