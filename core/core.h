@@ -157,6 +157,13 @@ IPT_CHECKED ipt_status ipt_file_read(ipt_ctx *ctx, const char *path, size_t max_
  * is left behind.  Errors: IPT_ERR_OUTPUT. */
 IPT_CHECKED ipt_status ipt_file_write(ipt_ctx *ctx, const char *path, const void *data,
                                       size_t size);
+typedef struct ipt_bytes {
+    const void *data;
+    size_t size;
+} ipt_bytes;
+/* The same for n pieces, one after the other. */
+IPT_CHECKED ipt_status ipt_file_write_parts(ipt_ctx *ctx, const char *path, const ipt_bytes *part,
+                                            size_t n);
 bool ipt_is_dir(const char *path);
 bool ipt_is_file(const char *path);
 /* Changes when the file is written or replaced (device, inode, size, time); 0: no such file.  Of a

@@ -1,29 +1,9 @@
 /* model_io/safetensors_write.c - writes safetensors files: whole or not at all. */
 #include "model_io/internal.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <jansson.h>
-#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
-static bool write_all(int fd, const void *data, size_t n)
-{
-    const char *p = data;
-    while (n > 0) {
-        ssize_t w = write(fd, p, n < (size_t)1 << 30 ? n : (size_t)1 << 30);
-        if (w < 0 && errno == EINTR)
-            continue;
-        if (w <= 0)
-            return false;
-        p += w;
-        n -= (size_t)w;
-    }
-    return true;
-}
 
 static ipt_status add_tensor(ipt_ctx *ctx, json_t *root, const char *path, const ipt_st_write *t,
                              size_t *end)
@@ -92,48 +72,26 @@ out:
     return status;
 }
 
-static bool write_tensors(int fd, const char *header, size_t n_header, const ipt_st_write *t,
-                          size_t n)
-{
-    if (!write_all(fd, header, n_header))
-        return false;
-    for (size_t i = 0; i < n; i++) {
-        size_t bytes = ipt_st_dtype_bytes(t[i].dtype);
-        for (int d = 0; d < t[i].rank; d++)
-            bytes *= (size_t)t[i].dim[d]; /* checked by add_tensor */
-        if (bytes && !write_all(fd, t[i].data, bytes))
-            return false;
-    }
-    return fsync(fd) == 0;
-}
-
 ipt_status ipt_safetensors_write(ipt_ctx *ctx, const char *path, const ipt_st_write *t, size_t n,
                                  const ipt_st_meta *meta, size_t n_meta)
 {
-    char tmp[PATH_MAX], *header = NULL;
+    char *header = NULL;
     size_t n_header = 0;
-    int len = snprintf(tmp, sizeof tmp, "%s.%ld.part", path, (long)getpid());
-    if (len < 0 || (size_t)len >= sizeof tmp)
-        return ipt_fail(ctx, IPT_ERR_OUTPUT, "%.200s...: path too long", path);
-    IPT_TRY(make_header(ctx, path, t, n, meta, n_meta, &header, &n_header));
-    int fd = open(tmp, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-    if (fd < 0) {
-        ipt_free(header);
-        return ipt_fail(ctx, IPT_ERR_OUTPUT, "%s: cannot write: %s", path, strerror(errno));
+    ipt_bytes *part = ipt_calloc(ctx, n + 1, sizeof *part);
+    if (!part)
+        return IPT_ERR_NOMEM;
+    ipt_status status = make_header(ctx, path, t, n, meta, n_meta, &header, &n_header);
+    if (status == IPT_OK) {
+        part[0] = (ipt_bytes){header, n_header};
+        for (size_t i = 0; i < n; i++) {
+            size_t bytes = ipt_st_dtype_bytes(t[i].dtype);
+            for (int d = 0; d < t[i].rank; d++)
+                bytes *= (size_t)t[i].dim[d]; /* checked by add_tensor */
+            part[i + 1] = (ipt_bytes){t[i].data, bytes};
+        }
+        status = ipt_file_write_parts(ctx, path, part, n + 1);
     }
-    bool ok = write_tensors(fd, header, n_header, t, n);
-    int err = errno;
     ipt_free(header);
-    if (close(fd) != 0 && ok) {
-        ok = false;
-        err = errno;
-    }
-    if (ok && rename(tmp, path) != 0) {
-        ok = false;
-        err = errno;
-    }
-    if (ok)
-        return IPT_OK;
-    unlink(tmp);
-    return ipt_fail(ctx, IPT_ERR_OUTPUT, "%s: cannot write: %s", path, strerror(err));
+    ipt_free(part);
+    return status;
 }
