@@ -35,11 +35,11 @@ a banana, fluent 3d style, on a purple background
 a carrot and a ghost, noto style, on a black background
 a key, fluent flat style, on a brown background
 a star, noto style, on a red background
-a pig, emojione style, on a pink background
-a bicycle, fluent flat style, on a yellow background
+a drawing of a pig, emojione style, on a pink background
+a castle and a tent, fluent flat style, on a yellow background
 a trophy, fluent 3d style, on a purple background
 a bee, twemoji style, on a brown background
-an owl, noto style, on an orange background
+an owl, noto style, on a yellow background
 a picture of a car on a pink background
 a picture of a lion on a blue background
 an emoji of a cup of coffee on an orange background
