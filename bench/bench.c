@@ -46,13 +46,19 @@ static ipt_status device_sum(ipt_plan *p, double *ms, double *macs)
     return IPT_OK;
 }
 
+bool bench_more(int32_t repeat, int32_t done, double ms)
+{
+    return done < repeat || (done < BENCH_MAX_RUNS && ms < BENCH_MIN_MS);
+}
+
 ipt_status bench_measure(bench *b, ipt_plan *p, bench_time *t)
 {
-    size_t n = (size_t)b->o->repeat;
-    double *wall = ipt_calloc(b->ctx, 2 * n, sizeof *wall), *device = wall + n;
+    int32_t n = 0;
+    size_t room = (size_t)(b->o->repeat > BENCH_MAX_RUNS ? b->o->repeat : BENCH_MAX_RUNS);
+    double *wall = ipt_calloc(b->ctx, 2 * room, sizeof *wall), *device = wall + room, sum = 0;
     ipt_status status = wall ? IPT_OK : IPT_ERR_NOMEM;
     memset(t, 0, sizeof *t);
-    for (size_t i = 0; status == IPT_OK && i <= n; i++) {
+    for (bool first = true; status == IPT_OK && (first || bench_more(b->o->repeat, n, sum));) {
         double start = ipt_now_ms(), ms = 0;
         status = ipt_plan_run(p, 0);
         double took = ipt_now_ms() - start;
@@ -60,16 +66,18 @@ ipt_status bench_measure(bench *b, ipt_plan *p, bench_time *t)
             status = device_sum(p, &ms, &t->macs);
         if (status == IPT_OK && ipt_cancelled(b->ctx))
             status = ipt_fail(b->ctx, IPT_ERR_CANCELLED, "interrupted");
-        if (i == 0) {
+        if (first) {
             t->first_ms = took;
         } else {
-            wall[i - 1] = took;
-            device[i - 1] = ms;
+            wall[n] = took;
+            device[n++] = ms;
+            sum += took;
         }
+        first = false;
     }
     if (status == IPT_OK) {
-        t->wall_ms = bench_median(wall, n);
-        t->device_ms = bench_median(device, n);
+        t->wall_ms = bench_median(wall, (size_t)n);
+        t->device_ms = bench_median(device, (size_t)n);
     }
     ipt_free(wall);
     return status;

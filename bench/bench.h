@@ -49,7 +49,12 @@ typedef struct bench_time {
     double wall_ms, device_ms; /* medians; device: sum over operators */
     double macs;
 } bench_time;
-/* Runs a plan made with profile 1 + repeat times. */
+/* A median of five runs of 8 ms is at the mercy of whatever wakes up beside it: short runs go on
+ * until they have taken this long together, or BENCH_MAX_RUNS are done. */
+enum { BENCH_MIN_MS = 300, BENCH_MAX_RUNS = 64 };
+/* Whether another run is due after `done` of them, which took `ms` together. */
+bool bench_more(int32_t repeat, int32_t done, double ms);
+/* Runs a plan made with profile once, then `repeat` times and until bench_more has enough. */
 IPT_CHECKED ipt_status bench_measure(bench *b, ipt_plan *p, bench_time *t);
 double bench_median(double *v, size_t n); /* sorts v */
 /* Fills the named leaf with nearly normal values. */

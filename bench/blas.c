@@ -50,7 +50,9 @@ ipt_status bench_blas_sgemm(ipt_ctx *ctx, struct bench_blas *blas, int32_t m, in
     enum { ROW_MAJOR = 101, NO_TRANS = 111 };
     size_t na = (size_t)m * (size_t)k, nb = (size_t)k * (size_t)n, nc = (size_t)m * (size_t)n;
     float *a = ipt_calloc(ctx, na + nb + nc, sizeof *a), *b = a + na, *c = b + nb;
-    double *t = ipt_calloc(ctx, (size_t)repeat, sizeof *t);
+    size_t room = (size_t)(repeat > BENCH_MAX_RUNS ? repeat : BENCH_MAX_RUNS);
+    double *t = ipt_calloc(ctx, room, sizeof *t), sum = 0;
+    int32_t done = 0;
     uint64_t state = 1;
     if (!a || !t) {
         ipt_free(a);
@@ -59,13 +61,14 @@ ipt_status bench_blas_sgemm(ipt_ctx *ctx, struct bench_blas *blas, int32_t m, in
     }
     for (size_t i = 0; i < na + nb; i++)
         a[i] = ipt_rng_uniform(&state) - 0.5f;
-    for (int32_t i = -1; i < repeat; i++) { /* the first one warms up */
+    blas->sgemm(ROW_MAJOR, NO_TRANS, NO_TRANS, m, n, k, 1, a, k, b, n, 0, c, n); /* warms up */
+    while (bench_more(repeat, done, sum)) {
         double start = ipt_now_ms();
         blas->sgemm(ROW_MAJOR, NO_TRANS, NO_TRANS, m, n, k, 1, a, k, b, n, 0, c, n);
-        if (i >= 0)
-            t[i] = ipt_now_ms() - start;
+        t[done] = ipt_now_ms() - start;
+        sum += t[done++];
     }
-    *ms = bench_median(t, (size_t)repeat);
+    *ms = bench_median(t, (size_t)done);
     ipt_free(a);
     ipt_free(t);
     return IPT_OK;
