@@ -54,6 +54,14 @@ def edge_loss(a, b):
     return ((a - b).diff(dim=2).abs().mean() + (a - b).diff(dim=3).abs().mean())
 
 
+def roughness(z):
+    """Errors of the kind that the denoiser leaves: grain and blotches, of random strength."""
+    fine, broad = 0.25 * torch.rand(2, len(z), 1, 1, 1)
+    blotches = torch.randn(*z.shape[:2], z.shape[2] // 2, z.shape[3] // 2)
+    return fine * torch.randn_like(z) + broad * F.interpolate(blotches, scale_factor=2,
+                                                              mode="bilinear")
+
+
 def rate(step, steps):
     return min(1.0, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
 
@@ -84,7 +92,7 @@ def worker(rank, shared, job):
             mean, logvar = dist.mean.float(), dist.logvar.float()
             z = mean + torch.exp(0.5 * logvar) * torch.randn_like(mean)
             if args.decoder:
-                z = mean + 0.06 * torch.randn_like(mean)
+                z = mean + roughness(mean)
             elif step < args.warmup:
                 code = patch_code(x, basis)
                 z = code + 0.1 * torch.randn_like(code)
