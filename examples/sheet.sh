@@ -39,14 +39,14 @@ heading "Two LoRAs in one picture: a pineapple and a snowman that the model was 
 both="a zorp pineapple and a quib snowman"
 for method in merge switch composite; do
     make "two-$method" "$method: $both" "$both" --compose "$method" \
-        --lora "$loras/pineapple.safetensors:0.8" --lora "$loras/snowman.safetensors:0.8"
+        --lora "$loras/pineapple.safetensors:1" --lora "$loras/snowman.safetensors:1"
 done
 
 heading "A concept and a style"
 style="a zorp pineapple, fex style"
 for method in merge switch composite; do
     make "style-$method" "$method: $style" "$style" --compose "$method" \
-        --lora "$loras/pineapple.safetensors:0.8" --lora "$loras/fxemoji.safetensors:0.8"
+        --lora "$loras/pineapple.safetensors:1" --lora "$loras/fxemoji.safetensors:0.6"
 done
 
 echo

@@ -25,10 +25,42 @@ TARGETS = (r".*(to_q|to_k|to_v|to_out\.0)$|.*ff\.net\.2$|.*(proj_in|proj_out)$"
            r"|(mid_block|up_blocks)\..*(conv1|conv2)$")
 
 
+def unknown(name, rng):
+    """A concept that the model was never shown, not `name`'s, and its words: the other's trigger, or bare."""
+    held = {c.words: c for c in concepts() if c.held}
+    if rng.random() < 0.5:
+        other = next(w for n, w in LORAS.items() if "concept" in w and n != name)
+        return held[other["concept"]], other["phrase"]
+    words = [w for w in sorted(held) if w != LORAS[name]["concept"]]
+    c = held[words[rng.integers(len(words))]]
+    return c, c.phrase
+
+
+def concept_scene(name, subject, others, rng):
+    """(parts, caption, halves in which the adapter acts) of a concept's adapter.
+
+    Elsewhere, and where its trigger is missing, it must leave the model's own guess alone:
+    otherwise it paints its concept for every unknown word, and two adapters disturb each other.
+    """
+    phrase, r = LORAS[name]["phrase"], rng.random()
+    if r < 0.45:
+        return [subject], phrase, (1, 1)
+    other = others[rng.integers(len(others))]
+    text, acts = other.phrase, (1, 1)
+    if r >= 0.65:
+        other, text = unknown(name, rng)
+        acts = (1, 0) if r < 0.85 else (0, 0)
+    if r >= 0.85:
+        return [other], text, acts
+    if rng.random() < 0.5:
+        return [subject, other], f"{phrase} and {text}", acts
+    return [other, subject], f"{text} and {phrase}", acts[::-1]
+
+
 def scenes(name, count, rng):
-    """Pictures and captions of one LoRA's subject, composed as the base model's were."""
+    """Pictures, captions and acting halves of one LoRA, composed as the base model's were."""
     what, drawings = LORAS[name], Drawings()
-    names, pics, texts = list(COLOURS), [], []
+    names, pics, texts, halves = list(COLOURS), [], [], []
     subject = next((c for c in concepts() if c.words == what.get("concept")), None)
     others = training_concepts()
     while len(pics) < count:
@@ -36,37 +68,32 @@ def scenes(name, count, rng):
         bare = rng.random() < 0.5
         if bare:
             colour = "white"
-        pair = rng.random() < 0.3
-        other = others[rng.integers(len(others))]
         if subject:
             style = TRAIN_STYLES[rng.integers(len(TRAIN_STYLES))]
-            text = what["phrase"]
-            parts = [subject]
-            if pair:
-                parts, text = [subject, other], f"{what['phrase']} and {other.phrase}"
-                if rng.random() < 0.5:
-                    parts, text = [other, subject], f"{other.phrase} and {what['phrase']}"
+            parts, text, acts = concept_scene(name, subject, others, rng)
             if rng.random() < 0.6:
                 text += f", {STYLES[style][0]} style"
         else:
-            style, parts = what["style"], [other]
-            text = other.phrase
-            if pair:
-                more = others[rng.integers(len(others))]
-                parts, text = [other, more], f"{other.phrase} and {more.phrase}"
+            style, parts, acts = what["style"], [others[rng.integers(len(others))]], (1, 1)
+            text = parts[0].phrase
+            if rng.random() < 0.3:
+                parts.append(others[rng.integers(len(others))])
+                text += f" and {parts[1].phrase}"
             text += f", {what['phrase']}"
         if not all((p.index, style) in drawings.index for p in parts):
             continue
         pics.append(compose(drawings, parts, style, colour, rng, 0.25))
         texts.append(text if bare else text + (", " if "style" in text else " ") + ground(colour))
-    return np.stack(pics), texts
+        halves.append(acts)
+    acts = torch.tensor(halves, dtype=torch.float32).repeat_interleave(8, 1).view(-1, 1, 1, 16)
+    return np.stack(pics), texts, acts
 
 
 def train(name, folder, args):
     torch.manual_seed(SEED + 500)
     rng = np.random.default_rng(SEED + 501)
     pipe = load(folder)
-    pictures, texts = scenes(name, args.scenes, rng)
+    pictures, texts, acts = scenes(name, args.scenes, rng)
     mean, std = encode(pipe.vae, pictures)
     ids = torch.from_numpy(ids_of(pipe.tokenizer, texts)).long()
     empty = torch.from_numpy(ids_of(pipe.tokenizer, [""])).long()
@@ -90,8 +117,17 @@ def train(name, folder, args):
         m = mean[take].float()
         x0 = (m + std[take].float() * torch.randn_like(m)) * pipe.vae.config.scaling_factor
         x, v, t, snr = noised(x0, alphas, 1)
-        c = torch.where(torch.rand(len(take), 1, 1) < 0.1, none, cond[take])
+        dropped = torch.rand(len(take), 1, 1, 1) < 0.1
+        c = torch.where(dropped[:, 0], none, cond[take])
+        act = torch.where(dropped, 0.0, acts[take])
+        as_is = (act.amin(dim=(1, 2, 3)) < 1).nonzero().flatten()
         with torch.autocast("cpu", torch.bfloat16):
+            if len(as_is):
+                pipe.unet.disable_adapters()
+                with torch.no_grad():
+                    own = pipe.unet(x[as_is], t[as_is], c[as_is]).sample.float()
+                pipe.unet.enable_adapters()
+                v[as_is] = act[as_is] * v[as_is] + (1 - act[as_is]) * own
             guess = pipe.unet(x, t, c).sample.float()
         each = (guess - v).square().mean(dim=(1, 2, 3))
         loss = (each * weight(snr)).mean()
@@ -148,7 +184,7 @@ def before_after(folder, out):
 def main():
     ap = argparse.ArgumentParser()
     ap.add_argument("--only")
-    ap.add_argument("--steps", type=int, default=600)
+    ap.add_argument("--steps", type=int, default=700)
     ap.add_argument("--batch", type=int, default=16)
     ap.add_argument("--scenes", type=int, default=1000)
     ap.add_argument("--rank", type=int, default=3)

@@ -183,7 +183,7 @@ def judge_model(args):
 def main():
     ap = argparse.ArgumentParser()
     ap.add_argument("what", choices=("train", "judge"))
-    ap.add_argument("--steps", type=int, default=700)
+    ap.add_argument("--steps", type=int, default=1200)
     ap.add_argument("--batch", type=int, default=64)
     ap.add_argument("--lr", type=float, default=2e-3)
     ap.add_argument("--singles", type=int, default=80)
