@@ -143,41 +143,76 @@ static void add_row(bench *b, const char *name, int32_t batch, const bench_time 
     bench_row(b, row);
 }
 
-/* Runs with gates written before (as a policy that switches each step does) and runs without take
- * turns; of each the fastest counts: what is sought is below what interference adds. */
-static ipt_status measure_switching(bench *b, const lora_set *l, ipt_plan *p, double *switched,
-                                    double *kept)
+/* What is compared, run in turns: interference then meets all of them alike. */
+typedef enum turn { PLAIN, KEPT, SWITCHED, N_TURN } turn;
+
+/* One run of each a round: without LoRAs, with the gates as they are, with gates written before (as
+ * a policy does that switches every step). */
+static ipt_status run_round(bench *b, const lora_set *l, ipt_plan *plain, ipt_plan *lora,
+                            int32_t round, double ms[N_TURN])
 {
-    ipt_status status = IPT_OK;
-    for (int32_t i = 0; status == IPT_OK && i < 2 * b->o->repeat; i++) {
+    for (turn k = 0; k < N_TURN; k++) {
         double start = ipt_now_ms();
-        if (i % 2 == 0)
-            status = write_gates(b, l, p, b->o->batch, i / 2);
-        if (status == IPT_OK)
-            status = ipt_plan_run(p, 0);
-        double ms = ipt_now_ms() - start, *best = i % 2 == 0 ? switched : kept;
-        *best = i < 2 || ms < *best ? ms : *best;
-        if (status == IPT_OK && ipt_cancelled(b->ctx))
-            status = ipt_fail(b->ctx, IPT_ERR_CANCELLED, "interrupted");
+        if (k == SWITCHED)
+            IPT_TRY(write_gates(b, l, lora, b->o->batch, round));
+        IPT_TRY(ipt_plan_run(k == PLAIN ? plain : lora, 0));
+        ms[k] = ipt_now_ms() - start;
+        if (ipt_cancelled(b->ctx))
+            return ipt_fail(b->ctx, IPT_ERR_CANCELLED, "interrupted");
     }
+    return IPT_OK;
+}
+
+/* Medians over rounds of ms of each, and of the ratios LoRAs to plain and switched to kept: two
+ * runs of one round are neighbours in time. */
+static ipt_status measure_loras(bench *b, const lora_set *l, ipt_plan *plain, ipt_plan *lora,
+                                double ms[N_TURN], double *cost, double *switching)
+{
+    enum { ROUNDS = 9, ENOUGH_MS = 60000 }; /* unless --repeat asks for more */
+    double *v[N_TURN + 2], sum = 0;
+    const size_t room = (size_t)(b->o->repeat > ROUNDS ? b->o->repeat : ROUNDS);
+    double *all = ipt_calloc(b->ctx, room * IPT_COUNT(v), sizeof *all);
+    ipt_status status = all ? IPT_OK : IPT_ERR_NOMEM;
+    size_t n = 0;
+    for (size_t k = 0; k < IPT_COUNT(v); k++)
+        v[k] = all + k * room;
+    while (status == IPT_OK && n < room && (n < (size_t)b->o->repeat || sum < ENOUGH_MS)) {
+        double one[N_TURN] = {0};
+        status = run_round(b, l, plain, lora, (int32_t)n, one);
+        for (turn k = 0; k < N_TURN; k++) {
+            v[k][n] = one[k];
+            sum += one[k];
+        }
+        v[N_TURN][n] = one[KEPT] / one[PLAIN];
+        v[N_TURN + 1][n++] = one[SWITCHED] / one[KEPT];
+    }
+    if (status == IPT_OK) {
+        for (turn k = 0; k < N_TURN; k++)
+            ms[k] = bench_median(v[k], n);
+        *cost = bench_median(v[N_TURN], n);
+        *switching = bench_median(v[N_TURN + 1], n);
+    }
+    ipt_free(all);
     return status;
 }
 
-static ipt_status bench_loras(bench *b, const ipt_unet_config *c, double plain_ms)
+static ipt_status bench_loras(bench *b, const ipt_unet_config *c, ipt_plan **plain)
 {
     lora_set l = {0};
     ipt_plan *p = NULL;
     bench_time t, all;
-    double switched = 0, kept = 0;
+    double ms[N_TURN], cost, switching;
     ipt_status status = make_loras(b, c, &l);
     if (status != IPT_OK)
         goto end;
     IPT_TRY_GOTO(make_plan(b, c, &l, b->o->batch, &p), end);
     IPT_TRY_GOTO(bench_measure(b, p, &t), end);
-    add_row(b, "lora, one-hot gates", b->o->batch, &t, p, plain_ms);
-    IPT_TRY_GOTO(measure_switching(b, &l, p, &switched, &kept), end);
+    IPT_TRY_GOTO(measure_loras(b, &l, *plain, p, ms, &cost, &switching), end);
+    ipt_plan_destroy(plain);
+    t.wall_ms = ms[KEPT];
+    add_row(b, "lora, one-hot gates", b->o->batch, &t, p, ms[KEPT] / cost);
     bench_row(b, json_pack("{s:s, s:i, s:f, s:f}", "name", "lora, switched every run", "batch",
-                           (int)b->o->batch, "ms", switched, "ratio", switched / kept));
+                           (int)b->o->batch, "ms", ms[SWITCHED], "ratio", switching));
     if (b->o->composite && b->o->batch == 1) {
         ipt_plan_destroy(&p);
         IPT_TRY_GOTO(make_plan(b, c, &l, l.count, &p), end);
@@ -209,9 +244,8 @@ ipt_status bench_unet(bench *b)
         IPT_TRY_GOTO(bench_profile_json(p, &ops), end);
         json_object_set_new(b->result, "profile", ops);
     }
-    ipt_plan_destroy(&p);
     if (b->o->lora_rank > 0 && b->o->lora_count > 0)
-        status = bench_loras(b, &c, t.wall_ms);
+        status = bench_loras(b, &c, &p);
 end:
     ipt_plan_destroy(&p);
     return status;

@@ -52,6 +52,11 @@ typedef struct ipt_gemm {
     ipt_operand y;    /* [rows][ldy] of type act */
     ipt_operand bias; /* [cols] f32 */
     ipt_operand t, r; /* [n][cols], [rows][ldy] of type act */
+    /* a second, short product added to the first: h [rows][side] of type act, u panels of depth
+     * side (a multiple of 4) and type u_type; side 0: none */
+    ipt_operand h, u;
+    int32_t side;
+    ipt_dtype u_type;
     ipt_dtype act, b_type;
     ipt_walk walk;
     int64_t rows;

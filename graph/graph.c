@@ -517,23 +517,24 @@ void ipt_graph_adapters(ipt_graph *g, const ipt_adapter_site *s, size_t n, int n
     g->gate_slots = n_slot;
 }
 
-ipt_val ipt_adapter_path(ipt_graph *g, ipt_val x, ipt_val y, const char *site, const ipt_conv *conv)
+ipt_val ipt_adapter_hidden(ipt_graph *g, ipt_val x, int32_t out, const char *site,
+                           const ipt_conv *conv, ipt_val *up)
 {
     if (g->status != IPT_OK || g->n_site == 0)
-        return y;
+        return (ipt_val){0};
     char full[256], leaf[300];
     ipt_name(full, sizeof full, "%s%s", g->prefix, site);
     ipt_adapter_site key = {.site = full};
     const ipt_adapter_site *s = bsearch(&key, g->site, g->n_site, sizeof key, by_site);
     if (!s)
-        return y;
-    ipt_shape xs = ipt_shape_of(g, x), ys = ipt_shape_of(g, y);
-    int32_t in = xs.dim[xs.rank - 1], out = ys.dim[ys.rank - 1], batch = xs.dim[0];
+        return (ipt_val){0};
+    ipt_shape xs = ipt_shape_of(g, x);
+    int32_t in = xs.dim[xs.rank - 1], batch = xs.dim[0];
     int32_t taps = conv ? conv->kernel * conv->kernel : 1, rank = s->n_rank;
     ipt_name(leaf, sizeof leaf, "%s.lora_a", full);
     ipt_val a = ipt_leaf(g, IPT_PARAM, leaf, ipt_shape2(xs.dtype, taps * in, rank));
     ipt_name(leaf, sizeof leaf, "%s.lora_b", full);
-    ipt_val b = ipt_leaf(g, IPT_PARAM, leaf, ipt_shape2(xs.dtype, rank, out));
+    *up = ipt_leaf(g, IPT_PARAM, leaf, ipt_shape2(xs.dtype, rank, out));
     ipt_name(leaf, sizeof leaf, "%s.lora_slot", full);
     ipt_val slot = ipt_leaf(g, IPT_PARAM, leaf, ipt_shape1(IPT_I32, rank));
     ipt_val gates = ipt_leaf(g, IPT_INPUT, "gates",
@@ -552,5 +553,13 @@ ipt_val ipt_adapter_path(ipt_graph *g, ipt_val x, ipt_val y, const char *site, c
     } else {
         h = ipt_gate_mul(g, h, gates, slot, s->row);
     }
-    return ipt_matmul(g, h, b, y);
+    return h;
+}
+
+ipt_val ipt_adapter_path(ipt_graph *g, ipt_val x, ipt_val y, const char *site, const ipt_conv *conv)
+{
+    ipt_shape ys = ipt_shape_of(g, y);
+    ipt_val up = {0};
+    ipt_val h = ys.rank ? ipt_adapter_hidden(g, x, ys.dim[ys.rank - 1], site, conv, &up) : up;
+    return h.id ? ipt_matmul(g, h, up, y) : y;
 }

@@ -145,8 +145,12 @@ static inline ipt_val ipt_in(const ipt_node *n, int i) { return (ipt_val){n->in[
 static inline ipt_val ipt_out(const ipt_node *n, int i) { return (ipt_val){n->out[i]}; }
 /* "<prefix><site>.<leaf>" as a WEIGHT leaf of the given shape; panel: it is the packed operand. */
 ipt_val ipt_weight_leaf(ipt_graph *g, const char *site, const char *leaf, ipt_shape s);
-/* Called by ipt_linear and ipt_conv2d with their result: when `site` is in the adapter list,
- * appends the side path y + gate * up(down(x)) and returns the sum, else y.  conv NULL: linear. */
+/* When `site` is in the adapter list: gate * down(x) [*,R] and in *up its factor [R,out], for
+ * ipt_linear to add in the same product; else id 0.  conv NULL: linear. */
+ipt_val ipt_adapter_hidden(ipt_graph *g, ipt_val x, int32_t out, const char *site,
+                           const ipt_conv *conv, ipt_val *up);
+/* Called by ipt_conv2d with its result: when `site` is in the adapter list, appends the side path y
+ * + gate * up(down(x)) and returns the sum, else y. */
 ipt_val ipt_adapter_path(ipt_graph *g, ipt_val x, ipt_val y, const char *site,
                          const ipt_conv *conv);
 /* Sets the poison (first one wins). */

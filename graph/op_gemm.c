@@ -48,9 +48,13 @@ static void linear_ref(const ipt_node *n, const double *const in[], double *cons
     const int64_t rows = rows_of(&n->in_shape[0]);
     const int32_t K = n->in_shape[1].dim[1], O = n->in_shape[1].dim[0];
     const double *b = n->n_in > 2 ? in[2] : NULL, *r = n->n_in > 3 ? in[3] : NULL;
+    const double *h = n->n_in > 5 ? in[4] : NULL;
+    const int32_t J = h ? last_of(&n->in_shape[4]) : 0;
     for (int64_t m = 0; m < rows; m++)
         for (int32_t o = 0; o < O; o++) {
             double sum = (b ? b[o] : 0.0) + (r ? r[m * O + o] : 0.0);
+            for (int32_t j = 0; j < J; j++)
+                sum += h[m * J + j] * in[5][(int64_t)j * O + o];
             const double *x = in[0] + m * K, *w = in[1] + (int64_t)o * K;
             for (int32_t k = 0; k < K; k++)
                 sum += x[k] * w[k];
@@ -75,6 +79,17 @@ static void linear_grad(ipt_graph *g, const ipt_node *n, const ipt_val dy[], uin
         dx[2] = ipt_grad_columns(g, n, 2, dy[0], 0);
     if (want & 8)
         dx[3] = dy[0];
+    if (want & 16)
+        dx[4] = ipt_grad_as_input(g, n, 4,
+                                  ipt_emit(g, IPT_OP_MATMUL_NT, n->name,
+                                           (ipt_val[]){dy[0], ipt_in(n, 5)}, 2, NULL, NULL));
+    if (want & 32) {
+        const ipt_attr ta = {.matmul = {.ta = 1}};
+        ipt_shape flat = ipt_shape2(n->in_shape[0].dtype, (int32_t)rows_of(&n->in_shape[0]),
+                                    n->in_shape[5].dim[1]);
+        ipt_val du[2] = {ipt_in(n, 4), ipt_reshape(g, dy[0], flat)};
+        dx[5] = ipt_grad_as_input(g, n, 5, ipt_emit(g, IPT_OP_MATMUL, n->name, du, 2, &ta, NULL));
+    }
 }
 
 /* The weight as panels: itself, or a packed copy of a row-major [O,K] leaf. */
@@ -112,18 +127,45 @@ static ipt_status linear_kernel(const ipt_node *n, ipt_launch *l)
     g.ldy = g.cols;
     IPT_TRY(ipt_gemm_left(l, n, 0, &g.a));
     IPT_TRY(weight_operand(l, n, &g.b, &g.b_type));
+    if (n->n_in > 5 && n->in_shape[4].rank) {
+        const ipt_shape *u = &n->in_shape[5];
+        g.side = u->dim[0];
+        g.h = ipt_operand_in(4);
+        g.u = ipt_operand_in(5);
+        g.u_type = u->dtype;
+        if (!n->in_is_panel[5]) { /* with gradients; else packed when it was written */
+            ipt_pack p = {.src = g.u,
+                          .type = u->dtype,
+                          .src_bytes = ipt_shape_bytes(u),
+                          .n = u->dim[1],
+                          .taps = 1,
+                          .k = g.side,
+                          .sn = 1,
+                          .sk = u->dim[1]};
+            g.u_type = IPT_F32;
+            IPT_TRY(ipt_gemm_pack(l, &p, &g.u));
+        }
+    }
     return ipt_gemm_launch(l, &g);
 }
 
 static const char *linear_infer(const ipt_node *n, ipt_shape out[])
 {
     (void)out;
-    return same_type(n, 3);
+    const char *problem = same_type(n, 3);
+    if (problem || n->n_in < 6 || !n->in_shape[4].rank)
+        return problem;
+    if (rows_of(&n->in_shape[4]) != rows_of(&n->in_shape[0]) || n->in_shape[5].dim[0] % 4)
+        return "the side path has other rows than x, or no multiple of 4 columns";
+    return n->in_shape[4].dtype == n->in_shape[0].dtype &&
+                   n->in_shape[5].dtype == n->in_shape[0].dtype
+               ? NULL
+               : "the side path must have the element type of x";
 }
 
 const ipt_op_def ipt_op_linear = {
     .name = "linear",
-    .sig = "x:*k w:ok b?:o r?:*o -> y:*o",
+    .sig = "x:*k w:ok b?:o r?:*o h?:*j u?:jo -> y:*o",
     .alias = 1u << 3,
     .panel = 1u << 1,
     .infer = linear_infer,
@@ -389,8 +431,9 @@ ipt_val ipt_linear_add(ipt_graph *g, ipt_val x, const char *site, int out, bool 
     }
     ipt_val w = ipt_weight_leaf(g, site, "weight", ipt_shape2(IPT_F32, out, last_of(&s)));
     ipt_val b = bias ? ipt_weight_leaf(g, site, "bias", ipt_shape1(IPT_F32, out)) : (ipt_val){0};
-    ipt_val y = ipt_emit(g, IPT_OP_LINEAR, site, (ipt_val[]){x, w, b, residual}, 4, NULL, NULL);
-    return ipt_adapter_path(g, x, y, site, NULL);
+    ipt_val u = {0}, h = ipt_adapter_hidden(g, x, out, site, NULL, &u);
+    return ipt_emit(g, IPT_OP_LINEAR, site, (ipt_val[]){x, w, b, residual, h, u}, h.id ? 6 : 4,
+                    NULL, NULL);
 }
 
 ipt_val ipt_linear(ipt_graph *g, ipt_val x, const char *site, int out, bool bias)

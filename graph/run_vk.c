@@ -35,7 +35,8 @@ static ipt_shape panel_shape(const ipt_node *n, int operand)
 {
     const ipt_shape *w = &n->in_shape[operand];
     int32_t k = n->attr.conv.kernel;
-    if (operand == 1 && w->rank == 2 && n->op == IPT_OP_MATMUL && !n->attr.matmul.ta)
+    if (w->rank == 2 && ((operand == 1 && n->op == IPT_OP_MATMUL && !n->attr.matmul.ta) ||
+                         (operand == 5 && n->op == IPT_OP_LINEAR)))
         return ipt_shape2(w->dtype, w->dim[1], w->dim[0]);
     if (operand == 1 && w->rank == 2 && n->op == IPT_OP_CONV2D)
         return ipt_shape4(w->dtype, w->dim[1], k, k, w->dim[0] / (k * k));

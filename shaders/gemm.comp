@@ -27,6 +27,7 @@ layout(constant_id = 2) const int UK = 4;  // groups of four k's per turn; divid
 layout(constant_id = 3) const int B16 = 0; // panels hold pairs of f16
 layout(constant_id = 4) const int MODE = 0;
 layout(constant_id = 5) const int HAS = 0;
+layout(constant_id = 6) const int SIDE16 = 0; // panels of u hold pairs of f16
 const int RS = TM / SG;
 
 vec4 acc[TM];
@@ -52,6 +53,44 @@ void fetch(int part, int n)
         }
     }
 }
+
+// acc[rows of r] += quad a of k's times b
+void multiply(int r, vec4 a)
+{
+    [[unroll]] for (int i = 0; i < SG; i++) {
+        vec4 sum = acc[r * SG + i];
+        sum += subgroupShuffle(a.x, uint(i)) * b[0];
+        sum += subgroupShuffle(a.y, uint(i)) * b[1];
+        sum += subgroupShuffle(a.z, uint(i)) * b[2];
+        sum += subgroupShuffle(a.w, uint(i)) * b[3];
+        acc[r * SG + i] = sum;
+    }
+}
+
+#ifdef TEXEL
+// A few quads only: nothing is fetched ahead.
+void add_side(int first, int lane, int u_at)
+{
+    for (int q = 0; q < pc.side; q++) {
+        if (SIDE16 != 0) {
+            [[unroll]] for (int i = 0; i < 4; i += 2) {
+                uvec4 u = imageLoad(u_view, u_at + q * 16 + (i >> 1) * 8);
+                vec2 p0 = unpackHalf2x16(u.x), p1 = unpackHalf2x16(u.y);
+                vec2 p2 = unpackHalf2x16(u.z), p3 = unpackHalf2x16(u.w);
+                b[i] = vec4(p0.x, p1.x, p2.x, p3.x);
+                b[i + 1] = vec4(p0.y, p1.y, p2.y, p3.y);
+            }
+        } else {
+            [[unroll]] for (int i = 0; i < 4; i++)
+                b[i] = uintBitsToFloat(imageLoad(u_view, u_at + q * 32 + i * 8));
+        }
+        [[unroll]] for (int r = 0; r < RS; r++) {
+            int m = pc.row0 + min(first + r * SG + lane, pc.rows - 1);
+            multiply(r, imageLoad(h_view, m * pc.side + q));
+        }
+    }
+}
+#endif
 
 vec4 a_next[RS];
 
@@ -107,20 +146,18 @@ void main()
                     vec4 a = a_next[r];
                     a_next[r] = load_a(from[r], u < UK - 1 ? q + u + 1 : min(q + UK, pc.quads - 1));
                     fetch(r, RS);
-                    [[unroll]] for (int i = 0; i < SG; i++) {
-                        vec4 sum = acc[r * SG + i];
-                        sum += subgroupShuffle(a.x, uint(i)) * b[0];
-                        sum += subgroupShuffle(a.y, uint(i)) * b[1];
-                        sum += subgroupShuffle(a.z, uint(i)) * b[2];
-                        sum += subgroupShuffle(a.w, uint(i)) * b[3];
-                        acc[r * SG + i] = sum;
-                    }
+                    multiply(r, a);
                 }
                 b_at += B16 != 0 ? 16 : 32;
             }
         }
     }
 
+#ifdef TEXEL
+    if ((HAS & HAS_SIDE) != 0)
+        add_side(first, lane,
+                 (panel + pc.col0 / 32) * pc.side * (SIDE16 != 0 ? 16 : 32) + (quad & 7));
+#endif
     if (col >= out_cols || !is_bound)
         return;
     vec4 bias = (HAS & HAS_BIAS) != 0 ? gemm_bias(col) : vec4(0);

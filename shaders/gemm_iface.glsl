@@ -2,7 +2,7 @@
 // bindings, the walk over convolution taps, the epilogue.
 //
 //   y[m, col] = sum_tap sum_k a[pixel(m, tap), k] b[col, tap, k]
-//               (+ bias[col] + t[image(m), col] + r[m, col])
+//               (+ bias[col] + t[image(m), col] + r[m, col] + sum_k h[m, k] u[col, k])
 //
 // a: rows of `quads` quads (channels last), b: packed panels of 32 columns (graph/pack.c), y: rows
 // of `ldy` elements.  A plain product has one tap and pixel(m) = m.  Sums are f32.
@@ -27,6 +27,7 @@ layout(push_constant) uniform push_block {
     int a_first; // quad of `a` that is number 0 of the binding
     int ldy, y0; // elements per row of y, and its first column
     int turned;  // gemm.comp: workgroups count row tiles first
+    int side;    // quads of k of h and u
 } pc;
 
 const int PLAIN = 0;   // one tap, pixel(m) = m
@@ -39,6 +40,7 @@ const int HAS_BIAS = 1;
 const int HAS_T = 2;
 const int HAS_R = 4;
 const int HAS_QUADS = 8; // columns come in whole, aligned quads
+const int HAS_SIDE = 16; // h u is added; -DTEXEL alone, others are given two products
 
 #ifdef TEXEL
 #ifdef ACT_F16
@@ -67,6 +69,12 @@ layout(binding = 6, rgba16f) uniform readonly imageBuffer r_view;
 layout(binding = 6, rgba32f) uniform readonly imageBuffer r_view;
 #endif
 #define LOAD_R(i) imageLoad(r_view, i)
+#ifdef ACT_F16
+layout(binding = 7, rgba16f) uniform readonly imageBuffer h_view;
+#else
+layout(binding = 7, rgba32f) uniform readonly imageBuffer h_view;
+#endif
+layout(binding = 8, rgba32ui) uniform readonly uimageBuffer u_view;
 #else
 layout(binding = 5, std430) readonly buffer r_block4 { ELT4 r_data4[]; };
 #define LOAD_R(i) vec4(r_data4[i])

@@ -6,6 +6,7 @@
 #include <string.h>
 
 enum { MIN_SSBO = 8, MIN_TEXELS = 1 << 24 };
+enum { MIN_VIEWS = 5 }; /* a, b, r, h, u of shaders/gemm.comp */
 
 /* The property and feature structs that one query fills. */
 typedef struct query {
@@ -242,7 +243,7 @@ static bool texel_formats(VkPhysicalDevice phys)
 }
 
 /* simd / texel: by device, then by `kernels`, then by environment. */
-static void derive_shape(ipt_vk_device *d, const char *kernels)
+static void derive_shape(ipt_vk_device *d, uint32_t max_views, const char *kernels)
 {
     ipt_traits *t = &d->info.traits;
     const char *env = getenv("IPT_KERNELS"), *texel = getenv("IPT_TEXEL");
@@ -258,7 +259,8 @@ static void derive_shape(ipt_vk_device *d, const char *kernels)
     t->texel = d->caps.llvmpipe;
     if (texel && *texel)
         t->texel = strcmp(texel, "0") != 0;
-    t->texel = t->texel && t->simd && t->max_texels >= MIN_TEXELS && texel_formats(d->phys);
+    t->texel = t->texel && t->simd && max_views >= MIN_VIEWS && t->max_texels >= MIN_TEXELS &&
+               texel_formats(d->phys);
 }
 
 static void derive_traits(ipt_vk_device *d, const query *q, const char *kernels)
@@ -278,7 +280,7 @@ static void derive_traits(ipt_vk_device *d, const query *q, const char *kernels)
     d->caps.llvmpipe = q->p12.driverID == VK_DRIVER_ID_MESA_LLVMPIPE;
     d->caps.max_buffer = q->p_m4.maxBufferSize ? q->p_m4.maxBufferSize : UINT64_MAX;
     derive_subgroup(q, &d->caps, t);
-    derive_shape(d, kernels);
+    derive_shape(d, l->maxPerStageDescriptorStorageImages, kernels);
 }
 
 static const char *unusable(const ipt_vk_device *d, const query *q, bool compute)

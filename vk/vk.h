@@ -106,7 +106,7 @@ typedef enum ipt_bind_kind {
     IPT_BIND_TEXEL_RGBA32UI,
     IPT_BIND_TEXEL_RGBA16F,
 } ipt_bind_kind;
-enum { IPT_MAX_BIND = 8, IPT_MAX_SPEC = 16, IPT_MAX_PUSH = 128 };
+enum { IPT_MAX_BIND = 9, IPT_MAX_SPEC = 16, IPT_MAX_PUSH = 128 };
 typedef struct ipt_kernel_desc {
     const char *shader; /* name in shaders/registry.h */
     uint8_t n_spec, n_bind, push_bytes;
