@@ -18,7 +18,7 @@ typedef struct pack_push {
 _Static_assert(sizeof(gemm_push) <= IPT_MAX_PUSH, "gemm push block");
 _Static_assert(sizeof(pack_push) <= IPT_MAX_PUSH, "pack push block");
 
-enum { HAS_BIAS = 1, HAS_T = 2, HAS_R = 4, HAS_QUADS = 8, HAS_SIDE = 16 };
+enum { HAS_BIAS = 1, HAS_T = 2, HAS_R = 4, HAS_QUADS = 8 };
 enum { TILE_ROWS = 64, TILE_COLS = 64, TILE_THREADS = 128, PACK_THREADS = 64 };
 enum { COOP_SHARED = 27648 }; /* bytes of gemm_coop.comp */
 /* Up to here all panels are walked for one tile of rows (they stream from the last-level cache);
@@ -130,6 +130,7 @@ typedef struct gemm_job {
         tail; /* bytes: a quad of a, an element, a panel, zeros behind */
     uint64_t a_bytes;
     uint32_t has;
+    int32_t side; /* quads of k of h and u that this product adds itself */
 } gemm_job;
 
 /* Measured on llvmpipe 22.3.6 with 8 and 16 lanes: 32 rows and 8 k's a turn, or 16 rows and 16 k's;
@@ -185,7 +186,7 @@ static gemm_job job_of(const ipt_launch *l, const ipt_gemm *g)
     uint64_t u_texels = (uint64_t)j.panels * (uint64_t)g->side * 32 * ipt_dtype_bytes(g->u_type);
     u_texels = (u_texels + (uint64_t)32 * 32 * 4) / 16; /* with the zeros behind the panels */
     if (j.texel && g->side > 0 && h_texels <= dev->max_texels && u_texels <= dev->max_texels)
-        j.has |= HAS_SIDE;
+        j.side = g->side / 4;
     return j;
 }
 
@@ -215,7 +216,7 @@ static ipt_status add_band(ipt_launch *l, const gemm_job *j, int64_t m0, int64_t
                       .ldy = g->ldy,
                       .y0 = g->y0};
     walk_push(&g->walk, &push.ow, &push.opix, &push.h);
-    push.side = g->side / 4;
+    push.side = j->side;
     push.turned = (uint64_t)j->panels * j->panel_bytes > CACHED_PANELS;
     const bool half = g->act == IPT_F16;
     const ipt_bind_kind act_view = half ? IPT_BIND_TEXEL_RGBA16F : IPT_BIND_TEXEL_RGBA32F;
@@ -251,7 +252,7 @@ static ipt_status add_band(ipt_launch *l, const gemm_job *j, int64_t m0, int64_t
     ipt_launch_spec(d, (uint32_t)g->walk.mode);
     ipt_launch_spec(d, j->has);
     if (j->simd)
-        ipt_launch_spec(d, g->u_type == IPT_F16);
+        ipt_launch_spec(d, g->side > 0 ? g->u_type == IPT_F16 : half);
     uint64_t line = (uint64_t)g->ldy * j->elt;
     uint64_t lead =
         g->y0 >= g->ldy ? (uint64_t)g->y0 * j->elt : 0; /* the result starts rows further down */
@@ -276,14 +277,14 @@ static ipt_status add_band(ipt_launch *l, const gemm_job *j, int64_t m0, int64_t
     else if (j->texel) /* never read */
         ipt_launch_bind(d, act_view, g->a.src, g->a.number, false);
     if (j->texel) {
-        const ipt_operand h = j->has & HAS_SIDE ? g->h : g->a, u = j->has & HAS_SIDE ? g->u : g->b;
+        const ipt_operand h = j->side ? g->h : g->a, u = j->side ? g->u : g->b;
         ipt_launch_bind(d, act_view, h.src, h.number, false);
         ipt_launch_bind(d, IPT_BIND_TEXEL_RGBA32UI, u.src, u.number, false);
     }
     d->macs =
         (double)rows *
         (double)(cols < (uint32_t)(g->cols - p0 * 32) ? cols : (uint32_t)(g->cols - p0 * 32)) *
-        ((double)j->taps * (double)g->k + (j->has & HAS_SIDE ? (double)g->side : 0.0));
+        ((double)j->taps * (double)g->k + 4.0 * j->side);
     d->no_wait = m0 > 0 || p0 > 0;
     return IPT_OK;
 }
@@ -349,7 +350,7 @@ ipt_status ipt_gemm_launch(ipt_launch *l, const ipt_gemm *g)
                              off, len));
         m0 = m1;
     }
-    if (g->side == 0 || (j.has & HAS_SIDE))
+    if (g->side == 0 || j.side)
         return l->status;
     ipt_gemm second = *g; /* these kernels know one product: the other is added to its result */
     second.a = g->h;

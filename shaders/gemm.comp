@@ -154,9 +154,7 @@ void main()
     }
 
 #ifdef TEXEL
-    if ((HAS & HAS_SIDE) != 0)
-        add_side(first, lane,
-                 (panel + pc.col0 / 32) * pc.side * (SIDE16 != 0 ? 16 : 32) + (quad & 7));
+    add_side(first, lane, (panel + pc.col0 / 32) * pc.side * (SIDE16 != 0 ? 16 : 32) + (quad & 7));
 #endif
     if (col >= out_cols || !is_bound)
         return;

@@ -27,7 +27,7 @@ layout(push_constant) uniform push_block {
     int a_first; // quad of `a` that is number 0 of the binding
     int ldy, y0; // elements per row of y, and its first column
     int turned;  // gemm.comp: workgroups count row tiles first
-    int side;    // quads of k of h and u
+    int side;    // quads of k of h and u; -DTEXEL alone, others are given two products
 } pc;
 
 const int PLAIN = 0;   // one tap, pixel(m) = m
@@ -40,7 +40,6 @@ const int HAS_BIAS = 1;
 const int HAS_T = 2;
 const int HAS_R = 4;
 const int HAS_QUADS = 8; // columns come in whole, aligned quads
-const int HAS_SIDE = 16; // h u is added; -DTEXEL alone, others are given two products
 
 #ifdef TEXEL
 #ifdef ACT_F16

@@ -6,8 +6,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const uint64_t SLAB = 64u << 20; /* larger than half of it: an allocation of its own */
-static const uint64_t SLOT = 4u << 20;  /* one of IPT_VK_SLOTS parts of the staging ring */
+/* Larger than half of it: an allocation of its own.  No VkBuffer's size is a power of two: llvmpipe
+ * compiles its shaders anew when that property of a texel view's buffer changes. */
+static const uint64_t SLAB = (64u << 20) - IPT_VK_ALIGN;
+static const uint64_t SLOT = 4u << 20; /* one of IPT_VK_SLOTS parts of the staging ring */
 static const VkMemoryPropertyFlags LOCAL = VK_MEMORY_PROPERTY_DEVICE_LOCAL_BIT;
 static const VkMemoryPropertyFlags HOST =
     VK_MEMORY_PROPERTY_HOST_VISIBLE_BIT | VK_MEMORY_PROPERTY_HOST_COHERENT_BIT;
@@ -257,7 +259,7 @@ static ipt_status find_block(ipt_gpu *gpu, uint64_t size, VkResult *r, ipt_buffe
     if (size <= SLAB / 2)
         IPT_TRY(new_slab(gpu, SLAB, false, r, &s));
     if (!s)
-        IPT_TRY(new_slab(gpu, size, true, r, &s));
+        IPT_TRY(new_slab(gpu, size & (size - 1) ? size : size + IPT_VK_ALIGN, true, r, &s));
     *out = s ? s->first : NULL;
     return IPT_OK;
 }
