@@ -179,6 +179,8 @@ static ipt_status measure_loras(bench *b, const lora_set *l, ipt_plan *plain, ip
     while (status == IPT_OK && n < room && (n < (size_t)b->o->repeat || sum < ENOUGH_MS)) {
         double one[N_TURN] = {0};
         status = run_round(b, l, plain, lora, (int32_t)n, one);
+        if (status != IPT_OK)
+            break;
         for (turn k = 0; k < N_TURN; k++) {
             v[k][n] = one[k];
             sum += one[k];

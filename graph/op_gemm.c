@@ -92,23 +92,25 @@ static void linear_grad(ipt_graph *g, const ipt_node *n, const ipt_val dy[], uin
     }
 }
 
-/* The weight as panels: itself, or a packed copy of a row-major [O,K] leaf. */
-static ipt_status weight_operand(ipt_launch *l, const ipt_node *n, ipt_operand *b, ipt_dtype *type)
+/* Input `number` as panels: itself when it was packed as it was written, or a packed copy of a
+ * row-major [columns, depth], or with by_depth [depth, columns], matrix. */
+static ipt_status right_operand(ipt_launch *l, const ipt_node *n, int number, bool by_depth,
+                                ipt_operand *b, ipt_dtype *type)
 {
-    const ipt_shape *w = &n->in_shape[1];
-    *b = ipt_operand_in(1);
+    const ipt_shape *w = &n->in_shape[number];
+    *b = ipt_operand_in(number);
     *type = w->dtype;
-    if (n->in_is_panel[1])
+    if (n->in_is_panel[number])
         return IPT_OK;
     *type = IPT_F32;
     ipt_pack p = {.src = *b,
                   .type = w->dtype,
                   .src_bytes = ipt_shape_bytes(w),
-                  .n = w->dim[0],
+                  .n = w->dim[by_depth ? 1 : 0],
                   .taps = 1,
-                  .k = w->dim[1],
-                  .sn = w->dim[1],
-                  .sk = 1};
+                  .k = w->dim[by_depth ? 0 : 1],
+                  .sn = by_depth ? 1 : w->dim[1],
+                  .sk = by_depth ? w->dim[1] : 1};
     return ipt_gemm_pack(l, &p, b);
 }
 
@@ -126,25 +128,11 @@ static ipt_status linear_kernel(const ipt_node *n, ipt_launch *l)
     g.walk = ipt_walk_plain(g.rows, 1);
     g.ldy = g.cols;
     IPT_TRY(ipt_gemm_left(l, n, 0, &g.a));
-    IPT_TRY(weight_operand(l, n, &g.b, &g.b_type));
+    IPT_TRY(right_operand(l, n, 1, false, &g.b, &g.b_type));
     if (n->n_in > 5 && n->in_shape[4].rank) {
-        const ipt_shape *u = &n->in_shape[5];
-        g.side = u->dim[0];
+        g.side = n->in_shape[5].dim[0];
         g.h = ipt_operand_in(4);
-        g.u = ipt_operand_in(5);
-        g.u_type = u->dtype;
-        if (!n->in_is_panel[5]) { /* with gradients; else packed when it was written */
-            ipt_pack p = {.src = g.u,
-                          .type = u->dtype,
-                          .src_bytes = ipt_shape_bytes(u),
-                          .n = u->dim[1],
-                          .taps = 1,
-                          .k = g.side,
-                          .sn = 1,
-                          .sk = u->dim[1]};
-            g.u_type = IPT_F32;
-            IPT_TRY(ipt_gemm_pack(l, &p, &g.u));
-        }
+        IPT_TRY(right_operand(l, n, 5, true, &g.u, &g.u_type));
     }
     return ipt_gemm_launch(l, &g);
 }
@@ -323,20 +311,7 @@ static ipt_status matmul_kernel(const ipt_node *n, ipt_launch *l)
     } else {
         IPT_TRY(ipt_gemm_left(l, n, 0, &g.a));
     }
-    if (n->in_is_panel[1]) { /* packed when it was written */
-        g.b = ipt_operand_in(1);
-        g.b_type = b->dtype;
-        return ipt_gemm_launch(l, &g);
-    }
-    ipt_pack p = {.src = ipt_operand_in(1),
-                  .type = b->dtype,
-                  .src_bytes = ipt_shape_bytes(b),
-                  .n = N,
-                  .taps = 1,
-                  .k = depth,
-                  .sn = 1,
-                  .sk = N};
-    IPT_TRY(ipt_gemm_pack(l, &p, &g.b));
+    IPT_TRY(right_operand(l, n, 1, true, &g.b, &g.b_type));
     return ipt_gemm_launch(l, &g);
 }
 
@@ -398,15 +373,7 @@ static ipt_status matmul_nt_kernel(const ipt_node *n, ipt_launch *l)
                   .ldy = N};
     g.walk = ipt_walk_plain(g.rows, 1);
     IPT_TRY(ipt_gemm_left(l, n, 0, &g.a));
-    ipt_pack p = {.src = ipt_operand_in(1),
-                  .type = b->dtype,
-                  .src_bytes = ipt_shape_bytes(b),
-                  .n = N,
-                  .taps = 1,
-                  .k = K,
-                  .sn = K,
-                  .sk = 1};
-    IPT_TRY(ipt_gemm_pack(l, &p, &g.b));
+    IPT_TRY(right_operand(l, n, 1, false, &g.b, &g.b_type));
     return ipt_gemm_launch(l, &g);
 }
 

@@ -34,6 +34,15 @@ vec4 acc[TM];
 vec4 b[4], next[4];
 int b_at; // quad (f16: pair quad) of the next fetch
 
+// 32 columns of two k's lie in eight quads of f16 pairs: this lane's four columns of both.
+void unpack_pair(uvec4 u, out vec4 even, out vec4 odd)
+{
+    vec2 p0 = unpackHalf2x16(u.x), p1 = unpackHalf2x16(u.y);
+    vec2 p2 = unpackHalf2x16(u.z), p3 = unpackHalf2x16(u.w);
+    even = vec4(p0.x, p1.x, p2.x, p3.x);
+    odd = vec4(p0.y, p1.y, p2.y, p3.y);
+}
+
 // Fetches part `part` of `n` of the next four k's.
 void fetch(int part, int n)
 {
@@ -41,13 +50,8 @@ void fetch(int part, int n)
         if (i * n / 4 != part)
             continue;
         if (B16 != 0) {
-            if ((i & 1) == 0) {
-                uvec4 u = LOAD_B(b_at + (i >> 1) * 8);
-                vec2 p0 = unpackHalf2x16(u.x), p1 = unpackHalf2x16(u.y);
-                vec2 p2 = unpackHalf2x16(u.z), p3 = unpackHalf2x16(u.w);
-                next[i] = vec4(p0.x, p1.x, p2.x, p3.x);
-                next[i + 1] = vec4(p0.y, p1.y, p2.y, p3.y);
-            }
+            if ((i & 1) == 0)
+                unpack_pair(LOAD_B(b_at + (i >> 1) * 8), next[i], next[i + 1]);
         } else {
             next[i] = uintBitsToFloat(LOAD_B(b_at + i * 8));
         }
@@ -73,13 +77,8 @@ void add_side(int first, int lane, int u_at)
 {
     for (int q = 0; q < pc.side; q++) {
         if (SIDE16 != 0) {
-            [[unroll]] for (int i = 0; i < 4; i += 2) {
-                uvec4 u = imageLoad(u_view, u_at + q * 16 + (i >> 1) * 8);
-                vec2 p0 = unpackHalf2x16(u.x), p1 = unpackHalf2x16(u.y);
-                vec2 p2 = unpackHalf2x16(u.z), p3 = unpackHalf2x16(u.w);
-                b[i] = vec4(p0.x, p1.x, p2.x, p3.x);
-                b[i + 1] = vec4(p0.y, p1.y, p2.y, p3.y);
-            }
+            [[unroll]] for (int i = 0; i < 4; i += 2)
+                unpack_pair(imageLoad(u_view, u_at + q * 16 + (i >> 1) * 8), b[i], b[i + 1]);
         } else {
             [[unroll]] for (int i = 0; i < 4; i++)
                 b[i] = uintBitsToFloat(imageLoad(u_view, u_at + q * 32 + i * 8));

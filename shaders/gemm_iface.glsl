@@ -43,10 +43,11 @@ const int HAS_QUADS = 8; // columns come in whole, aligned quads
 
 #ifdef TEXEL
 #ifdef ACT_F16
-layout(binding = 0, rgba16f) uniform readonly imageBuffer a_view;
+#define ACT_TEXEL rgba16f
 #else
-layout(binding = 0, rgba32f) uniform readonly imageBuffer a_view;
+#define ACT_TEXEL rgba32f
 #endif
+layout(binding = 0, ACT_TEXEL) uniform readonly imageBuffer a_view;
 layout(binding = 1, rgba32ui) uniform readonly uimageBuffer b_view;
 #define LOAD_A(i) imageLoad(a_view, i)
 #define LOAD_B(i) imageLoad(b_view, i)
@@ -62,17 +63,9 @@ layout(binding = 3, std430) readonly buffer bias_block { float bias_data[]; };
 layout(binding = 4, std430) readonly buffer t_block { ELT t_data[]; };
 layout(binding = 5, std430) readonly buffer r_block { ELT r_data[]; };
 #ifdef TEXEL
-#ifdef ACT_F16
-layout(binding = 6, rgba16f) uniform readonly imageBuffer r_view;
-#else
-layout(binding = 6, rgba32f) uniform readonly imageBuffer r_view;
-#endif
+layout(binding = 6, ACT_TEXEL) uniform readonly imageBuffer r_view;
 #define LOAD_R(i) imageLoad(r_view, i)
-#ifdef ACT_F16
-layout(binding = 7, rgba16f) uniform readonly imageBuffer h_view;
-#else
-layout(binding = 7, rgba32f) uniform readonly imageBuffer h_view;
-#endif
+layout(binding = 7, ACT_TEXEL) uniform readonly imageBuffer h_view;
 layout(binding = 8, rgba32ui) uniform readonly uimageBuffer u_view;
 #else
 layout(binding = 5, std430) readonly buffer r_block4 { ELT4 r_data4[]; };
