@@ -2,6 +2,8 @@
  */
 #include "engine/internal.h"
 
+#include "vae/vae.h"
+
 #include <limits.h>
 #include <stdlib.h>
 #include <string.h>
@@ -238,6 +240,27 @@ static ipt_status load_taesd(ipt_engine *e, const char *path)
     return IPT_OK;
 }
 
+/* The caller's picture is sized by the model's VAE: a tiny decoder of another make writes another
+ * number of pixels, or reads another latent.  Asked at every request: the model may have changed. */
+static ipt_status check_taesd(const ipt_engine *e)
+{
+    if (!e->taesd)
+        return IPT_OK;
+    const ipt_vae_config *tiny = &ipt_model_get_config(e->taesd)->vae, *own = &e->config.vae;
+    if (ipt_vae_factor(tiny) != ipt_vae_factor(own))
+        return ipt_fail(e->ctx, IPT_ERR_SHAPE,
+                        "%s: this TAESD enlarges a latent by %d, the model's VAE by %d; leave out "
+                        "--taesd with this model",
+                        ipt_model_path(e->taesd), ipt_vae_factor(tiny), ipt_vae_factor(own));
+    if (tiny->latent_channels != e->config.unet.out_channels)
+        return ipt_fail(e->ctx, IPT_ERR_SHAPE,
+                        "%s: this TAESD decodes %d latent channels, the model's unet gives %d; "
+                        "leave out --taesd with this model",
+                        ipt_model_path(e->taesd), tiny->latent_channels,
+                        e->config.unet.out_channels);
+    return IPT_OK;
+}
+
 /* --- adapters --------------------------------------------------------------------------------- */
 /* A path as given, or a name (with or without ending) in one of the LoRA folders. */
 static ipt_status find_lora(ipt_engine *e, const ipt_request *r, const char *name, char *buf,
@@ -324,5 +347,6 @@ ipt_status ipt_engine_load(ipt_engine *e, const ipt_request *r, const ipt_prompt
         return IPT_OK;
     IPT_TRY(ipt_engine_open_device(e));
     IPT_TRY(load_taesd(e, r->taesd));
+    IPT_TRY(check_taesd(e));
     return load_adapters(e, r, extra, n_extra);
 }

@@ -39,16 +39,11 @@ static ipt_status decode_plan(ipt_engine *e, int32_t h, int32_t w, ipt_plan **ou
     return IPT_OK;
 }
 
-static int32_t factor_of(const ipt_engine *e)
-{
-    return e->taesd || e->config.vae.tiny ? 8 : ipt_vae_factor(&e->config.vae);
-}
-
 /* Decodes z [h,w,C] (channels last) to rgb [fh,fw,3] in 0..1. */
 static ipt_status decode_whole(ipt_engine *e, const float *z, int32_t h, int32_t w, float *rgb)
 {
     ipt_plan *plan = NULL;
-    size_t c = (size_t)e->config.unet.out_channels, f = (size_t)factor_of(e);
+    size_t c = (size_t)e->config.unet.out_channels, f = (size_t)ipt_vae_factor(&e->config.vae);
     size_t n = (size_t)h * (size_t)w * f * f * 3;
     bool tiny = e->taesd || e->config.vae.tiny;
     IPT_TRY(decode_plan(e, h, w, &plan));
@@ -98,7 +93,7 @@ static void blend_tile(const tile *t, const float *part, int32_t f, int32_t over
 static ipt_status decode_tiled(ipt_engine *e, const float *z, int32_t h, int32_t w, int32_t side,
                                float *rgb)
 {
-    int32_t f = factor_of(e), overlap = side / 4 > 0 ? side / 4 : 1,
+    int32_t f = ipt_vae_factor(&e->config.vae), overlap = side / 4 > 0 ? side / 4 : 1,
             step = side - overlap > 0 ? side - overlap : 1;
     size_t c = (size_t)e->config.unet.out_channels, n = (size_t)h * (size_t)w * (size_t)(f * f);
     size_t area = (size_t)side * (size_t)side;
@@ -147,7 +142,7 @@ ipt_status ipt_decode(ipt_engine *e, const ipt_request *r, const float *latent, 
             z[i * c + k] = e->taesd || v->tiny
                                ? latent[k * hw + i]
                                : latent[k * hw + i] / v->scaling_factor + v->shift_factor;
-    int32_t f = factor_of(e), side = r->vae_tile > 0 ? r->vae_tile / f : AUTO_TILE / f;
+    int32_t f = ipt_vae_factor(v), side = r->vae_tile > 0 ? r->vae_tile / f : AUTO_TILE / f;
     bool fits = h <= side && w <= side;
     bool whole =
         r->vae_tile < 0 || fits || (r->vae_tile == 0 && hw * (size_t)(f * f) <= AUTO_WHOLE);

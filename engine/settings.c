@@ -2,6 +2,8 @@
  * refused. */
 #include "engine/internal.h"
 
+#include "vae/vae.h"
+
 #include <jansson.h>
 #include <math.h>
 #include <string.h>
@@ -83,7 +85,7 @@ static ipt_status choose_sampler(const ipt_engine *e, const ipt_request *r, ipt_
 static ipt_status choose_size(const ipt_engine *e, const ipt_request *r, ipt_settings *s)
 {
     const ipt_model_config *c = &e->config;
-    int32_t f = c->vae.tiny ? 8 : 1 << (c->vae.n_level - 1), dflt = c->unet.sample_size * f;
+    int32_t f = ipt_vae_factor(&c->vae), dflt = c->unet.sample_size * f;
     if (dflt <= 0)
         dflt = 512;
     s->width = r->width ? r->width : r->init ? r->init->w / f * f : dflt;
