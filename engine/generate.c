@@ -25,8 +25,7 @@ typedef struct run {
     ipt_plan *unet;
     int32_t batch;
     float *in_x, *in_text, *in_add, *in_gates, *eps;
-    /* img2img */
-    float *init_mean, *init_deviation, *init_latent, *mask, *masked_latent;
+    ipt_start start; /* img2img and inpainting */
     /* progress */
     double t_start, step_ms, vae_ms;
     int32_t n_eval, done_eval;
@@ -243,9 +242,9 @@ static void fill_x(const run *u, const float *x, float *out)
         for (size_t k = 0; k < c; k++)
             out[i * in + k] = x[k * hw + i];
         if (in > c) {
-            out[i * in + c] = u->mask[i];
+            out[i * in + c] = u->start.mask[i];
             for (size_t k = 0; k < c; k++)
-                out[i * in + c + 1 + k] = u->masked_latent[k * hw + i];
+                out[i * in + c + 1 + k] = u->start.masked_latent[k * hw + i];
         }
     }
 }
@@ -339,111 +338,6 @@ static ipt_status evaluate(run *u, const float *x, double t, int32_t step, float
     return IPT_OK;
 }
 
-/* --- noise ------------------------------------------------------------------------------------ */
-typedef struct noise_source {
-    ipt_rng_torch torch;
-    uint64_t seed;
-    uint32_t calls;
-    bool philox;
-} noise_source;
-
-static void draw(noise_source *s, float *out, size_t n)
-{
-    if (s->philox)
-        ipt_rng_philox_randn(s->seed, s->calls++, out, n);
-    else
-        ipt_rng_torch_randn(&s->torch, out, n);
-}
-
-/* --- img2img and inpainting ------------------------------------------------------------------- */
-static ipt_status resized(run *u, const ipt_image *im, ipt_image *out)
-{
-    size_t n = (size_t)im->w * (size_t)im->h * 3;
-    *out = (ipt_image){im->w, im->h, ipt_alloc(u->e->ctx, n)};
-    if (!out->rgb)
-        return IPT_ERR_NOMEM;
-    memcpy(out->rgb, im->rgb, n);
-    ipt_status status = IPT_OK;
-    if (im->w != u->set.width || im->h != u->set.height)
-        status = ipt_image_resize(u->e->ctx, out, u->set.width, u->set.height);
-    if (status != IPT_OK)
-        ipt_image_finish(out);
-    return status;
-}
-
-static ipt_status prepare_mask(run *u)
-{
-    ipt_image m = {0};
-    size_t hw = (size_t)u->set.h * (size_t)u->set.w;
-    IPT_TRY(resized(u, u->r->mask, &m));
-    u->mask = ipt_arena_alloc(&u->arena, hw * sizeof *u->mask);
-    if (u->mask)
-        for (int32_t y = 0; y < u->set.h; y++)
-            for (int32_t x = 0; x < u->set.w; x++) { /* nearest, as diffusers shrinks masks */
-                size_t at = ((size_t)(y * (u->set.height / u->set.h)) * (size_t)u->set.width +
-                             (size_t)(x * (u->set.width / u->set.w))) *
-                            3;
-                u->mask[(size_t)y * (size_t)u->set.w + (size_t)x] = m.rgb[at] >= 128 ? 1.0F : 0.0F;
-            }
-    ipt_image_finish(&m);
-    return u->mask ? IPT_OK : IPT_ERR_NOMEM;
-}
-
-/* Latent statistics of the picture (masked: with the part to repaint in mid grey). */
-static ipt_status encode_picture(run *u, bool masked, float **mean, float **deviation)
-{
-    ipt_image im = {0};
-    size_t n = (size_t)u->set.width * (size_t)u->set.height;
-    IPT_TRY(resized(u, u->r->init, &im));
-    float *rgb = ipt_calloc(u->e->ctx, n * 3, sizeof *rgb);
-    *mean = ipt_arena_alloc(&u->arena, u->set.n * sizeof(float));
-    *deviation = ipt_arena_alloc(&u->arena, u->set.n * sizeof(float));
-    ipt_status status = rgb && *mean && *deviation ? IPT_OK : IPT_ERR_NOMEM;
-    int32_t f = u->set.width / u->set.w;
-    for (size_t i = 0; status == IPT_OK && i < n; i++) {
-        size_t y = i / (size_t)u->set.width / (size_t)f, x = i % (size_t)u->set.width / (size_t)f;
-        bool hide = masked && u->mask[y * (size_t)u->set.w + x] > 0.5F;
-        for (size_t c = 0; c < 3; c++)
-            rgb[i * 3 + c] = hide ? 0.0F : (float)im.rgb[i * 3 + c] / 127.5F - 1.0F;
-    }
-    if (status == IPT_OK)
-        status = ipt_encode_image(u->e, rgb, u->set.height, u->set.width, *mean, *deviation);
-    ipt_free(rgb);
-    ipt_image_finish(&im);
-    return status;
-}
-
-static ipt_status prepare_init(run *u)
-{
-    if (!u->r->init)
-        return IPT_OK;
-    progress(u, "encode", 0, 1, 0);
-    if (u->r->mask)
-        IPT_TRY(prepare_mask(u));
-    IPT_TRY(encode_picture(u, false, &u->init_mean, &u->init_deviation));
-    u->init_latent = ipt_arena_alloc(&u->arena, u->set.n * sizeof(float));
-    if (!u->init_latent)
-        return IPT_ERR_NOMEM;
-    if (u->e->config.unet.in_channels != u->set.channels) {
-        float *unused = NULL;
-        IPT_TRY(encode_picture(u, true, &u->masked_latent, &unused));
-        const ipt_vae_config *v = &u->e->config.vae;
-        for (size_t i = 0; i < u->set.n; i++)
-            u->masked_latent[i] = (u->masked_latent[i] - v->shift_factor) * v->scaling_factor;
-    }
-    return IPT_OK;
-}
-
-/* The picture's latent for one seed: a sample of the encoder's distribution. */
-static void sample_init(run *u, noise_source *source, float *z)
-{
-    const ipt_vae_config *v = &u->e->config.vae;
-    draw(source, z, u->set.n);
-    for (size_t i = 0; i < u->set.n; i++)
-        u->init_latent[i] =
-            (u->init_mean[i] + u->init_deviation[i] * z[i] - v->shift_factor) * v->scaling_factor;
-}
-
 /* --- one picture ------------------------------------------------------------------------------ */
 typedef struct buffers {
     float *x, *in, *eps, *noise, *fresh, *scratch, *keep;
@@ -460,7 +354,7 @@ static ipt_status trace_latent(run *u, ipt_trace *t, const char *what, int32_t i
     return ipt_trace_f32(t, name, v, dim, 4);
 }
 
-static ipt_status sample_loop(run *u, ipt_sampler *s, const buffers *b, noise_source *source,
+static ipt_status sample_loop(run *u, ipt_sampler *s, const buffers *b, ipt_noise *source,
                               ipt_trace *trace, int32_t image)
 {
     int32_t n = ipt_sampler_n_evals(s);
@@ -474,15 +368,11 @@ static ipt_status sample_loop(run *u, ipt_sampler *s, const buffers *b, noise_so
                          u->set.skip + ipt_sampler_step_of(s, i), b->scratch, b->eps));
         bool fresh = ipt_sampler_needs_noise(s, i);
         if (fresh)
-            draw(source, b->fresh, u->set.n);
+            ipt_noise_draw(source, b->fresh, u->set.n);
         IPT_TRY(trace_latent(u, trace, "eps_step", i, b->eps));
         IPT_TRY(ipt_sampler_step(s, i, b->eps, b->x, fresh ? b->fresh : NULL));
-        if (u->mask && u->e->config.unet.in_channels == u->set.channels) {
-            size_t hw = (size_t)u->set.h * (size_t)u->set.w;
-            ipt_sampler_add_noise(s, i + 1, u->init_latent, b->noise, b->keep);
-            for (size_t k = 0; k < u->set.n; k++)
-                b->x[k] = u->mask[k % hw] * b->x[k] + (1.0F - u->mask[k % hw]) * b->keep[k];
-        }
+        if (u->start.mask && u->e->config.unet.in_channels == u->set.channels)
+            ipt_start_keep(&u->start, s, i + 1, &u->set, b->noise, b->keep, b->x);
         IPT_TRY(trace_latent(u, trace, "latent_step", i, b->x));
         double ms = ipt_now_ms() - t0;
         if (u->done_eval == 0)
@@ -521,23 +411,14 @@ static ipt_status make_picture(run *u, const buffers *b, int32_t k, ipt_trace *t
     ipt_sampler *s = NULL;
     ipt_sampler_request q = {&u->set.config, u->set.kind, u->set.schedule,
                              u->set.steps,   u->set.skip, u->set.n};
-    noise_source source = {.seed = u->r->seed + (uint64_t)k, .philox = u->set.philox};
+    ipt_noise source;
     ipt_status status = IPT_OK;
     double t0 = 0;
-    ipt_rng_torch_seed(&source.torch, source.seed);
+    ipt_noise_seed(&source, u->r->seed + (uint64_t)k, u->set.philox);
     IPT_TRY(ipt_sampler_create(u->e->ctx, &q, &s));
     u->n_eval = ipt_sampler_n_evals(s);
     u->rep->n_eval = u->n_eval;
-    if (u->init_mean)
-        sample_init(u, &source, b->fresh);
-    draw(&source, b->noise, u->set.n);
-    if (u->init_mean && !(u->mask && u->set.skip == 0)) {
-        ipt_sampler_add_noise(s, 0, u->init_latent, b->noise, b->x);
-    } else {
-        float sigma = (float)ipt_sampler_init_noise_sigma(s);
-        for (size_t i = 0; i < u->set.n; i++)
-            b->x[i] = b->noise[i] * sigma;
-    }
+    ipt_start_draw(&u->start, u->e, s, &u->set, &source, b->fresh, b->noise, b->x);
     IPT_TRY_GOTO(trace_latent(u, trace, "noise", -1, b->noise), done);
     t0 = ipt_now_ms();
     IPT_TRY_GOTO(sample_loop(u, s, b, &source, trace, k), done);
@@ -651,7 +532,9 @@ static ipt_status run_request(run *u, ipt_image_fn image, void *user)
     IPT_TRY_GOTO(encode_all(u, &worlds), done);
     t0 = ipt_now_ms();
     IPT_TRY_GOTO(unet_plan(u, worlds * (u->set.two_rows ? 2 : 1)), done);
-    IPT_TRY_GOTO(prepare_init(u), done);
+    if (u->r->init)
+        progress(u, "encode", 0, 1, 0);
+    IPT_TRY_GOTO(ipt_start_prepare(e, u->r, &u->set, &u->arena, &u->start), done);
     u->rep->ms_load += ipt_now_ms() - t0;
     IPT_TRY_GOTO(fill_report(u), done);
     IPT_TRY_GOTO(alloc_buffers(u, worlds, &b), done);

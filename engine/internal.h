@@ -88,6 +88,35 @@ typedef struct ipt_settings {
 IPT_CHECKED ipt_status ipt_settings_choose(const ipt_engine *e, const ipt_request *r,
                                            ipt_arena *arena, ipt_settings *s);
 
+/* --- img2img.c: where a picture starts -------------------------------------------------------- */
+/* Noise of one picture, in the order in which it is drawn. */
+typedef struct ipt_noise {
+    ipt_rng_torch torch;
+    uint64_t seed;
+    uint32_t calls;
+    bool philox;
+} ipt_noise;
+void ipt_noise_seed(ipt_noise *s, uint64_t seed, bool philox);
+void ipt_noise_draw(ipt_noise *s, float *out, size_t n);
+
+/* A picture to start from and a mask; all NULL: neither is given. */
+typedef struct ipt_start {
+    float *mean, *deviation, *latent; /* [C,h,w] of the picture; latent: drawn for one seed */
+    float *mask;                      /* [h,w], 1: repaint */
+    float *masked_latent;             /* [C,h,w], models with mask channels only */
+} ipt_start;
+/* Encodes the request's picture and mask; memory from arena.  Errors: those of the VAE;
+ * IPT_ERR_NOMEM. */
+IPT_CHECKED ipt_status ipt_start_prepare(ipt_engine *e, const ipt_request *r,
+                                         const ipt_settings *set, ipt_arena *arena, ipt_start *out);
+/* Draws noise [C,h,w] and what else the start needs (fresh: scratch), and makes the first x. */
+void ipt_start_draw(const ipt_start *start, const ipt_engine *e, const ipt_sampler *s,
+                    const ipt_settings *set, ipt_noise *source, float *fresh, float *noise,
+                    float *x);
+/* Puts the picture back outside the mask, noised to the level of evaluation i (keep: scratch). */
+void ipt_start_keep(const ipt_start *start, const ipt_sampler *s, int32_t i,
+                    const ipt_settings *set, const float *noise, float *keep, float *x);
+
 /* --- text.c: prompts to embeddings ------------------------------------------------------------ */
 typedef struct ipt_encoded {
     int32_t tokens, width, pooled_width;
