@@ -165,8 +165,15 @@ static ipt_status write_site(const ipt_bank *b, const bank_site *s, ipt_plan *p,
 
 ipt_status ipt_bank_write(const ipt_bank *b, int comp, ipt_plan *p, uint64_t *uploaded)
 {
-    for (size_t i = 0; b && i < b->n_site[comp]; i++)
+    char name[320];
+    for (size_t i = 0; b && i < b->n_site[comp]; i++) {
+        /* A text encoder's plan lacks the layers after the one that clip skip asks for and, without
+         * a pooled output, the projection; a UNet's plan has every module. */
+        ipt_name(name, sizeof name, "%s.lora_slot", b->site[comp][i].site);
+        if (comp != IPT_COMP_UNET && !ipt_plan_has(p, name))
+            continue;
         IPT_TRY(write_site(b, &b->from[comp][i], p, uploaded));
+    }
     return IPT_OK;
 }
 

@@ -27,7 +27,7 @@ const ipt_adapter_site *ipt_bank_sites(const ipt_bank *b, int comp, size_t *n);
 /* True when both give the same graph: same sites, ranks and slots; only values may differ. */
 bool ipt_bank_same_layout(const ipt_bank *a, const ipt_bank *b, int comp);
 /* Writes the factors of a component into a plan built with ipt_bank_sites; adds bytes to *uploaded.
- */
+ * Text layers that the plan leaves out (clip skip) are passed over. */
 IPT_CHECKED ipt_status ipt_bank_write(const ipt_bank *b, int comp, ipt_plan *p, uint64_t *uploaded);
 bool ipt_bank_has(const ipt_bank *b, int comp); /* some adapter has modules there */
 

@@ -260,7 +260,7 @@ static ipt_status encode_with(ipt_engine *e, const ipt_request *r, const ipt_pro
     if (!z)
         return IPT_ERR_NOMEM;
     ipt_status status = IPT_OK;
-    if (ipt_bank_has(e->bank, encoder ? IPT_COMP_TEXT2 : IPT_COMP_TEXT))
+    if (ipt_plan_has(plan, "gates")) /* not when every adapted layer is skipped */
         IPT_TRY_GOTO(ipt_plan_write(plan, "gates", gates, ipt_bank_n_slot(e->bank) * sizeof *gates),
                      done);
     for (int chunk = 0; chunk < pr->n_chunk; chunk++) {

@@ -213,6 +213,9 @@ typedef struct ipt_plan_opts {
  * Errors: the poison; IPT_ERR_DEVICE_MEM with need / have; those of weights->find;
  * IPT_ERR_UNSUPPORTED. */
 IPT_CHECKED ipt_status ipt_plan_create(ipt_graph *g, const ipt_plan_opts *o, ipt_plan **out);
+/* Whether the plan has an input or parameter of that name: a graph leaves out what its key does not
+ * ask for. */
+bool ipt_plan_has(const ipt_plan *p, const char *in);
 /* n bytes = the leaf's whole size; f32 (or i32) host data, converted when the leaf is f16. */
 IPT_CHECKED ipt_status ipt_plan_write(ipt_plan *p, const char *in, const void *src, size_t n);
 /* Submits segment 0.. and waits; IPT_ERR_CANCELLED between submissions when the ctx is cancelled.

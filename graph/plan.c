@@ -75,26 +75,34 @@ void ipt_plan_destroy(ipt_plan **pp)
     *pp = NULL;
 }
 
-/* Leaf (want_leaf) or output by name; size check against the host's f32 / i32 view. */
-static ipt_status find_value(const ipt_plan *p, const char *name, bool want_leaf, size_t n,
-                             uint32_t *out)
+/* Leaf (want_leaf) or output by name; 0: none. */
+static uint32_t named(const ipt_plan *p, const char *name, bool want_leaf)
 {
     for (uint32_t v = 1; v < p->n_value; v++) {
         const ipt_value *value = &p->value[v];
-        if (!value->name || strcmp(value->name, name) != 0)
-            continue;
-        if (want_leaf && (value->node || value->role == IPT_WEIGHT))
-            continue;
-        size_t bytes = ipt_shape_count(&value->shape) * 4;
-        if (bytes != n)
-            return ipt_fail(p->ctx, IPT_ERR_ARG, "%s: %zu bytes given, expected %zu", name, n,
-                            bytes);
-        *out = v;
-        return IPT_OK;
+        if (value->name && strcmp(value->name, name) == 0 &&
+            !(want_leaf && (value->node || value->role == IPT_WEIGHT)))
+            return v;
     }
-    return ipt_fail(p->ctx, IPT_ERR_MISSING, "plan has no %s named %s",
-                    want_leaf ? "input" : "output", name);
+    return 0;
 }
+
+/* The same with a size check against the host's f32 / i32 view. */
+static ipt_status find_value(const ipt_plan *p, const char *name, bool want_leaf, size_t n,
+                             uint32_t *out)
+{
+    uint32_t v = named(p, name, want_leaf);
+    if (v == 0)
+        return ipt_fail(p->ctx, IPT_ERR_MISSING, "plan has no %s named %s",
+                        want_leaf ? "input" : "output", name);
+    size_t bytes = ipt_shape_count(&p->value[v].shape) * 4;
+    if (bytes != n)
+        return ipt_fail(p->ctx, IPT_ERR_ARG, "%s: %zu bytes given, expected %zu", name, n, bytes);
+    *out = v;
+    return IPT_OK;
+}
+
+bool ipt_plan_has(const ipt_plan *p, const char *in) { return named(p, in, true) != 0; }
 
 ipt_status ipt_plan_write(ipt_plan *p, const char *in, const void *src, size_t n)
 {

@@ -4,6 +4,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "compose/compose.h"
 #include "engine/modules.h"
 #include "tests/golden.h"
 #include "text_encoder/text_encoder.h"
@@ -14,52 +15,36 @@ static const float WEIGHT = 0.8F, TEXT_WEIGHT = 0.5F; /* of the golden files */
 
 enum { MAX_FILES = 3 };
 
-/* Adapter files over one model. */
-typedef struct bank {
+/* Adapter files over one model, stacked as the engine stacks them. */
+typedef struct adapters {
     bench *b;
     ipt_model *m;
     ipt_module_list modules;
     ipt_adapter_file *file[MAX_FILES];
     size_t n_file;
-    ipt_adapter_site *site; /* one a module that any file has, of component `comp` */
-    size_t *module;         /* of every site */
-    size_t n_site;
-} bank;
+} adapters;
 
-static const ipt_adapter_module *module_of(const ipt_adapter_file *f, size_t module)
+static void bank_open(adapters *k, bench *b, const char *model)
 {
-    for (size_t i = 0; i < f->n_module; i++)
-        if (f->module[i].module == module)
-            return &f->module[i];
-    return NULL;
-}
-
-static void bank_open(bank *k, bench *b, const char *model)
-{
-    *k = (bank){.b = b, .m = bench_model(b, model, NULL)};
+    *k = (adapters){.b = b, .m = bench_model(b, model, NULL)};
     assert_ok(b->ctx, ipt_modules_create(b->ctx, ipt_model_get_config(k->m), &k->modules));
-    k->site = ipt_calloc(b->ctx, k->modules.n, sizeof *k->site);
-    k->module = ipt_calloc(b->ctx, k->modules.n, sizeof *k->module);
-    assert_true(k->site && k->module);
 }
 
-static void bank_drop_files(bank *k)
+static void bank_drop_files(adapters *k)
 {
     for (size_t i = 0; i < k->n_file; i++)
         ipt_adapter_close(&k->file[i]);
     k->n_file = 0;
 }
 
-static void bank_close(bank *k)
+static void bank_close(adapters *k)
 {
     bank_drop_files(k);
-    ipt_free(k->site);
-    ipt_free(k->module);
     ipt_modules_finish(&k->modules);
     ipt_model_close(&k->m);
 }
 
-static void bank_add(bank *k, const char *path)
+static void bank_add(adapters *k, const char *path)
 {
     ipt_adapter_file **f = &k->file[k->n_file++];
     assert_ok(k->b->ctx, ipt_adapter_open(k->b->ctx, path, k->modules.module, k->modules.n, f));
@@ -68,98 +53,53 @@ static void bank_add(bank *k, const char *path)
                  (*f)->unmatched[0]);
 }
 
-/* The sites of one component, ranks of all files stacked and padded to 4. */
-static void bank_sites(bank *k, int comp)
+/* A graph with the sites of one component; *bank is the caller's, ipt_bank_destroy. */
+static ipt_graph *bank_graph(adapters *k, int comp, int rows, int batch, ipt_bank **bank)
 {
-    k->n_site = 0;
-    for (size_t i = 0; i < k->modules.n; i++) {
-        int rank = 0;
-        for (size_t f = 0; f < k->n_file && k->modules.module[i].comp == comp; f++) {
-            const ipt_adapter_module *m = module_of(k->file[f], i);
-            rank += m ? m->rank : 0;
-        }
-        if (rank == 0)
-            continue;
-        k->module[k->n_site] = i;
-        k->site[k->n_site++] = (ipt_adapter_site){.site = k->modules.module[i].name,
-                                                  .n_rank = (uint16_t)((rank + 3) / 4 * 4)};
-    }
-    assert_true(k->n_site > 0);
-}
-
-/* Forgets the sites of layers that the graph does not have (clip skip). */
-static void keep_built(bank *k, const ipt_graph *g)
-{
+    bench *b = k->b;
+    ipt_graph *g = NULL;
     size_t n = 0;
-    char name[256];
-    for (size_t i = 0; i < k->n_site; i++) {
-        if (!ipt_find(g, ipt_name(name, sizeof name, "%s.lora_a", k->site[i].site)).id)
-            continue;
-        k->site[n] = k->site[i];
-        k->module[n++] = k->module[i];
-    }
-    k->n_site = n;
+    assert_ok(b->ctx,
+              ipt_bank_create(b->ctx, k->modules.module, k->modules.n, k->file, k->n_file, bank));
+    assert_true(ipt_bank_has(*bank, comp));
+    assert_ok(b->ctx, ipt_graph_create(b->ctx, &g));
+    const ipt_adapter_site *site = ipt_bank_sites(*bank, comp, &n);
+    ipt_graph_adapters(g, site, n, rows, batch, (int)k->n_file);
+    return g;
 }
 
-static void write_site(const bank *k, ipt_plan *p, size_t at)
-{
-    ipt_ctx *ctx = k->b->ctx;
-    const ipt_module *mod = &k->modules.module[k->module[at]];
-    size_t rank = k->site[at].n_rank, rows = (size_t)(mod->kh * mod->kw * mod->in),
-           out = (size_t)mod->out, col = 0;
-    float *a = ipt_calloc(ctx, rows * rank, sizeof *a), *b = ipt_calloc(ctx, rank * out, sizeof *b);
-    int32_t *slot = ipt_calloc(ctx, rank, sizeof *slot);
-    char name[256];
-    assert_true(a && b && slot);
-    for (size_t f = 0; f < k->n_file; f++) {
-        const ipt_adapter_module *m = module_of(k->file[f], k->module[at]);
-        if (!m)
-            continue;
-        ipt_adapter_pack(m, a, b, rank, col);
-        for (int r = 0; r < m->rank; r++)
-            slot[col++] = (int32_t)f;
-    }
-    while (col < rank)
-        slot[col++] = -1;
-    assert_ok(ctx, ipt_plan_write(p, ipt_name(name, sizeof name, "%s.lora_a", mod->name), a,
-                                  rows * rank * sizeof *a));
-    assert_ok(ctx, ipt_plan_write(p, ipt_name(name, sizeof name, "%s.lora_b", mod->name), b,
-                                  rank * out * sizeof *b));
-    assert_ok(ctx, ipt_plan_write(p, ipt_name(name, sizeof name, "%s.lora_slot", mod->name), slot,
-                                  rank * sizeof *slot));
-    ipt_free(a);
-    ipt_free(b);
-    ipt_free(slot);
-}
-
-/* UNet with the bank's files; gates [N, n_file]. */
-static void run_unet(bank *k, const unet_call *c, const float *gates, float *eps)
+/* UNet with the bank's files; gates [N, n_file], the same in every block. */
+static void run_unet(adapters *k, const unet_call *c, const float *gates, float *eps)
 {
     bench *b = k->b;
     const ipt_unet_config *u = &ipt_model_get_config(k->m)->unet;
     ipt_unet_key key = {.batch = c->n, .h = c->h, .w = c->w, .tokens = c->tokens, .act = b->act};
     ipt_weights *w = bench_weights(b, k->m, IPT_COMP_UNET);
-    ipt_graph *g = NULL;
-    bank_sites(k, IPT_COMP_UNET);
-    assert_ok(b->ctx, ipt_graph_create(b->ctx, &g));
-    ipt_graph_adapters(g, k->site, k->n_site, 1, c->n, (int)k->n_file);
+    ipt_bank *bank = NULL;
+    ipt_graph *g = bank_graph(k, IPT_COMP_UNET, IPT_GATE_ROWS, c->n, &bank);
+    size_t row = (size_t)c->n * k->n_file;
+    uint64_t bytes = 0;
+    float *all = ipt_calloc(b->ctx, IPT_GATE_ROWS * row, sizeof *all);
+    assert_non_null(all);
+    for (size_t i = 0; i < IPT_GATE_ROWS; i++)
+        memcpy(all + i * row, gates, row * sizeof *all);
     ipt_unet_build(g, u, &key);
-    keep_built(k, g);
     ipt_plan *p = bench_plan(b, &g, w);
     unet_write(b, p, u, c);
-    for (size_t i = 0; i < k->n_site; i++)
-        write_site(k, p, i);
-    assert_ok(b->ctx, ipt_plan_write(p, "gates", gates, (size_t)c->n * k->n_file * sizeof *gates));
+    assert_ok(b->ctx, ipt_bank_write(bank, IPT_COMP_UNET, p, &bytes));
+    assert_ok(b->ctx, ipt_plan_write(p, "gates", all, IPT_GATE_ROWS * row * sizeof *all));
     assert_ok(b->ctx, ipt_plan_run(p, 0));
     assert_ok(b->ctx, ipt_plan_read(p, "eps", eps,
                                     (size_t)(c->n * c->h * c->w * u->out_channels) * sizeof *eps));
+    ipt_free(all);
     ipt_plan_destroy(&p);
+    ipt_bank_destroy(&bank);
     ipt_weights_destroy(&w);
 }
 
 /* One row of the golden file with the files opened so far. */
-static void check_unet(bank *k, const ipt_safetensors *st, const float *gates, const char *want_key,
-                       double limit)
+static void check_unet(adapters *k, const ipt_safetensors *st, const float *gates,
+                       const char *want_key, double limit)
 {
     bench *b = k->b;
     unet_case c;
@@ -196,7 +136,7 @@ static void test_families(void **state)
     };
     bench *b = bench_ready(state);
     ipt_safetensors *st = golden_open(b->ctx, IPT_TEST_DATA, "golden_lora_sd1");
-    bank k;
+    adapters k;
     char path[1024], key[64];
     bank_open(&k, b, GOLDEN("models/sd1"));
     for (size_t i = 0; i < IPT_COUNT(files); i++) {
@@ -216,7 +156,7 @@ static void test_two(void **state)
     static const float gates[2] = {0.7F, -0.4F};
     bench *b = bench_ready(state);
     ipt_safetensors *st = golden_open(b->ctx, IPT_TEST_DATA, "golden_lora_sd1");
-    bank k;
+    adapters k;
     bank_open(&k, b, GOLDEN("models/sd1"));
     bank_add(&k, GOLDEN("golden_lora_kohya.safetensors"));
     bank_add(&k, GOLDEN("golden_lora_locon.safetensors"));
@@ -233,7 +173,7 @@ static void check_rows(bench *b, double limit)
     const float W = WEIGHT, gates[ROWS * ROWS] = {W, 0, 0, 0, W, 0, 0, 0, W},
                 off[ROWS * ROWS] = {0};
     ipt_safetensors *st = golden_open(b->ctx, IPT_TEST_DATA, "golden_lora_sd1");
-    bank k;
+    adapters k;
     unet_case c;
     bank_open(&k, b, GOLDEN("models/sd1"));
     bank_add(&k, GOLDEN("golden_lora_kohya.safetensors"));
@@ -287,26 +227,23 @@ static void test_half(void **state)
 }
 
 /* One text encoder with file 0 at the weight of the golden files. */
-static void run_text(bank *k, int comp, const ipt_text_key *key, const int32_t *ids, float *text,
-                     float *pooled)
+static void run_text(adapters *k, int comp, const ipt_text_key *key, const int32_t *ids,
+                     float *text, float *pooled)
 {
     bench *b = k->b;
     const ipt_model_config *mc = ipt_model_get_config(k->m);
     const ipt_text_config *c = comp == IPT_COMP_TEXT ? &mc->text : &mc->text2;
     int32_t eos = ipt_text_eos(c, ids, 77);
     ipt_weights *w = bench_weights(b, k->m, comp);
-    ipt_graph *g = NULL;
-    bank_sites(k, comp);
-    assert_ok(b->ctx, ipt_graph_create(b->ctx, &g));
-    ipt_graph_adapters(g, k->site, k->n_site, 1, 1, 1);
+    ipt_bank *bank = NULL;
+    ipt_graph *g = bank_graph(k, comp, 1, 1, &bank);
+    uint64_t bytes = 0;
     ipt_text_build(g, c, key);
-    keep_built(k, g);
     ipt_plan *p = bench_plan(b, &g, w);
     assert_ok(b->ctx, ipt_plan_write(p, "ids", ids, 77 * sizeof *ids));
     if (key->pooled)
         assert_ok(b->ctx, ipt_plan_write(p, "eos", &eos, sizeof eos));
-    for (size_t i = 0; i < k->n_site; i++)
-        write_site(k, p, i);
+    assert_ok(b->ctx, ipt_bank_write(bank, comp, p, &bytes));
     assert_ok(b->ctx, ipt_plan_write(p, "gates", &TEXT_WEIGHT, sizeof TEXT_WEIGHT));
     assert_ok(b->ctx, ipt_plan_run(p, 0));
     assert_ok(b->ctx, ipt_plan_read(p, "text", text, 77 * (size_t)c->width * sizeof *text));
@@ -314,6 +251,7 @@ static void run_text(bank *k, int comp, const ipt_text_key *key, const int32_t *
         assert_ok(b->ctx,
                   ipt_plan_read(p, "pooled", pooled, (size_t)c->projection_dim * sizeof *pooled));
     ipt_plan_destroy(&p);
+    ipt_bank_destroy(&bank);
     ipt_weights_destroy(&w);
 }
 
@@ -333,7 +271,7 @@ static void test_text(void **state)
     ipt_safetensors *st = golden_open(b->ctx, IPT_TEST_DATA, "golden_lora_sd1");
     int32_t *ids = golden_i32(b->ctx, st, "ids", NULL);
     float text[77 * 16];
-    bank k;
+    adapters k;
     char path[1024], name[64];
     bank_open(&k, b, GOLDEN("models/sd1"));
     for (size_t i = 0; i < IPT_COUNT(files); i++) {
@@ -357,7 +295,7 @@ static void test_sdxl(void **state)
             *ids_2 = golden_i32(b->ctx, st, "ids_2", NULL);
     ipt_text_key key = {.batch = 1, .tokens = 77, .skip = 1, .act = IPT_F32};
     float one[77 * W1], two[77 * W2], both[77 * (W1 + W2)], pooled[10];
-    bank k;
+    adapters k;
     bank_open(&k, b, GOLDEN("models/sdxl"));
     bank_add(&k, GOLDEN("golden_lora_sdxl_kohya.safetensors"));
     check_unet(&k, st, &WEIGHT, "eps_lora", NMSE);
