@@ -92,8 +92,6 @@ int cli_exit_code(ipt_status s);
 int cli_print_json(const cli *c, struct json_t *o);
 /* Draws a seed of 32 bits, the range that other programs use. */
 IPT_CHECKED ipt_status cli_random_seed(ipt_ctx *ctx, uint64_t *seed);
-/* Folder or file can be created there; else the message and IPT_ERR_OUTPUT. */
-IPT_CHECKED ipt_status cli_check_output(ipt_ctx *ctx, const char *path);
 
 /* --- progress (progress.c)
  * -------------------------------------------------------------------------- */

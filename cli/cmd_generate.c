@@ -106,6 +106,8 @@ static void more_help(void)
         "encoder:\n"
         "             those of the row (default), all at their weights, none\n"
         "--count N    NAME.png becomes NAME-1.png .. NAME-N.png when N > 1\n"
+        "-o FILE      a device or a pipe takes PNGs one after the other, and its name is not "
+        "printed\n"
         "Prompts follow A1111: (word:1.2), [word], BREAK, <lora:name:0.8>.\n");
 }
 
@@ -132,16 +134,37 @@ static bool is_picture_name(const char *path)
             strcasecmp(dot, ".jpeg") == 0);
 }
 
-static bool output_name(const gen_args *a, int32_t i, int32_t count, char *buf, size_t n)
+/* A device or pipe takes all pictures, one after the other. */
+static bool output_name(const gen_args *a, int32_t i, int32_t count, bool direct, char *buf,
+                        size_t n)
 {
     char base[64];
     const char *name = a->output;
     if (!name)
         name = ipt_name(base, sizeof base, "impasto-%" PRIu64 ".png", a->seed);
     const char *dot = strrchr(name, '.');
-    int len = count == 1 ? snprintf(buf, n, "%s", name)
-                         : snprintf(buf, n, "%.*s-%d%s", (int)(dot - name), name, i + 1, dot);
+    int len = count == 1 || direct || !dot
+                  ? snprintf(buf, n, "%s", name)
+                  : snprintf(buf, n, "%.*s-%d%s", (int)(dot - name), name, i + 1, dot);
     return len > 0 && (size_t)len < n;
+}
+
+/* Two results in one file: the second would replace the first. */
+static int check_distinct(const gen_run *r)
+{
+    const gen_args *a = r->a;
+    const char *other[] = {a->sheet, a->trace};
+    for (size_t k = 0; k < IPT_COUNT(other); k++) {
+        if (!other[k] || ipt_file_is_direct(other[k]))
+            continue;
+        for (int32_t i = 0; i < r->count; i++)
+            if (strcmp(other[k], r->file[i]) == 0)
+                return cli_usage_error(r->c, "--%s %s would replace a picture of that name",
+                                       k ? "trace" : "sheet", other[k]);
+        if (k && other[0] && strcmp(other[0], other[k]) == 0)
+            return cli_usage_error(r->c, "--sheet and --trace are the same file: %s", other[k]);
+    }
+    return CLI_GO_ON;
 }
 
 /* All names, and that they can be written, before anything is computed. */
@@ -152,23 +175,23 @@ static int prepare_output(gen_run *r)
     const char *pictures[] = {a->output, a->sheet};
     ipt_status s = IPT_OK;
     for (size_t i = 0; i < IPT_COUNT(pictures); i++)
-        if (pictures[i] && !is_picture_name(pictures[i]))
+        if (pictures[i] && !is_picture_name(pictures[i]) && !ipt_file_is_direct(pictures[i]))
             return cli_usage_error(c, "--%s %s: the name must end in .png, .jpg or .jpeg",
                                    i ? "sheet" : "output", pictures[i]);
+    bool direct = a->output && ipt_file_is_direct(a->output);
     r->file = ipt_calloc(c->ctx, (size_t)r->count, sizeof *r->file);
     if (!r->file)
         return cli_fail_status(c, IPT_ERR_NOMEM);
     for (int32_t i = 0; i < r->count; i++)
-        if (!output_name(a, i, r->count, r->file[i], sizeof r->file[i]))
+        if (!output_name(a, i, r->count, direct, r->file[i], sizeof r->file[i]))
             return cli_fail(c, IPT_ERR_OUTPUT, "%.100s...: cannot write: path too long", a->output);
     for (int32_t i = 0; i < r->count && s == IPT_OK; i++)
-        if (i == 0 || ipt_is_dir(r->file[i]))
-            s = cli_check_output(c->ctx, r->file[i]);
+        s = ipt_file_check_write(c->ctx, r->file[i]);
     if (s == IPT_OK && a->sheet)
-        s = cli_check_output(c->ctx, a->sheet);
+        s = ipt_file_check_write(c->ctx, a->sheet);
     if (s == IPT_OK && a->trace)
-        s = cli_check_output(c->ctx, a->trace);
-    return s == IPT_OK ? CLI_GO_ON : cli_fail_status(c, s);
+        s = ipt_file_check_write(c->ctx, a->trace);
+    return s == IPT_OK ? check_distinct(r) : cli_fail_status(c, s);
 }
 
 /* --- the request
@@ -266,7 +289,7 @@ static ipt_status save_picture(void *user, int32_t i, const ipt_image *im, const
     r->n_done = (size_t)i + 1;
     if (r->kept)
         IPT_TRY(copy_image(r->c->ctx, im, &r->kept[i]));
-    if (!r->c->json) {
+    if (!r->c->json && !ipt_file_is_direct(r->file[i])) { /* which may be standard output */
         cli_progress_end(&r->progress);
         printf("%s\n", r->file[i]);
         fflush(stdout);
@@ -425,7 +448,7 @@ static ipt_status save_sheet(const gen_run *r, const ipt_report *p)
     IPT_TRY(cli_sheet(r->c->ctx, r->kept, r->n_done, &sheet));
     ipt_status s = ipt_image_save(r->c->ctx, r->a->sheet, &sheet, p->infotext, NULL);
     ipt_image_finish(&sheet);
-    if (s == IPT_OK && !r->c->json)
+    if (s == IPT_OK && !r->c->json && !ipt_file_is_direct(r->a->sheet))
         printf("%s\n", r->a->sheet);
     return s;
 }

@@ -2,9 +2,7 @@
 #include "cli/cli.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <jansson.h>
-#include <limits.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdlib.h>
@@ -128,22 +126,6 @@ ipt_status cli_random_seed(ipt_ctx *ctx, uint64_t *seed)
     if (getentropy(&v, sizeof v) != 0)
         return ipt_fail(ctx, IPT_ERR_IO, "cannot draw a random seed: %s", strerror(errno));
     *seed = v;
-    return IPT_OK;
-}
-
-ipt_status cli_check_output(ipt_ctx *ctx, const char *path)
-{
-    char tmp[PATH_MAX];
-    int n = snprintf(tmp, sizeof tmp, "%s.%ld.test", path, (long)getpid());
-    if (n < 0 || (size_t)n >= sizeof tmp)
-        return ipt_fail(ctx, IPT_ERR_OUTPUT, "%.200s...: cannot write: path too long", path);
-    if (ipt_is_dir(path))
-        return ipt_fail(ctx, IPT_ERR_OUTPUT, "%s: cannot write: is a folder", path);
-    int fd = open(tmp, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-    if (fd < 0)
-        return ipt_fail(ctx, IPT_ERR_OUTPUT, "%s: cannot write: %s", path, strerror(errno));
-    close(fd);
-    unlink(tmp);
     return IPT_OK;
 }
 

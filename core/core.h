@@ -153,8 +153,10 @@ float ipt_rng_normal(uint64_t *state);
  * Errors: IPT_ERR_IO; IPT_ERR_FORMAT when larger than max_bytes; IPT_ERR_NOMEM. */
 IPT_CHECKED ipt_status ipt_file_read(ipt_ctx *ctx, const char *path, size_t max_bytes, char **data,
                                      size_t *size);
-/* Writes `size` bytes to a temporary sibling, fsyncs, renames over `path`.  On failure nothing
- * is left behind.  Errors: IPT_ERR_OUTPUT. */
+/* Writes `size` bytes to a temporary sibling, fsyncs, renames over `path`; a symbolic link is
+ * followed, and its target replaced.  On failure nothing is left behind.  A device, a pipe or
+ * /dev/fd/N is written into as it is, which may wait for a reader; a folder or a disk is refused.
+ * Errors: IPT_ERR_OUTPUT; IPT_ERR_CANCELLED while waiting. */
 IPT_CHECKED ipt_status ipt_file_write(ipt_ctx *ctx, const char *path, const void *data,
                                       size_t size);
 typedef struct ipt_bytes {
@@ -164,6 +166,10 @@ typedef struct ipt_bytes {
 /* The same for n pieces, one after the other. */
 IPT_CHECKED ipt_status ipt_file_write_parts(ipt_ctx *ctx, const char *path, const ipt_bytes *part,
                                             size_t n);
+/* Whether ipt_file_write could, asked before the work whose result goes there: the name's length,
+ * the folder, permissions.  Leaves no trace.  Errors: IPT_ERR_OUTPUT. */
+IPT_CHECKED ipt_status ipt_file_check_write(ipt_ctx *ctx, const char *path);
+bool ipt_file_is_direct(const char *path); /* leads to a device, a pipe or an open descriptor */
 bool ipt_is_dir(const char *path);
 bool ipt_is_file(const char *path);
 /* Changes when the file is written or replaced (device, inode, size, time); 0: no such file.  Of a

@@ -1,10 +1,8 @@
-/* core/file.c - whole files, atomic writes, paths, SHA-256, clocks. */
+/* core/file.c - whole files, paths, SHA-256, clocks. */
 #include "core/core.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <limits.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -59,58 +57,6 @@ fail:
     ipt_free(buf);
     close(fd);
     return status;
-}
-
-static bool write_all(int fd, const char *p, size_t n)
-{
-    while (n > 0) {
-        ssize_t w = write(fd, p, n < (size_t)1 << 30 ? n : (size_t)1 << 30);
-        if (w < 0 && errno == EINTR)
-            continue;
-        if (w <= 0)
-            return false;
-        p += w;
-        n -= (size_t)w;
-    }
-    return true;
-}
-
-ipt_status ipt_file_write_parts(ipt_ctx *ctx, const char *path, const ipt_bytes *part, size_t n)
-{
-    char tmp[PATH_MAX];
-    struct timespec now = {0};
-    clock_gettime(CLOCK_REALTIME, &now);
-    /* The time keeps apart processes of the same number: in containers, or after a kill. */
-    int len = snprintf(tmp, sizeof tmp, "%s.%ld-%lx%08lx.part", path, (long)getpid(),
-                       (unsigned long)now.tv_sec, (unsigned long)now.tv_nsec);
-    if (len < 0 || (size_t)len >= sizeof tmp)
-        return ipt_fail(ctx, IPT_ERR_OUTPUT, "%.200s...: path too long", path);
-    int fd = open(tmp, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-    if (fd < 0)
-        return ipt_fail(ctx, IPT_ERR_OUTPUT, "%s: cannot write: %s", path, strerror(errno));
-    bool ok = true;
-    for (size_t i = 0; ok && i < n; i++)
-        ok = write_all(fd, part[i].data, part[i].size);
-    ok = ok && fsync(fd) == 0;
-    int err = errno;
-    if (close(fd) != 0 && ok) {
-        ok = false;
-        err = errno;
-    }
-    if (ok && rename(tmp, path) != 0) {
-        ok = false;
-        err = errno;
-    }
-    if (ok)
-        return IPT_OK;
-    unlink(tmp);
-    return ipt_fail(ctx, IPT_ERR_OUTPUT, "%s: cannot write: %s", path, strerror(err));
-}
-
-ipt_status ipt_file_write(ipt_ctx *ctx, const char *path, const void *data, size_t size)
-{
-    const ipt_bytes whole = {data, size};
-    return ipt_file_write_parts(ctx, path, &whole, 1);
 }
 
 bool ipt_is_dir(const char *path)

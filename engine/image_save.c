@@ -320,6 +320,8 @@ ipt_status ipt_image_save(ipt_ctx *ctx, const char *path, const ipt_image *im, c
     bool is_png = dot && strcasecmp(dot, ".png") == 0;
     bool is_jpeg = dot && (strcasecmp(dot, ".jpg") == 0 || strcasecmp(dot, ".jpeg") == 0);
     if (!is_png && !is_jpeg)
+        is_png = ipt_file_is_direct(path); /* a name without choice: /dev/stdout */
+    if (!is_png && !is_jpeg)
         return ipt_fail(ctx, IPT_ERR_ARG, "%s: the name of a picture ends in .png, .jpg or .jpeg",
                         path);
     if (!im->rgb || im->w < 1 || im->h < 1)

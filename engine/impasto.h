@@ -51,7 +51,8 @@ IPT_CHECKED ipt_status ipt_image_load(ipt_ctx *ctx, const char *path, ipt_image 
 IPT_CHECKED ipt_status ipt_image_load_memory(ipt_ctx *ctx, const char *name, const void *data,
                                              size_t n, ipt_image *out);
 /* By the ending of path: .png (tEXt "parameters" and iTXt "impasto" with the request as JSON) or
- * .jpg / .jpeg (the same text as EXIF UserComment, quality 95).  Atomic.  text, json may be NULL.
+ * .jpg / .jpeg (the same text as EXIF UserComment, quality 95); a device or pipe of another name
+ * gets a PNG.  Written as ipt_file_write does.  text, json may be NULL.
  * Errors: IPT_ERR_ARG (other ending), IPT_ERR_OUTPUT, IPT_ERR_NOMEM. */
 IPT_CHECKED ipt_status ipt_image_save(ipt_ctx *ctx, const char *path, const ipt_image *im,
                                       const char *text, const char *json);
