@@ -108,6 +108,10 @@ static void more_help(void)
         "--count N    NAME.png becomes NAME-1.png .. NAME-N.png when N > 1\n"
         "-o FILE      a device or a pipe takes PNGs one after the other, and its name is not "
         "printed\n"
+        "-W, -H       with --init and neither: the model's number of pixels in the picture's "
+        "aspect, or its\n"
+        "             own size where the model could have made it; one: the other from the "
+        "aspect\n"
         "Prompts follow A1111: (word:1.2), [word], BREAK, <lora:name:0.8>.\n");
 }
 

@@ -83,7 +83,7 @@ typedef struct ipt_request {
     const char *config_dir;        /* diffusers folder whose configs a single file follows; NULL */
     const char *prediction;        /* "epsilon" or "v_prediction"; NULL: what the files say */
     const char *prompt, *negative; /* A1111 syntax; NULL: "" */
-    int32_t width, height;         /* pixels; 0: the model's size */
+    int32_t width, height;         /* pixels; 0: the model's size; with init: its aspect too */
     int32_t steps;                 /* 0: 20 */
     double cfg;                    /* guidance; <= 1: one row only.  NAN: 7 (LCM, TCD: 1.5) */
     double cfg_rescale;

@@ -88,6 +88,17 @@ typedef struct ipt_settings {
 IPT_CHECKED ipt_status ipt_settings_choose(const ipt_engine *e, const ipt_request *r,
                                            ipt_arena *arena, ipt_settings *s);
 
+/* --- size.c ----------------------------------------------------------------------------------- */
+/* Sides of the picture, multiples of f (what the VAE enlarges by).  Both asked for: as asked.  With
+ * a picture to start from: one asked for: the other from its aspect; none: the picture's own if the
+ * model could have made it (on the grid of f, half to twice the model's area), else the model's
+ * area in its aspect.  Else: the model's size.  Errors: IPT_ERR_ARG names a size that would do. */
+IPT_CHECKED ipt_status ipt_size_choose(ipt_ctx *ctx, const ipt_model_config *c,
+                                       const ipt_request *r, int32_t f, int32_t *width,
+                                       int32_t *height);
+/* The size on the grid of f at aspect = width / height with about `area` pixels, but not more. */
+void ipt_size_within(double aspect, double area, int32_t f, int32_t *w, int32_t *h);
+
 /* --- img2img.c: where a picture starts -------------------------------------------------------- */
 /* Noise of one picture, in the order in which it is drawn. */
 typedef struct ipt_noise {

@@ -85,16 +85,8 @@ static ipt_status choose_sampler(const ipt_engine *e, const ipt_request *r, ipt_
 static ipt_status choose_size(const ipt_engine *e, const ipt_request *r, ipt_settings *s)
 {
     const ipt_model_config *c = &e->config;
-    int32_t f = ipt_vae_factor(&c->vae), dflt = c->unet.sample_size * f;
-    if (dflt <= 0)
-        dflt = 512;
-    s->width = r->width ? r->width : r->init ? r->init->w / f * f : dflt;
-    s->height = r->height ? r->height : r->init ? r->init->h / f * f : dflt;
-    if (s->width < f || s->height < f || s->width > 16384 || s->height > 16384 || s->width % f ||
-        s->height % f)
-        return ipt_fail(e->ctx, IPT_ERR_ARG,
-                        "picture size %dx%d: sides must be multiples of %d, from %d to 16384",
-                        s->width, s->height, f, f);
+    int32_t f = ipt_vae_factor(&c->vae);
+    IPT_TRY(ipt_size_choose(e->ctx, c, r, f, &s->width, &s->height));
     s->w = s->width / f;
     s->h = s->height / f;
     s->channels = c->unet.out_channels;
