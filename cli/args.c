@@ -121,9 +121,9 @@ static int unknown_option(const cli *c, const cli_command *cmd, const char *arg)
              arg + strspn(arg, "-"));
     const char *hint = cli_nearest(name, words, near, sizeof near);
     if (hint)
-        return cli_usage_error(c, "unknown option %s; did you mean --%s? See impasto %s --help",
+        return cli_usage_error(c, "unknown option %.80s; did you mean --%s? See impasto %s --help",
                                arg, hint, cmd->name);
-    return cli_usage_error(c, "unknown option %s; see impasto %s --help", arg, cmd->name);
+    return cli_usage_error(c, "unknown option %.80s; see impasto %s --help", arg, cmd->name);
 }
 
 static int bad_value(const cli *c, const cli_option *o, const char *v)
@@ -131,15 +131,15 @@ static int bad_value(const cli *c, const cli_option *o, const char *v)
     char near[64];
     const char *hint = o->type == CLI_CHOICE ? cli_nearest(v, o->choices, near, sizeof near) : NULL;
     if (hint)
-        return cli_usage_error(c, "--%s '%s' is unknown; did you mean %s? One of: %s", o->name, v,
-                               hint, o->choices);
+        return cli_usage_error(c, "--%s '%.80s' is unknown; did you mean %s? One of: %s", o->name,
+                               v, hint, o->choices);
     if (o->type == CLI_CHOICE)
-        return cli_usage_error(c, "--%s '%s' is unknown; one of: %s", o->name, v, o->choices);
+        return cli_usage_error(c, "--%s '%.80s' is unknown; one of: %s", o->name, v, o->choices);
     if (o->type == CLI_SEED)
         return cli_usage_error(
-            c, "--%s is '%s'; expected a whole number from 0 to 18446744073709551615, or random",
+            c, "--%s is '%.80s'; expected a whole number from 0 to 18446744073709551615, or random",
             o->name, v);
-    return cli_usage_error(c, "--%s is '%s'; expected a %snumber from %g to %g", o->name, v,
+    return cli_usage_error(c, "--%s is '%.80s'; expected a %snumber from %g to %g", o->name, v,
                            o->type == CLI_INT ? "whole " : "", o->min, o->max);
 }
 
@@ -191,6 +191,11 @@ static int store(cli *c, const cli_option *o, const char *v, void *into)
         memcpy(p, &v, sizeof v);
         return CLI_GO_ON;
     case CLI_TEXT:
+        if (v[0] == 0)
+            return cli_usage_error(c, "--%s is empty; expected %s", o->name, o->value);
+        memcpy(p, &v, sizeof v);
+        return CLI_GO_ON;
+    case CLI_PROMPT:
         memcpy(p, &v, sizeof v);
         return CLI_GO_ON;
     case CLI_INT:
@@ -214,6 +219,8 @@ static int store(cli *c, const cli_option *o, const char *v, void *into)
         memcpy(p, &seed, sizeof seed);
         return CLI_GO_ON;
     case CLI_REPEAT:
+        if (v[0] == 0)
+            return cli_usage_error(c, "--%s is empty; expected %s", o->name, o->value);
         return append(c->ctx, (cli_list *)(void *)p, v) ? CLI_GO_ON
                                                         : cli_fail_status(c, IPT_ERR_NOMEM);
     case CLI_LATER:
@@ -280,7 +287,7 @@ int cli_parse(cli *c, const cli_command *cmd, int argc, char **argv, void *into,
         } else if (!only_args && argv[i][0] == '-' && argv[i][1]) {
             rc = take_option(c, cmd, argc, argv, &i, into);
         } else if (!args || (cmd->max_args >= 0 && n_args >= cmd->max_args)) {
-            rc = cli_usage_error(c, "unexpected argument '%s'; see impasto %s --help", argv[i],
+            rc = cli_usage_error(c, "unexpected argument '%.80s'; see impasto %s --help", argv[i],
                                  cmd->name);
         } else {
             n_args++;
@@ -306,22 +313,22 @@ static void help_options(const cli_option *table)
             ipt_name(letter, sizeof letter, "-%c, ", o->letter);
         ipt_name(left, sizeof left, "%s--%s%s%s", letter, o->name, o->value ? " " : "",
                  o->value ? o->value : "");
-        printf("  %-30s%s%s", left, strlen(left) >= 30 ? " " : "", o->help);
+        cli_own_text("  %-30s%s%s", left, strlen(left) >= 30 ? " " : "", o->help);
         if (o->type == CLI_INT || o->type == CLI_NUMBER)
-            printf(" (%g..%g)", o->min, o->max);
-        putchar('\n');
+            cli_own_text(" (%g..%g)", o->min, o->max);
+        cli_own_text("\n");
     }
 }
 
 void cli_help(const cli_command *cmd)
 {
-    printf("usage: impasto %s %s\n\n%s\n", cmd->name, cmd->usage, cmd->brief);
+    cli_own_text("usage: impasto %s %s\n\n%s\n", cmd->name, cmd->usage, cmd->brief);
     if (cmd->about[0])
-        printf("\n%s", cmd->about);
-    printf("\nOptions:\n");
+        cli_own_text("\n%s", cmd->about);
+    cli_own_text("\nOptions:\n");
     help_options(cmd->option);
     help_options(common);
     if (cmd->more)
         cmd->more();
-    printf("\nExamples:\n%s", cmd->example);
+    cli_own_text("\nExamples:\n%s", cmd->example);
 }

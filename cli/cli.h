@@ -16,6 +16,7 @@ enum {
     CLI_NO_DEVICE = 69,
     CLI_OUTPUT = 73,
     CLI_TRY_AGAIN = 75,
+    CLI_TERMINATED = 143,
     CLI_GO_ON = -1, /* of cli_parse: the command may run */
 };
 
@@ -34,12 +35,13 @@ typedef struct cli_list {
 
 typedef enum cli_type {
     CLI_FLAG,   /* bool */
-    CLI_TEXT,   /* const char * */
+    CLI_TEXT,   /* const char *, not empty */
+    CLI_PROMPT, /* const char * */
     CLI_INT,    /* int32_t within min..max */
     CLI_NUMBER, /* double within min..max */
     CLI_SEED,   /* uint64_t; "random" or -1: drawn from the system */
     CLI_CHOICE, /* const char *, one word of `choices` */
-    CLI_REPEAT, /* cli_list */
+    CLI_REPEAT, /* cli_list of texts that are not empty */
     CLI_LATER,  /* known, but not in this version */
 } cli_type;
 
@@ -80,16 +82,31 @@ bool cli_read_number(const char *text, double min, double max, double *out);
 const char *cli_nearest(const char *word, const char *words, char *buf, size_t n);
 bool cli_has_word(const char *word, const char *words);
 
-/* --- results (main.c)
- * ------------------------------------------------------------------------------ */
+/* --- results and failures (print.c)
+ * -------------------------------------------------------------------------------------------- */
+/* Printf of one line or a part of one.  Whatever a terminal would obey becomes a visible escape
+ * (ipt_printable): arguments may come from files.  No newline in fmt: cli_line ends the line. */
+void cli_put(FILE *f, const char *fmt, ...) IPT_PRINTF(2, 3);
+void cli_line(FILE *f, const char *fmt, ...) IPT_PRINTF(2, 3);
+/* Texts of this program on stdout, with their newlines: help. */
+void cli_own_text(const char *fmt, ...) IPT_PRINTF(1, 2);
+/* The name of a file that was written, on stdout: as it is for scripts, printable on a terminal. */
+void cli_path_line(const char *path);
+/* Prints the object on stdout and takes it. */
+int cli_print_json(const cli *c, struct json_t *o);
 /* Prints "impasto: ..." on one line of stderr (with --json also an object with "error" on stdout)
  * and returns the exit code. */
 int cli_fail(const cli *c, ipt_status s, const char *fmt, ...) IPT_PRINTF(3, 4);
 int cli_fail_status(const cli *c, ipt_status s); /* message of the ctx */
 int cli_usage_error(const cli *c, const char *fmt, ...) IPT_PRINTF(2, 3);
+void cli_log(void *c, ipt_log_level level, const char *line); /* an ipt_log_fn */
+/* Closes stdout at the end of the program: rc, or CLI_OUTPUT with its message when something could
+ * not be written there. */
+int cli_finish_output(const cli *c, int rc);
+
+/* --- the program (main.c)
+ * -------------------------------------------------------------------------------------------- */
 int cli_exit_code(ipt_status s);
-/* Prints the object on stdout and takes it. */
-int cli_print_json(const cli *c, struct json_t *o);
 /* Draws a seed of 32 bits, the range that other programs use. */
 IPT_CHECKED ipt_status cli_random_seed(ipt_ctx *ctx, uint64_t *seed);
 

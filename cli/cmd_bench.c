@@ -47,32 +47,32 @@ static void show_row(void *user, const json_t *row)
         return;
     FILE *f = c->json ? stderr : stdout;
     if (json_object_get(row, "m")) {
-        fprintf(f, "%-10s %-28s %5.0f x %5.0f x %5.0f %9.2f ms %7.1f GFLOP/s", op, name,
+        cli_put(f, "%-10s %-28s %5.0f x %5.0f x %5.0f %9.2f ms %7.1f GFLOP/s", op, name,
                 num(row, "m"), num(row, "n"), num(row, "k"), num(row, "ms"), num(row, "gflops"));
         if (json_is_real(json_object_get(row, "sgemm_gflops")))
-            fprintf(f, "   sgemm %6.1f   %5.1f %%\n", num(row, "sgemm_gflops"),
-                    100 * num(row, "of_sgemm"));
+            cli_line(f, "   sgemm %6.1f   %5.1f %%", num(row, "sgemm_gflops"),
+                     100 * num(row, "of_sgemm"));
         else
-            fprintf(f, "   sgemm n/a\n");
+            cli_line(f, "   sgemm n/a");
     } else if (op) {
-        fprintf(f, "%-10s %-14s %-20s %9.3f ms %9.3f ms on the device %7.1f GFLOP/s\n", op, name,
-                ipt_json_str(row, "shape", ""), num(row, "ms"), num(row, "device_ms"),
-                num(row, "gflops"));
+        cli_line(f, "%-10s %-14s %-20s %9.3f ms %9.3f ms on the device %7.1f GFLOP/s", op, name,
+                 ipt_json_str(row, "shape", ""), num(row, "ms"), num(row, "device_ms"),
+                 num(row, "gflops"));
     } else if (json_object_get(row, "first_step_ms")) {
-        fprintf(f,
-                "%-6s load %.0f ms, text %.0f ms, first step %.0f ms, step %.1f ms, vae %.0f ms, "
-                "total %.0f ms\n",
-                name, num(row, "load_ms"), num(row, "text_ms"), num(row, "first_step_ms"),
-                num(row, "ms_per_step"), num(row, "vae_ms"), num(row, "ms"));
+        cli_line(f,
+                 "%-6s load %.0f ms, text %.0f ms, first step %.0f ms, step %.1f ms, vae %.0f ms, "
+                 "total %.0f ms",
+                 name, num(row, "load_ms"), num(row, "text_ms"), num(row, "first_step_ms"),
+                 num(row, "ms_per_step"), num(row, "vae_ms"), num(row, "ms"));
     } else {
-        fprintf(f, "%-30s batch %.0f %10.1f ms", name, num(row, "batch"), num(row, "ms"));
+        cli_put(f, "%-30s batch %.0f %10.1f ms", name, num(row, "batch"), num(row, "ms"));
         if (json_object_get(row, "gflops"))
-            fprintf(f, "  %7.1f GFLOP/s  %7.1f GMAC  arena %.0f MiB  first run %.0f ms",
+            cli_put(f, "  %7.1f GFLOP/s  %7.1f GMAC  arena %.0f MiB  first run %.0f ms",
                     num(row, "gflops"), num(row, "gmac"), num(row, "arena_mib"),
                     num(row, "first_ms"));
         if (json_object_get(row, "ratio"))
-            fprintf(f, "  ratio %.3f", num(row, "ratio"));
-        fputc('\n', f);
+            cli_put(f, "  ratio %.3f", num(row, "ratio"));
+        cli_line(f, "%s", "");
     }
     fflush(f);
 }
@@ -82,17 +82,17 @@ static void show_end(const json_t *o)
     const json_t *ops = json_object_get(o, "profile");
     for (size_t i = 0; i < json_array_size(ops); i++) {
         const json_t *r = json_array_get(ops, i);
-        printf("  %-16s %5.0f x %10.1f ms %8.1f GFLOP/s\n", ipt_json_str(r, "op", ""), num(r, "n"),
-               num(r, "ms"), num(r, "gflops"));
+        cli_line(stdout, "  %-16s %5.0f x %10.1f ms %8.1f GFLOP/s", ipt_json_str(r, "op", ""),
+                 num(r, "n"), num(r, "ms"), num(r, "gflops"));
     }
-    printf("%s%s%s", ipt_json_str(o, "device", ""),
-           json_object_get(o, "kernels") ? ", kernels " : "", ipt_json_str(o, "kernels", ""));
+    cli_put(stdout, "%s%s%s", ipt_json_str(o, "device", ""),
+            json_object_get(o, "kernels") ? ", kernels " : "", ipt_json_str(o, "kernels", ""));
     if (json_object_get(o, "peak_host_mib"))
-        printf(", peak device %.0f MiB, host %.0f MiB", num(o, "peak_device_mib"),
-               num(o, "peak_host_mib"));
+        cli_put(stdout, ", peak device %.0f MiB, host %.0f MiB", num(o, "peak_device_mib"),
+                num(o, "peak_host_mib"));
     if (json_object_get(o, "sgemm_threads"))
-        printf(", sgemm: OpenBLAS on %.0f threads", num(o, "sgemm_threads"));
-    putchar('\n');
+        cli_put(stdout, ", sgemm: OpenBLAS on %.0f threads", num(o, "sgemm_threads"));
+    cli_line(stdout, "%s", "");
 }
 
 static int measure(cli *c, const bench_args *a, const char *what)

@@ -45,9 +45,9 @@ static void print_device(const ipt_gpu_info *d, size_t i)
 {
     char memory[32];
     ipt_name(memory, sizeof memory, "%.1f GiB", (double)d->heap_bytes / 1073741824.0);
-    printf("%-3zu %-40.40s %-10s %-28.28s %-9.9s %10s %-7s %-4s %s\n", i, d->name,
-           type_name(d->type), d->driver, d->api, memory, d->traits.simd ? "simd" : "tile",
-           d->traits.f16_storage ? "yes" : "no", d->usable ? "yes" : d->why_not);
+    cli_line(stdout, "%-3zu %-40.40s %-10s %-28.28s %-9.9s %10s %-7s %-4s %s", i, d->name,
+             type_name(d->type), d->driver, d->api, memory, d->traits.simd ? "simd" : "tile",
+             d->traits.f16_storage ? "yes" : "no", d->usable ? "yes" : d->why_not);
 }
 
 static int run(cli *c, const cli_command *cmd, int argc, char **argv)
@@ -66,8 +66,8 @@ static int run(cli *c, const cli_command *cmd, int argc, char **argv)
             json_array_append_new(a, device_json(&list[i], i));
         rc = cli_print_json(c, json_pack("{s:o}", "devices", a));
     } else {
-        printf("%-3s %-40s %-10s %-28s %-9s %10s %-7s %-4s %s\n", "#", "name", "type", "driver",
-               "api", "memory", "kernels", "f16", "usable");
+        cli_line(stdout, "%-3s %-40s %-10s %-28s %-9s %10s %-7s %-4s %s", "#", "name", "type",
+                 "driver", "api", "memory", "kernels", "f16", "usable");
         for (size_t i = 0; i < n; i++)
             print_device(&list[i], i);
         rc = CLI_OK;

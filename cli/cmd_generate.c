@@ -28,8 +28,8 @@ static const char compose_later[] = "cmlora clora lego lorahub";
 static const cli_option options[] = {
     {"model", 'm', CLI_TEXT, "MODEL",
      "checkpoint or diffusers folder (default: the built-in model)", AT(model), 0, 0, NULL},
-    {"prompt", 'p', CLI_TEXT, "TEXT", "what the picture shows", AT(prompt), 0, 0, NULL},
-    {"negative", 'n', CLI_TEXT, "TEXT", "what it should not show", AT(negative), 0, 0, NULL},
+    {"prompt", 'p', CLI_PROMPT, "TEXT", "what the picture shows", AT(prompt), 0, 0, NULL},
+    {"negative", 'n', CLI_PROMPT, "TEXT", "what it should not show", AT(negative), 0, 0, NULL},
     {"output", 'o', CLI_TEXT, "FILE", ".png or .jpg (default: impasto-SEED.png); overwrites",
      AT(output), 0, 0, NULL},
     {"sheet", 0, CLI_TEXT, "FILE", "also write all pictures of the request as one", AT(sheet), 0, 0,
@@ -91,8 +91,8 @@ static const cli_option options[] = {
 
 static void more_help(void)
 {
-    printf("\nSamplers:  %s\nSchedules: %s\n", ipt_sampler_names(), ipt_schedule_names());
-    printf(
+    cli_own_text("\nSamplers:  %s\nSchedules: %s\n", ipt_sampler_names(), ipt_schedule_names());
+    cli_own_text(
         "\n--lora FILE[:W[:TE_W]][@WORD]\n"
         "  W, TE_W    weight in the UNet and in the text encoder (default 1; TE_W = W); -100..100\n"
         "  WORD       word of the prompt that the concept belongs to\n"
@@ -295,8 +295,7 @@ static ipt_status save_picture(void *user, int32_t i, const ipt_image *im, const
         IPT_TRY(copy_image(r->c->ctx, im, &r->kept[i]));
     if (!r->c->json && !ipt_file_is_direct(r->file[i])) { /* which may be standard output */
         cli_progress_end(&r->progress);
-        printf("%s\n", r->file[i]);
-        fflush(stdout);
+        cli_path_line(r->file[i]);
     }
     return IPT_OK;
 }
@@ -425,22 +424,22 @@ static void print_summary(const gen_run *r, const ipt_report *p)
 {
     if (r->c->quiet)
         return;
-    fprintf(stderr,
-            "%d picture%s %d x %d, seed %" PRIu64
-            ", %d steps of %s: %.1f s (%.0f ms a step) on %s\n",
-            p->n_image, p->n_image == 1 ? "" : "s", p->width, p->height, p->seed, p->steps,
-            p->sampler ? p->sampler : "?", p->ms_total / 1000, p->ms_per_step,
-            p->device ? p->device : "?");
+    cli_line(stderr,
+             "%d picture%s %d x %d, seed %" PRIu64
+             ", %d steps of %s: %.1f s (%.0f ms a step) on %s",
+             p->n_image, p->n_image == 1 ? "" : "s", p->width, p->height, p->seed, p->steps,
+             p->sampler ? p->sampler : "?", p->ms_total / 1000, p->ms_per_step,
+             p->device ? p->device : "?");
     for (size_t i = 0; i < p->n_adapter; i++)
         if (p->adapter[i].n_unmatched)
-            fprintf(stderr, "impasto: warning: %s: %zu keys fit no module of this model\n",
-                    p->adapter[i].file, p->adapter[i].n_unmatched);
+            cli_line(stderr, "impasto: warning: %s: %zu keys fit no module of this model",
+                     p->adapter[i].file, p->adapter[i].n_unmatched);
     if (r->c->verbose)
-        fprintf(stderr,
-                "load %.0f ms, text %.0f ms, sampling %.0f ms, vae %.0f ms; device %.0f MiB, host "
-                "%.0f MiB\n",
-                p->ms_load, p->ms_text, p->ms_sample, p->ms_vae,
-                (double)p->peak_device_bytes / 1048576.0, (double)p->peak_host_bytes / 1048576.0);
+        cli_line(stderr,
+                 "load %.0f ms, text %.0f ms, sampling %.0f ms, vae %.0f ms; device %.0f MiB, host "
+                 "%.0f MiB",
+                 p->ms_load, p->ms_text, p->ms_sample, p->ms_vae,
+                 (double)p->peak_device_bytes / 1048576.0, (double)p->peak_host_bytes / 1048576.0);
 }
 
 /* --- run -------------------------------------------------------------------------------------- */
@@ -453,7 +452,7 @@ static ipt_status save_sheet(const gen_run *r, const ipt_report *p)
     ipt_status s = ipt_image_save(r->c->ctx, r->a->sheet, &sheet, p->infotext, NULL);
     ipt_image_finish(&sheet);
     if (s == IPT_OK && !r->c->json && !ipt_file_is_direct(r->a->sheet))
-        printf("%s\n", r->a->sheet);
+        cli_path_line(r->a->sheet);
     return s;
 }
 

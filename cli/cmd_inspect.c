@@ -23,23 +23,28 @@ static int print_description(const cli *c, char *text, void (*show)(const json_t
 
 static const char *member(const json_t *o, const char *key) { return ipt_json_str(o, key, "-"); }
 
+static void field(const char *title, const char *value)
+{
+    cli_line(stdout, "%-15s %s", title, value);
+}
+
 /* The first items of a list, then how many more. */
 static void show_list(const char *title, const json_t *list, size_t most)
 {
     size_t n = json_array_size(list);
     if (n == 0)
         return;
-    printf("%s (%zu):\n", title, n);
+    cli_line(stdout, "%s (%zu):", title, n);
     for (size_t i = 0; i < n && i < most; i++) {
         const json_t *item = json_array_get(list, i);
         if (json_is_string(item))
-            printf("  %s\n", json_string_value(item));
+            cli_line(stdout, "  %s", json_string_value(item));
         else
-            printf("  %s: found %s, expected %s (%s)\n", member(item, "name"),
-                   member(item, "found"), member(item, "expected"), member(item, "key"));
+            cli_line(stdout, "  %s: found %s, expected %s (%s)", member(item, "name"),
+                     member(item, "found"), member(item, "expected"), member(item, "key"));
     }
     if (n > most)
-        printf("  ... and %zu more (see --json)\n", n - most);
+        cli_line(stdout, "  ... and %zu more (see --json)", n - most);
 }
 
 /* --- model inspect -------------------------------------------------------------------------------
@@ -47,15 +52,16 @@ static void show_list(const char *title, const json_t *list, size_t most)
 static void show_component(const char *name, const json_t *p)
 {
     const json_t *files = json_object_get(p, "files");
-    printf("%-15s %8.1f M values, %-5s %4lld weights bound, %lld missing, %lld misshaped, %lld "
-           "unclaimed\n",
-           name, ipt_json_num(p, "parameters", 0) / 1e6, member(p, "dtype"),
-           (long long)ipt_json_int(p, "bound", 0),
-           (long long)json_array_size(json_object_get(p, "missing")),
-           (long long)json_array_size(json_object_get(p, "misshaped")),
-           (long long)json_array_size(json_object_get(p, "unclaimed")));
+    cli_line(stdout,
+             "%-15s %8.1f M values, %-5s %4lld weights bound, %lld missing, %lld misshaped, %lld "
+             "unclaimed",
+             name, ipt_json_num(p, "parameters", 0) / 1e6, member(p, "dtype"),
+             (long long)ipt_json_int(p, "bound", 0),
+             (long long)json_array_size(json_object_get(p, "missing")),
+             (long long)json_array_size(json_object_get(p, "misshaped")),
+             (long long)json_array_size(json_object_get(p, "unclaimed")));
     for (size_t i = 0; i < json_array_size(files) && i < 4; i++)
-        printf("%-15s %s\n", "", json_string_value(json_array_get(files, i)));
+        field("", json_string_value(json_array_get(files, i)));
 }
 
 static void show_model(const json_t *o)
@@ -63,12 +69,14 @@ static void show_model(const json_t *o)
     const json_t *parts = json_object_get(o, "components");
     const char *name;
     json_t *p;
-    printf("%-15s %s\n%-15s %s, %s layout\n%-15s %s%s\n%-15s %lld x %lld\n", "file",
-           member(o, "path"), "model", member(o, "architecture"), member(o, "layout"), "prediction",
-           member(o, "prediction"),
-           ipt_json_bool(o, "prediction_assumed", false) ? " (assumed: the files do not say)" : "",
-           "picture size", (long long)ipt_json_int(o, "width", 0),
-           (long long)ipt_json_int(o, "height", 0));
+    bool assumed = ipt_json_bool(o, "prediction_assumed", false);
+    field("file", member(o, "path"));
+    cli_line(stdout, "%-15s %s, %s layout", "model", member(o, "architecture"),
+             member(o, "layout"));
+    cli_line(stdout, "%-15s %s%s", "prediction", member(o, "prediction"),
+             assumed ? " (assumed: the files do not say)" : "");
+    cli_line(stdout, "%-15s %lld x %lld", "picture size", (long long)ipt_json_int(o, "width", 0),
+             (long long)ipt_json_int(o, "height", 0));
     json_object_foreach((json_t *)(uintptr_t)parts, name, p) show_component(name, p);
     json_object_foreach((json_t *)(uintptr_t)parts, name, p)
     {
@@ -106,10 +114,10 @@ static void show_words(const json_t *list)
 {
     if (json_array_size(list) == 0)
         return;
-    printf("%-15s", "trigger words");
+    cli_put(stdout, "%-15s", "trigger words");
     for (size_t i = 0; i < json_array_size(list) && i < 20; i++)
-        printf("%s %s", i ? "," : "", json_string_value(json_array_get(list, i)));
-    putchar('\n');
+        cli_put(stdout, "%s %s", i ? "," : "", json_string_value(json_array_get(list, i)));
+    cli_line(stdout, "%s", "");
 }
 
 static void show_lora(const json_t *o)
@@ -118,24 +126,25 @@ static void show_lora(const json_t *o)
     const char *key;
     json_t *v;
     int shown = 0;
-    printf("%-15s %s\n%-15s %s, %s\n%-15s %s\n", "file", member(o, "path"), "adapter",
-           member(o, "algorithm"), member(o, "family"), "model", member(o, "model"));
-    printf("%-15s %lld..%lld, alpha %g..%g\n", "rank", (long long)ipt_json_int(o, "rank_min", 0),
-           (long long)ipt_json_int(o, "rank_max", 0), ipt_json_num(o, "alpha_min", 0),
-           ipt_json_num(o, "alpha_max", 0));
-    printf("%-15s %lld matched, %lld keys unmatched, %lld with NaN\n", "modules",
-           (long long)ipt_json_int(o, "matched", 0),
-           (long long)json_array_size(json_object_get(o, "unmatched")),
-           (long long)json_array_size(json_object_get(o, "nan")));
+    field("file", member(o, "path"));
+    cli_line(stdout, "%-15s %s, %s", "adapter", member(o, "algorithm"), member(o, "family"));
+    field("model", member(o, "model"));
+    cli_line(stdout, "%-15s %lld..%lld, alpha %g..%g", "rank",
+             (long long)ipt_json_int(o, "rank_min", 0), (long long)ipt_json_int(o, "rank_max", 0),
+             ipt_json_num(o, "alpha_min", 0), ipt_json_num(o, "alpha_max", 0));
+    cli_line(stdout, "%-15s %lld matched, %lld keys unmatched, %lld with NaN", "modules",
+             (long long)ipt_json_int(o, "matched", 0),
+             (long long)json_array_size(json_object_get(o, "unmatched")),
+             (long long)json_array_size(json_object_get(o, "nan")));
     const json_t *by = json_object_get(o, "components");
     json_object_foreach((json_t *)(uintptr_t)by, key, v)
-        printf("%-15s %lld modules\n", key, (long long)json_integer_value(v));
+        cli_line(stdout, "%-15s %lld modules", key, (long long)json_integer_value(v));
     show_words(json_object_get(o, "trigger_words"));
-    printf("%-15s %s\n%-15s %s (A1111: %s)\n", "sha256", member(o, "sha256"), "hash",
-           member(o, "autov2"), member(o, "autov3"));
+    field("sha256", member(o, "sha256"));
+    cli_line(stdout, "%-15s %s (A1111: %s)", "hash", member(o, "autov2"), member(o, "autov3"));
     show_list("unmatched keys", json_object_get(o, "unmatched"), 8);
     json_object_foreach((json_t *)(uintptr_t)meta, key, v) if (shown++ < 12)
-        printf("  %s: %.100s\n", key, json_is_string(v) ? json_string_value(v) : "...");
+        cli_line(stdout, "  %s: %.100s", key, json_is_string(v) ? json_string_value(v) : "...");
 }
 
 static int run_lora(cli *c, const cli_command *cmd, int argc, char **argv)
@@ -160,11 +169,11 @@ static void show_tokens(const json_t *o)
     for (size_t i = 0; i < json_array_size(lines); i++) {
         const json_t *line = json_array_get(lines, i), *ids = json_object_get(line, "ids");
         const json_t *pieces = json_object_get(line, "pieces");
-        printf("%lld tokens:", (long long)ipt_json_int(line, "count", 0));
+        cli_put(stdout, "%lld tokens:", (long long)ipt_json_int(line, "count", 0));
         for (size_t k = 0; k < json_array_size(ids); k++)
-            printf(" %lld %s", (long long)json_integer_value(json_array_get(ids, k)),
-                   json_string_value(json_array_get(pieces, k)));
-        putchar('\n');
+            cli_put(stdout, " %lld %s", (long long)json_integer_value(json_array_get(ids, k)),
+                    json_string_value(json_array_get(pieces, k)));
+        cli_line(stdout, "%s", "");
     }
 }
 

@@ -20,8 +20,8 @@ static ipt_status read_share(ipt_ctx *ctx, const char *arg, const char *what, co
 {
     double x = 0;
     if (!cli_read_number(v, 0, 1, &x))
-        return ipt_fail(ctx, IPT_ERR_ARG, "--lora %s: %s is '%s'; expected a number from 0 to 1",
-                        arg, what, v);
+        return ipt_fail(ctx, IPT_ERR_ARG,
+                        "--lora %.200s: %s is '%s'; expected a number from 0 to 1", arg, what, v);
     *out = (float)x;
     return IPT_OK;
 }
@@ -32,7 +32,7 @@ static ipt_status read_items(ipt_ctx *ctx, const char *arg, char *p, ipt_lora *l
     while (p) {
         char *key = p + 1, *value = strchr(key, '=');
         if (!value)
-            return ipt_fail(ctx, IPT_ERR_ARG, "--lora %s: '%s' is not KEY=VALUE", arg, key);
+            return ipt_fail(ctx, IPT_ERR_ARG, "--lora %.200s: '%s' is not KEY=VALUE", arg, key);
         *value++ = 0;
         p = strchr(value, ',');
         if (p)
@@ -45,10 +45,10 @@ static ipt_status read_items(ipt_ctx *ctx, const char *arg, char *p, ipt_lora *l
             l->blocks = value;
         else
             return ipt_fail(ctx, IPT_ERR_ARG,
-                            "--lora %s: unknown key '%s'; one of start, end, blocks", arg, key);
+                            "--lora %.200s: unknown key '%s'; one of start, end, blocks", arg, key);
     }
     if (l->start >= l->end)
-        return ipt_fail(ctx, IPT_ERR_ARG, "--lora %s: start %g is not before end %g", arg,
+        return ipt_fail(ctx, IPT_ERR_ARG, "--lora %.200s: start %g is not before end %g", arg,
                         (double)l->start, (double)l->end);
     return IPT_OK;
 }
@@ -73,13 +73,18 @@ static ipt_status read_weights(ipt_ctx *ctx, const char *arg, char *text, ipt_lo
     int n = take_weight(text, &last), m = n == 1 ? take_weight(text, &before) : 0;
     if (n < 0 || m < 0)
         return ipt_fail(ctx, IPT_ERR_ARG,
-                        "--lora %s: weight out of range; expected a number from -%d to %d", arg,
+                        "--lora %.200s: weight out of range; expected a number from -%d to %d", arg,
                         MAX_WEIGHT, MAX_WEIGHT);
     const char *colon = strrchr(text, ':');
-    if (colon && !strchr(colon, '/') && !ipt_is_file(text))
+    double x = 0;
+    if (m == 1 && colon && cli_read_number(colon + 1, -1e30, 1e30, &x) && !ipt_is_file(text))
         return ipt_fail(ctx, IPT_ERR_ARG,
-                        "--lora %s: weight '%s' is not a number; expected FILE[:W[:TE_W]][@WORD]",
-                        arg, colon + 1);
+                        "--lora %.200s: at most two weights, expected FILE[:W[:TE_W]][@WORD]", arg);
+    if (colon && !strchr(colon, '/') && !ipt_is_file(text))
+        return ipt_fail(
+            ctx, IPT_ERR_ARG,
+            "--lora %.200s: weight '%.80s' is not a number; expected FILE[:W[:TE_W]][@WORD]", arg,
+            colon + 1);
     l->weight = m == 1 ? before : last;
     l->te_weight = last;
     return IPT_OK;
@@ -107,7 +112,7 @@ static ipt_status read_lora(ipt_ctx *ctx, const char *arg, bool with_word, ipt_l
     if (status == IPT_OK)
         status = read_weights(ctx, arg, text, l);
     if (status == IPT_OK && (text[0] == 0 || (l->word && !l->word[0])))
-        status = ipt_fail(ctx, IPT_ERR_ARG, "--lora %s: expected FILE[:W[:TE_W]][@WORD]", arg);
+        status = ipt_fail(ctx, IPT_ERR_ARG, "--lora %.200s: expected FILE[:W[:TE_W]][@WORD]", arg);
     if (status == IPT_OK)
         *buf = text;
     else
@@ -117,17 +122,24 @@ static ipt_status read_lora(ipt_ctx *ctx, const char *arg, bool with_word, ipt_l
 
 ipt_status cli_lora_parse(ipt_ctx *ctx, const char *arg, ipt_lora *out, char **buf)
 {
+    ipt_lora l = {0};
+    char *text = NULL;
     if (ipt_is_file(arg)) { /* a name that looks like anything */
-        *buf = ipt_strdup(ctx, arg);
-        *out = (ipt_lora){.path = *buf, .weight = 1, .te_weight = 1, .start = 0, .end = 1};
-        return *buf ? IPT_OK : IPT_ERR_NOMEM;
+        text = ipt_strdup(ctx, arg);
+        if (!text)
+            return IPT_ERR_NOMEM;
+        l = (ipt_lora){.path = text, .weight = 1, .te_weight = 1, .start = 0, .end = 1};
     }
-    if (strchr(arg, '@')) { /* a file with '@' in its name comes before a word */
-        ipt_status s = read_lora(ctx, arg, false, out, buf);
-        if (s == IPT_OK && ipt_is_file(out->path) && !(out->blocks && strchr(out->blocks, '@')))
-            return IPT_OK;
-        if (s == IPT_OK)
-            ipt_free(*buf);
+    if (!text && strchr(arg, '@')) { /* a file with '@' in its name comes before a word */
+        ipt_status s = read_lora(ctx, arg, false, &l, &text);
+        if (s == IPT_OK && (!ipt_is_file(l.path) || (l.blocks && strchr(l.blocks, '@')))) {
+            ipt_free(text);
+            text = NULL;
+        }
     }
-    return read_lora(ctx, arg, true, out, buf);
+    if (!text)
+        IPT_TRY(read_lora(ctx, arg, true, &l, &text));
+    *out = l;
+    *buf = text;
+    return IPT_OK;
 }

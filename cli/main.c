@@ -61,65 +61,6 @@ int cli_exit_code(ipt_status s)
     return CLI_BAD_INPUT;
 }
 
-static int report(const cli *c, const char *status, int code, const char *text)
-{
-    fprintf(stderr, "impasto: %s\n", text);
-    if (c->json) {
-        json_t *o = json_pack("{s:{s:s, s:s+, s:i}}", "error", "status", status, "message", text,
-                              "", "exit", code);
-        if (!o) /* a message that is not UTF-8 */
-            o = json_pack("{s:{s:s, s:i}}", "error", "status", status, "exit", code);
-        if (o)
-            json_dumpf(o, stdout, JSON_INDENT(2));
-        putchar('\n');
-        json_decref(o);
-    }
-    return code;
-}
-
-int cli_fail(const cli *c, ipt_status s, const char *fmt, ...)
-{
-    char text[1024];
-    va_list ap;
-    va_start(ap, fmt);
-    vsnprintf(text, sizeof text, fmt, ap);
-    va_end(ap);
-    return report(c, ipt_status_name(s), cli_exit_code(s), text);
-}
-
-int cli_fail_status(const cli *c, ipt_status s)
-{
-    if (s == IPT_ERR_CANCELLED)
-        return report(c, ipt_status_name(s), cli_exit_code(s),
-                      caught == SIGTERM ? "terminated" : "interrupted");
-    const char *text = ipt_last_error(c->ctx);
-    return report(c, ipt_status_name(s), cli_exit_code(s), text[0] ? text : ipt_status_name(s));
-}
-
-int cli_usage_error(const cli *c, const char *fmt, ...)
-{
-    char text[1024];
-    va_list ap;
-    va_start(ap, fmt);
-    vsnprintf(text, sizeof text, fmt, ap);
-    va_end(ap);
-    for (char *p = text; *p; p++) /* one line whatever was typed */
-        if ((unsigned char)*p < 0x20 || *p == 0x7f)
-            *p = '?';
-    return report(c, "usage", CLI_USAGE, text);
-}
-
-int cli_print_json(const cli *c, json_t *o)
-{
-    if (!o)
-        return cli_fail(c, IPT_ERR_NOMEM, "no memory for the result");
-    int rc = json_dumpf(o, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(9));
-    json_decref(o);
-    if (rc != 0 || putchar('\n') == EOF || fflush(stdout) != 0)
-        return cli_fail(c, IPT_ERR_OUTPUT, "cannot write to standard output: %s", strerror(errno));
-    return CLI_OK;
-}
-
 ipt_status cli_random_seed(ipt_ctx *ctx, uint64_t *seed)
 {
     uint32_t v = 0;
@@ -129,33 +70,26 @@ ipt_status cli_random_seed(ipt_ctx *ctx, uint64_t *seed)
     return IPT_OK;
 }
 
-static void log_line(void *user, ipt_log_level level, const char *line)
-{
-    const cli *c = user;
-    if (level == IPT_LOG_DEBUG || (level == IPT_LOG_INFO && !c->verbose) ||
-        (level == IPT_LOG_WARN && c->quiet))
-        return;
-    fprintf(stderr, "impasto: %s%s\n", level == IPT_LOG_WARN ? "warning: " : "", line);
-}
-
 static int print_help(void)
 {
-    printf("usage: impasto COMMAND [OPTION...]\n\n"
-           "Pictures from text with Stable Diffusion 1.x, 2.x and XL models and LoRA adapters, on "
-           "any\n"
-           "Vulkan device.\n\nCommands:\n");
+    cli_own_text(
+        "usage: impasto COMMAND [OPTION...]\n\n"
+        "Pictures from text with Stable Diffusion 1.x, 2.x and XL models and LoRA adapters, on "
+        "any\n"
+        "Vulkan device.\n\nCommands:\n");
     for (size_t i = 0; i < IPT_COUNT(commands); i++)
-        printf("  %-15s %s\n", commands[i]->name, commands[i]->brief);
-    printf("  %-15s %s\n  %-15s %s\n", "help COMMAND", "options and examples of a command",
-           "--version", "the version");
-    printf("\nExamples:\n"
-           "  impasto generate -p \"a red apple, noto style, on a blue background\" -o apple.png\n"
-           "  impasto generate -m sd15.safetensors -p \"a cat\" --lora style.safetensors:0.8 -o "
-           "cat.png\n"
-           "  impasto devices\n"
-           "\nExit codes: 0 done, 2 usage, 64 bad input file, 69 no usable device, 73 cannot write "
-           "output,\n"
-           "75 try again later (out of memory, device lost), 130 interrupted, 143 terminated.\n");
+        cli_own_text("  %-15s %s\n", commands[i]->name, commands[i]->brief);
+    cli_own_text("  %-15s %s\n  %-15s %s\n", "help COMMAND", "options and examples of a command",
+                 "--version", "the version");
+    cli_own_text(
+        "\nExamples:\n"
+        "  impasto generate -p \"a red apple, noto style, on a blue background\" -o apple.png\n"
+        "  impasto generate -m sd15.safetensors -p \"a cat\" --lora style.safetensors:0.8 -o "
+        "cat.png\n"
+        "  impasto devices\n"
+        "\nExit codes: 0 done, 2 usage, 64 bad input file, 69 no usable device, 73 cannot write "
+        "output,\n"
+        "75 try again later (out of memory, device lost), 130 interrupted, 143 terminated.\n");
     return CLI_OK;
 }
 
@@ -203,7 +137,7 @@ static int dispatch(cli *c, int argc, char **argv)
         (help && argc == 1))
         return print_help() == CLI_OK && argc == 0 ? CLI_USAGE : CLI_OK;
     if (strcmp(argv[0], "--version") == 0 || strcmp(argv[0], "version") == 0) {
-        puts("impasto " IPT_VERSION);
+        cli_own_text("%s", "impasto " IPT_VERSION "\n");
         return CLI_OK;
     }
     if (help) {
@@ -227,14 +161,13 @@ int main(int argc, char **argv)
     for (int i = 1; i < argc && strcmp(argv[i], "--") != 0;
          i++) /* also mistakes are told as JSON */
         c.json = c.json || strcmp(argv[i], "--json") == 0;
-    if (ipt_ctx_create(log_line, &c, &c.ctx) != IPT_OK) {
-        fputs("impasto: no memory\n", stderr);
+    if (ipt_ctx_create(cli_log, &c, &c.ctx) != IPT_OK) {
+        cli_line(stderr, "impasto: no memory");
         return CLI_TRY_AGAIN;
     }
     catch_signals(c.ctx);
     int rc = dispatch(&c, argc - 1, argv + 1);
-    if (fflush(stdout) != 0 && rc == CLI_OK)
-        rc = cli_fail(&c, IPT_ERR_OUTPUT, "cannot write to standard output: %s", strerror(errno));
+    rc = cli_finish_output(&c, rc);
     running = NULL;
     ipt_ctx_destroy(&c.ctx);
     return rc;

@@ -65,7 +65,8 @@ typedef enum ipt_log_level {
     IPT_LOG_INFO,
     IPT_LOG_DEBUG
 } ipt_log_level;
-/* One line without its newline; called on the thread that uses the ctx. */
+/* One line without its newline, as ipt_printable shows it; called on the thread that uses the ctx.
+ */
 typedef void (*ipt_log_fn)(void *user, ipt_log_level level, const char *line);
 
 /* Creates a context.  log may be NULL (silent); user is kept until destroy.
@@ -73,7 +74,8 @@ typedef void (*ipt_log_fn)(void *user, ipt_log_level level, const char *line);
 IPT_CHECKED ipt_status ipt_ctx_create(ipt_log_fn log, void *user, ipt_ctx **out);
 void ipt_ctx_destroy(ipt_ctx **ctx); /* ctx and *ctx may be NULL */
 
-/* Sets the message of the ctx (printf style, one line, cut at 1023 bytes) and returns `s`.
+/* Sets the message of the ctx (printf style, one line, cut at 1023 bytes) and returns `s`.  Names
+ * from files may hold anything: the message is kept as ipt_printable shows it.
  * Called once, where the failure arises.  ctx may be NULL. */
 ipt_status ipt_fail(ipt_ctx *ctx, ipt_status s, const char *fmt, ...) IPT_PRINTF(3, 4);
 /* The last message, "" if none; valid until the next failure or destroy. */
@@ -84,6 +86,21 @@ void ipt_log(ipt_ctx *ctx, ipt_log_level level, const char *fmt, ...) IPT_PRINTF
 void ipt_cancel(ipt_ctx *ctx);
 void ipt_cancel_clear(ipt_ctx *ctx);
 bool ipt_cancelled(const ipt_ctx *ctx);
+
+/* --- foreign text (core/text.c) -------------------------------------------------------------- */
+/* Next code point of a UTF-8 text, U+FFFD for bytes that are none; *s moves on.  0 at the end. */
+uint32_t ipt_utf8_next(const char **s);
+/* A code point that a terminal obeys or that reorders what is read: C0, DEL, C1, U+2028..202E,
+ * U+2066..2069. */
+bool ipt_is_control(uint32_t c);
+/* The next character of s as it may be shown: itself, or a visible escape (\n, \x1b, \u202e; bytes
+ * that are not UTF-8: \xff).  Returns its length, 0 at the end; *s moves on.  out is not
+ * terminated. */
+enum { IPT_PRINTABLE = 8 };
+size_t ipt_printable_next(const char **s, char out[IPT_PRINTABLE]);
+/* All of s so into buf [n], cut at a whole character; returns buf.  What is printable stays as it
+ * is, backslashes too: to do it twice changes nothing. */
+const char *ipt_printable(const char *s, char *buf, size_t n);
 
 /* --- memory ------------------------------------------------------------------------------ */
 /* Zeroed memory, 64-byte aligned; n = 0 gives a valid pointer.  NULL after failure, with the
@@ -197,6 +214,9 @@ struct json_t;
 IPT_CHECKED ipt_status ipt_json_parse(ipt_ctx *ctx, const char *what, const char *text, size_t n,
                                       struct json_t **out);
 IPT_CHECKED ipt_status ipt_json_load(ipt_ctx *ctx, const char *path, struct json_t **out);
+/* A JSON string of any bytes, those that are not UTF-8 as ipt_printable shows them; null for NULL.
+ * NULL when out of memory.  Ownership: caller. */
+struct json_t *ipt_json_text(const char *s);
 /* Member lookup with defaults; a member of another type counts as absent. */
 double ipt_json_num(const struct json_t *o, const char *key, double dflt);
 int64_t ipt_json_int(const struct json_t *o, const char *key, int64_t dflt);

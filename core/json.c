@@ -30,6 +30,20 @@ ipt_status ipt_json_load(ipt_ctx *ctx, const char *path, json_t **out)
     return status;
 }
 
+json_t *ipt_json_text(const char *s)
+{
+    json_t *o = s ? json_string(s) : json_null();
+    size_t n = s ? strlen(s) * (IPT_PRINTABLE - 1) + 1 : 0;
+    if (o)
+        return o;
+    char *clean = ipt_alloc(NULL, n); /* not UTF-8 */
+    if (!clean)
+        return NULL;
+    o = json_string(ipt_printable(s, clean, n));
+    ipt_free(clean);
+    return o;
+}
+
 double ipt_json_num(const json_t *o, const char *key, double dflt)
 {
     const json_t *v = json_object_get(o, key);

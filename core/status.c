@@ -31,13 +31,12 @@ ipt_status ipt_fail(ipt_ctx *ctx, ipt_status s, const char *fmt, ...)
 {
     if (!ctx)
         return s;
+    char raw[sizeof ctx->message];
     va_list ap;
     va_start(ap, fmt);
-    vsnprintf(ctx->message, sizeof ctx->message, fmt, ap);
+    vsnprintf(raw, sizeof raw, fmt, ap);
     va_end(ap);
-    for (char *p = ctx->message; *p; p++) /* names from files may carry control bytes */
-        if ((unsigned char)*p < 0x20 || *p == 0x7f)
-            *p = '?';
+    ipt_printable(raw, ctx->message, sizeof ctx->message);
     return s;
 }
 
@@ -65,11 +64,12 @@ void ipt_log(ipt_ctx *ctx, ipt_log_level level, const char *fmt, ...)
 {
     if (!ctx || !ctx->log)
         return;
-    char line[1024];
+    char raw[1024], line[1024];
     va_list ap;
     va_start(ap, fmt);
-    vsnprintf(line, sizeof line, fmt, ap);
+    vsnprintf(raw, sizeof raw, fmt, ap);
     va_end(ap);
+    ipt_printable(raw, line, sizeof line);
     ctx->log(ctx->user, level, line);
 }
 

@@ -13,33 +13,6 @@ void ipt_image_finish(ipt_image *im)
     memset(im, 0, sizeof *im);
 }
 
-uint32_t ipt_utf8_next(const char **s)
-{
-    const unsigned char *p = (const unsigned char *)*s;
-    uint32_t c = p[0];
-    int more = c < 0x80                ? 0
-               : c >= 0xc2 && c < 0xe0 ? 1
-               : c >= 0xe0 && c < 0xf0 ? 2
-               : c >= 0xf0 && c < 0xf5 ? 3
-                                       : -1;
-    if (c == 0)
-        return 0;
-    *s += 1;
-    if (more < 0)
-        return 0xfffd;
-    c = more == 0 ? c : c & (0x3fu >> more);
-    for (int i = 1; i <= more; i++) {
-        if ((p[i] & 0xc0) != 0x80)
-            return 0xfffd;
-        c = c << 6 | (p[i] & 0x3fu);
-    }
-    if ((more == 2 && c < 0x800) || (more == 3 && (c < 0x10000 || c > 0x10ffff)) ||
-        (c >= 0xd800 && c < 0xe000))
-        return 0xfffd;
-    *s += more;
-    return c;
-}
-
 static uint8_t over_white(uint32_t v, uint32_t alpha)
 {
     return (uint8_t)((v * alpha + 255 * (255 - alpha) + 127) / 255);

@@ -33,7 +33,4 @@ IPT_CHECKED bool ipt_stb_info(const uint8_t *d, size_t n, int *w, int *h, const 
 IPT_CHECKED bool ipt_stb_decode(const uint8_t *d, size_t n, int *w, int *h, uint8_t **rgba,
                                 const char **why);
 void ipt_stb_free(uint8_t *rgba);
-
-/* Next code point of a UTF-8 text, U+FFFD for bytes that are none; *s moves on.  0 at the end. */
-uint32_t ipt_utf8_next(const char **s);
 #endif

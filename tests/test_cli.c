@@ -1,148 +1,17 @@
 /* tests/test_cli.c - the program from outside: exit codes, one-line messages, JSON, help, signals,
  * bad input of every kind.  Runs IPT_PROGRAM by fork and exec in a folder of its own. */
-#include "tests/support.h"
+#include "tests/program.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <jansson.h>
-#include <limits.h>
 #include <signal.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <sys/wait.h>
 #include <time.h>
-#include <unistd.h>
 
 #include "model_io/model_io.h"
 
-enum { MAX_ARGS = 40 };
-
-/* What one run left behind. */
-typedef struct result {
-    int rc; /* exit code, 1000 + signal when killed */
-    char *out, *err;
-} result;
-
-typedef struct place {
-    char dir[PATH_MAX / 4];
-    ipt_ctx *ctx;
-    bool has_device;
-} place;
-
-static const char *in(const place *p, char *buf, const char *name)
-{
-    return ipt_name(buf, PATH_MAX, "%s/%s", p->dir, name);
-}
-
-/* Child only: streams to files, then the program. */
-static void become(const place *p, char **argv, bool no_device)
-{
-    char path[PATH_MAX];
-    int out = open(in(p, path, "stdout"), O_WRONLY | O_CREAT | O_TRUNC, 0600);
-    int err = open(in(p, path, "stderr"), O_WRONLY | O_CREAT | O_TRUNC, 0600);
-    if (out < 0 || err < 0 || dup2(out, 1) < 0 || dup2(err, 2) < 0 || chdir(p->dir) != 0)
-        _exit(126);
-    if (no_device) {
-        setenv("VK_DRIVER_FILES", "/dev/null", 1);
-        setenv("VK_ICD_FILENAMES", "/dev/null", 1);
-    }
-    execv(IPT_PROGRAM, argv);
-    _exit(127);
-}
-
-static pid_t start(const place *p, const char *const *args, bool no_device)
-{
-    char *argv[MAX_ARGS + 2] = {NULL}, *copy[MAX_ARGS] = {NULL};
-    size_t n = 0;
-    argv[0] = strdup("impasto");
-    for (; args[n]; n++)
-        argv[n + 1] = copy[n] = strdup(args[n]);
-    fflush(NULL);
-    pid_t pid = fork();
-    if (pid == 0)
-        become(p, argv, no_device);
-    for (size_t i = 0; i < n; i++)
-        free(copy[i]);
-    free(argv[0]);
-    assert_true(pid > 0);
-    return pid;
-}
-
-static result finish(const place *p, pid_t pid)
-{
-    char path[PATH_MAX];
-    int status = 0;
-    size_t n = 0;
-    result r = {0};
-    while (waitpid(pid, &status, 0) < 0)
-        assert_int_equal(errno, EINTR);
-    r.rc = WIFEXITED(status) ? WEXITSTATUS(status) : 1000 + WTERMSIG(status);
-    assert_ok(p->ctx, ipt_file_read(p->ctx, in(p, path, "stdout"), 1 << 24, &r.out, &n));
-    assert_ok(p->ctx, ipt_file_read(p->ctx, in(p, path, "stderr"), 1 << 24, &r.err, &n));
-    return r;
-}
-
-static void done(result *r)
-{
-    ipt_free(r->out);
-    ipt_free(r->err);
-}
-
-static result run_args(const place *p, const char *const *args)
-{
-    return finish(p, start(p, args, false));
-}
-#define RUN(p, ...) run_args(p, (const char *const[]){__VA_ARGS__, NULL})
-
-/* Fails unless the run ended with rc and said one line "impasto: ..." that holds `text`. */
-static void expect_line(result *r, int rc, const char *text, const char *what)
-{
-    const char *end = strchr(r->err, '\n');
-    if (r->rc != rc || strncmp(r->err, "impasto: ", 9) != 0 || !end || end[1] != 0 ||
-        !strstr(r->err, text))
-        fail_msg("%s: exit %d, expected %d and one line with '%s'; said: %s", what, r->rc, rc, text,
-                 r->err);
-    done(r);
-}
-
-static void remove_all(const place *p)
-{
-    const char *argv[] = {"rm", "-rf", p->dir, NULL};
-    pid_t pid = fork();
-    if (pid == 0) {
-        execl("/bin/rm", argv[0], argv[1], argv[2], (char *)NULL);
-        _exit(127);
-    }
-    waitpid(pid, NULL, 0);
-}
-
-static int set_up(void **state)
-{
-    place *p = calloc(1, sizeof *p);
-    const char *tmp = getenv("TMPDIR");
-    if (!p)
-        return -1;
-    ipt_name(p->dir, sizeof p->dir, "%s/impasto-cli-XXXXXX", tmp ? tmp : "/tmp");
-    if (!mkdtemp(p->dir))
-        return -1;
-    p->ctx = test_ctx();
-    result r = RUN(p, "devices");
-    p->has_device = r.rc == 0;
-    done(&r);
-    *state = p;
-    return 0;
-}
-
-static int tear_down(void **state)
-{
-    place *p = *state;
-    remove_all(p);
-    ipt_ctx_destroy(&p->ctx);
-    free(p);
-    return 0;
-}
+static int set_up(void **state) { return place_create(state, IPT_PROGRAM); }
 
 /* --- usage
  * -------------------------------------------------------------------------------------------- */
@@ -263,7 +132,7 @@ static void test_no_device(void **state)
                                           {"generate", "-p", "x", "-o", "n.png"},
                                           {"bench", "gemm"}};
     for (size_t i = 0; i < IPT_COUNT(runs); i++) {
-        result r = finish(p, start(p, runs[i], true));
+        result r = program_finish(p, program_start(p, runs[i], true));
         expect_line(&r, 69, "Vulkan", runs[i][0]);
     }
 }
@@ -271,15 +140,25 @@ static void test_no_device(void **state)
 static void test_devices(void **state)
 {
     place *p = *state;
-    if (!p->has_device)
-        skip();
+    ipt_gpu_info *found = NULL;
+    size_t n = 0;
     result r = RUN(p, "devices", "--json");
+    if (ipt_gpu_list(p->ctx, &found, &n) != IPT_OK) {
+        expect_line(&r, 69, "Vulkan", "no device");
+        need_device(p);
+    }
     json_t *o = json_loads(r.out, 0, NULL), *list = json_object_get(o, "devices");
     assert_int_equal(r.rc, 0);
-    assert_true(json_array_size(list) > 0);
-    assert_non_null(json_object_get(json_array_get(list, 0), "name"));
+    assert_int_equal(json_array_size(list), n);
+    for (size_t i = 0; i < n; i++) {
+        const json_t *d = json_array_get(list, i);
+        assert_string_equal(ipt_json_str(d, "name", ""), found[i].name);
+        assert_int_equal(ipt_json_bool(d, "usable", !found[i].usable), found[i].usable);
+    }
+    ipt_free(found);
     json_decref(o);
     done(&r);
+    need_device(p);
     r = RUN(p, "generate", "-p", "x", "-o", "d.png", "--device", "no such device");
     expect_line(&r, 69, "no such device", "device by name");
 }
@@ -288,18 +167,18 @@ static void test_devices(void **state)
 static void test_output(void **state)
 {
     place *p = *state;
-    result r = RUN(p, "generate", "-p", "x", "-o", "/nonexistent/a.png");
-    expect_line(&r, 73, "/nonexistent/a.png", "no folder");
+    result r = RUN(p, "generate", "-p", "x", "-o", "no-folder/a.png");
+    expect_line(&r, 73, "no-folder/a.png", "no folder");
     r = RUN(p, "generate", "-p", "x", "-o", "/proc/a.png");
     expect_line(&r, 73, "/proc/a.png", "not writable");
     char path[PATH_MAX];
     assert_int_equal(mkdir(in(p, path, "folder.png"), 0700), 0);
     r = RUN(p, "generate", "-p", "x", "-o", "folder.png");
     expect_line(&r, 73, "folder", "is a folder");
-    r = RUN(p, "generate", "-p", "x", "-o", "a.png", "--sheet", "/nonexistent/s.png");
-    expect_line(&r, 73, "/nonexistent/s.png", "sheet");
-    r = RUN(p, "generate", "-p", "x", "-o", "a.png", "--trace", "/nonexistent/t.safetensors");
-    expect_line(&r, 73, "/nonexistent/t", "trace");
+    r = RUN(p, "generate", "-p", "x", "-o", "a.png", "--sheet", "no-folder/s.png");
+    expect_line(&r, 73, "no-folder/s.png", "sheet");
+    r = RUN(p, "generate", "-p", "x", "-o", "a.png", "--trace", "no-folder/t.safetensors");
+    expect_line(&r, 73, "no-folder/t", "trace");
     assert_false(ipt_is_file(in(p, path, "a.png")));
 }
 
@@ -321,12 +200,6 @@ enum {
 static const char *const bad_name[N_BAD] = {"truncated",   "huge-header", "overlap", "nan",
                                             "wrong-shape", "pickle",      "zip",     "text",
                                             "empty",       "png-cut"};
-
-static void write_text(const place *p, const char *name, const void *data, size_t n)
-{
-    char path[PATH_MAX];
-    assert_ok(p->ctx, ipt_file_write(p->ctx, in(p, path, name), data, n));
-}
 
 /* Rewrites a whole file with one element of every tensor NaN, or with a dimension too many. */
 static void write_spoilt(const place *p, const char *name, const char *from, bool nan)
@@ -417,8 +290,7 @@ static void expect_bad(const place *p, const char *const *args, const char *file
 static void test_bad_checkpoint(void **state)
 {
     place *p = *state;
-    if (!p->has_device)
-        skip();
+    need_device(p);
     make_bad(p, "model", IPT_TEST_DATA "/model_sd1_single_f16.safetensors");
     for (int i = 0; i < N_BAD; i++) {
         char name[64], twice[128];
@@ -442,8 +314,7 @@ static void test_bad_checkpoint(void **state)
 static void test_bad_vae(void **state)
 {
     place *p = *state;
-    if (!p->has_device)
-        skip();
+    need_device(p);
     make_bad(p, "vae", IPT_TEST_DATA "/model_sd1_single_f16.safetensors");
     for (int i = 0; i < N_BAD; i++) {
         char name[64];
@@ -460,8 +331,7 @@ static void test_bad_vae(void **state)
 static void test_bad_lora(void **state)
 {
     place *p = *state;
-    if (!p->has_device)
-        skip();
+    need_device(p);
     make_bad(p, "lora", IPT_TEST_DATA "/golden_lora_kohya.safetensors");
     for (int i = 0; i < N_BAD; i++) {
         char name[64];
@@ -542,8 +412,8 @@ static void test_tokenize(void **state)
     assert_int_equal(ipt_json_int(json_array_get(lines, 1), "count", 0), 2);
     json_decref(o);
     done(&r);
-    r = RUN(p, "tokenize", "--file", "/nonexistent");
-    expect_line(&r, 64, "/nonexistent", "no such file");
+    r = RUN(p, "tokenize", "--file", "no-such-file");
+    expect_line(&r, 64, "no-such-file", "no such file");
 }
 
 static void test_generate(void **state)
@@ -554,8 +424,7 @@ static void test_generate(void **state)
         "peak_device_mib", "device", "adapters",    "compose"};
     place *p = *state;
     char path[PATH_MAX];
-    if (!p->has_device)
-        skip();
+    need_device(p);
     result r = RUN(p, "generate", "-m", sd1, "-p", "a cat", "--steps", "2", "-W", "64", "-H", "64",
                    "--seed", "5", "--count", "2", "-o", "g.png", "--sheet", "s.jpg", "--json", "-q",
                    "--lora", IPT_TEST_DATA "/golden_lora_kohya.safetensors:0.5:0@sks");
@@ -593,8 +462,7 @@ static void test_signals(void **state)
     static const int signals[] = {SIGINT, SIGTERM}, codes[] = {130, 143};
     place *p = *state;
     char path[PATH_MAX];
-    if (!p->has_device)
-        skip();
+    need_device(p);
     for (size_t i = 0; i < IPT_COUNT(signals); i++) {
         static const char *const args[] = {"generate", "-m", IPT_TEST_DATA "/models/sd1",
                                            "-p",       "x",  "--steps",
@@ -602,7 +470,7 @@ static void test_signals(void **state)
                                            "-H",       "64", "--sampler",
                                            "ddim",     "-o", "sig.png",
                                            NULL};
-        pid_t pid = start(p, args, false);
+        pid_t pid = program_start(p, args, false);
         for (int t = 0; t < 600; t++) { /* until it samples */
             char *err = NULL;
             size_t n = 0;
@@ -615,7 +483,7 @@ static void test_signals(void **state)
                 break;
         }
         kill(pid, signals[i]);
-        result r = finish(p, pid);
+        result r = program_finish(p, pid);
         assert_int_equal(r.rc, codes[i]);
         assert_non_null(strstr(r.err, signals[i] == SIGINT ? "impasto: interrupted\n"
                                                            : "impasto: terminated\n"));
@@ -635,5 +503,5 @@ int main(void)
         cmocka_unit_test(test_tokenize),     cmocka_unit_test(test_generate),
         cmocka_unit_test(test_signals),
     };
-    return cmocka_run_group_tests(tests, set_up, tear_down);
+    return cmocka_run_group_tests(tests, set_up, place_destroy);
 }
