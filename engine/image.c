@@ -61,6 +61,30 @@ static ipt_status upright(ipt_ctx *ctx, const uint8_t *rgba, int w, int h, int o
     return IPT_OK;
 }
 
+/* Size as the header has it, and that the file can hold so many pixels. */
+static ipt_status measure(ipt_ctx *ctx, const char *name, ipt_image_kind kind, const uint8_t *d,
+                          size_t n, int *w, int *h)
+{
+    const char *why = "";
+    bool too_short = false;
+    if (kind == IPT_IMAGE_PNG)
+        ipt_png_info(d, n, w, h, &too_short);
+    else if (!ipt_stb_info(d, n, w, h, &why))
+        return ipt_fail(ctx, IPT_ERR_FORMAT, "%s: cannot read this picture: %s", name, why);
+    uint64_t pixels = (uint64_t)*w * (uint64_t)*h;
+    if (*w < 1 || *h < 1 || pixels > IPT_IMAGE_MAX_PIXELS || *w > IPT_IMAGE_MAX_SIDE ||
+        *h > IPT_IMAGE_MAX_SIDE)
+        return ipt_fail(ctx, IPT_ERR_FORMAT,
+                        "%s: found %d x %d pixels, expected 1 to %d a side and at most %d in all",
+                        name, *w, *h, IPT_IMAGE_MAX_SIDE, IPT_IMAGE_MAX_PIXELS);
+    /* No other format packs more than about 1,800 pixels into a byte (GIF's longest codes). */
+    if (kind != IPT_IMAGE_PNG)
+        too_short = pixels / 2048 > n;
+    return too_short ? ipt_fail(ctx, IPT_ERR_FORMAT,
+                                "%s: found %zu bytes, too few for %d x %d pixels", name, n, *w, *h)
+                     : IPT_OK;
+}
+
 ipt_status ipt_image_load_memory(ipt_ctx *ctx, const char *name, const void *data, size_t n,
                                  ipt_image *out)
 {
@@ -72,24 +96,19 @@ ipt_status ipt_image_load_memory(ipt_ctx *ctx, const char *name, const void *dat
         return ipt_fail(ctx, IPT_ERR_FORMAT, "%s: %zu bytes, expected at most %d", name, n,
                         IPT_IMAGE_MAX_BYTES);
     IPT_TRY(ipt_image_check(ctx, name, data, n, &kind));
-    if (!ipt_stb_info(data, n, &w, &h, &why))
-        return ipt_fail(ctx, IPT_ERR_FORMAT, "%s: cannot read this picture: %s", name, why);
-    uint64_t pixels = (uint64_t)w * (uint64_t)h;
-    if (pixels > IPT_IMAGE_MAX_PIXELS || w > IPT_IMAGE_MAX_SIDE || h > IPT_IMAGE_MAX_SIDE)
-        return ipt_fail(ctx, IPT_ERR_FORMAT, "%s: found %d x %d pixels, expected at most %d in all",
-                        name, w, h, IPT_IMAGE_MAX_PIXELS);
-    /* No format packs more than about 1,800 pixels into a byte (GIF's longest codes). */
-    if (pixels / 2048 > n)
-        return ipt_fail(ctx, IPT_ERR_FORMAT, "%s: found %zu bytes, too few for %d x %d pixels",
-                        name, n, w, h);
-    if (!ipt_stb_decode(data, n, &w, &h, &rgba, &why)) {
+    IPT_TRY(measure(ctx, name, kind, data, n, &w, &h));
+    if (kind == IPT_IMAGE_PNG) {
+        IPT_TRY(ipt_png_decode(ctx, name, data, n, w, h, &rgba));
+    } else if (!ipt_stb_decode(data, n, &w, &h, &rgba, &why)) {
         if (strcmp(why, "outofmem") == 0)
             return ipt_fail(ctx, IPT_ERR_NOMEM, "%s: no memory for %d x %d pixels", name, w, h);
         return ipt_fail(ctx, IPT_ERR_FORMAT, "%s: damaged picture: %s", name, why);
     }
-    int orientation = kind == IPT_IMAGE_JPEG ? ipt_image_orientation(data, n) : 1;
-    ipt_status status = upright(ctx, rgba, w, h, orientation, out);
-    ipt_stb_free(rgba);
+    ipt_status status = upright(ctx, rgba, w, h, ipt_image_orientation(data, n), out);
+    if (kind == IPT_IMAGE_PNG)
+        ipt_free(rgba);
+    else
+        ipt_stb_free(rgba);
     return status;
 }
 

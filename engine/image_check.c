@@ -63,8 +63,9 @@ static ipt_status check_png(const view *v)
         if (memcmp(type, "IEND", 4) == 0)
             break;
     }
-    if (!has_data)
-        return ipt_fail(v->ctx, IPT_ERR_FORMAT, "%s: damaged PNG: no IDAT chunk", v->name);
+    if (!has_data || be32(v->d + 8) != 13 || memcmp(v->d + 12, "IHDR", 4) != 0)
+        return ipt_fail(v->ctx, IPT_ERR_FORMAT, "%s: damaged PNG: no %s chunk", v->name,
+                        has_data ? "IHDR" : "IDAT");
     return IPT_OK;
 }
 
@@ -131,8 +132,8 @@ static bool scan_has_tables(const uint8_t *p, size_t n, bool progressive, unsign
 static ipt_status walk_jpeg(const view *v, size_t *app1)
 {
     size_t at = 2;
-    unsigned tables = 0;
-    bool has_scan = false, progressive = false;
+    unsigned tables = 0, scans = 0;
+    bool progressive = false;
     for (;;) {
         while (at + 1 < v->n && v->d[at] == 0xff && v->d[at + 1] == 0xff)
             at++;
@@ -163,28 +164,27 @@ static ipt_status walk_jpeg(const view *v, size_t *app1)
                             m == 0xc4 ? "bad Huffman table" : "a scan without its Huffman table");
         at += len;
         if (m == 0xda) {
-            has_scan = true;
+            if (++scans > IPT_IMAGE_MAX_SCANS)
+                return ipt_fail(v->ctx, IPT_ERR_FORMAT,
+                                "%s: a JPEG of more than %d scans, which is no photo's; expected "
+                                "fewer: save it again",
+                                v->name, IPT_IMAGE_MAX_SCANS);
             at = skip_scan(v->d, v->n, at);
         }
     }
-    if (!has_scan)
+    if (scans == 0)
         return ipt_fail(v->ctx, IPT_ERR_FORMAT, "%s: damaged JPEG: no picture data", v->name);
     return IPT_OK;
 }
 
-int ipt_image_orientation(const uint8_t *d, size_t n)
+/* Tag 0x0112 of the first directory of a TIFF header with what follows it. */
+static int tiff_orientation(const uint8_t *t, size_t len)
 {
-    view v = {NULL, "", d, n};
-    size_t at = 0;
-    if (walk_jpeg(&v, &at) != IPT_OK || at == 0)
-        return 1;
-    const uint8_t *t = d + at + 8; /* TIFF header */
-    size_t len = be16(d + at) - 8;
-    if (len < 8 || (memcmp(t, "II", 2) != 0 && memcmp(t, "MM", 2) != 0))
+    if (len < 10 || (memcmp(t, "II", 2) != 0 && memcmp(t, "MM", 2) != 0))
         return 1;
     bool little = t[0] == 'I';
     uint32_t ifd = little ? le32(t + 4) : be32(t + 4);
-    if (ifd > len - 2 || len < 10)
+    if (ifd > len - 2)
         return 1;
     uint32_t count = little ? le16(t + ifd) : be16(t + ifd);
     for (uint32_t i = 0; i < count; i++) {
@@ -197,6 +197,21 @@ int ipt_image_orientation(const uint8_t *d, size_t n)
             return value >= 1 && value <= 8 ? (int)value : 1;
     }
     return 1;
+}
+
+int ipt_image_orientation(const uint8_t *d, size_t n)
+{
+    view v = {NULL, "", d, n};
+    size_t at = 0;
+    if (n > 20 && d[0] == 0x89) { /* PNG: the chunk eXIf */
+        for (at = 8; n - at >= 12 && be32(d + at) <= n - at - 12; at += be32(d + at) + 12)
+            if (memcmp(d + at + 4, "eXIf", 4) == 0)
+                return tiff_orientation(d + at + 8, be32(d + at));
+        return 1;
+    }
+    if (n < 4 || d[0] != 0xff || walk_jpeg(&v, &at) != IPT_OK || at == 0)
+        return 1;
+    return tiff_orientation(d + at + 8, be16(d + at) - 8u);
 }
 
 static ipt_status check_bmp(const view *v)
@@ -355,24 +370,58 @@ static bool is_text(const view *v)
     return true;
 }
 
-static const char *what_it_is(const view *v)
+/* Formats that are told by their first bytes, but not read. */
+static const struct {
+    size_t at, n;
+    const char *mark, *name;
+    bool picture;
+} known[] = {
+    {8, 4, "WEBP", "a WebP picture", true},
+    {4, 8, "ftypavif", "an AVIF picture", true},
+    {4, 8, "ftypavis", "an AVIF picture", true},
+    {4, 7, "ftyphei", "a HEIC picture", true}, /* heic, heix and others */
+    {4, 8, "ftypmif1", "a HEIF picture", true},
+    {4, 8, "ftypmsf1", "a HEIF picture", true},
+    {4, 7, "ftyphev", "a HEIC picture", true},
+    {4, 4, "ftyp", "a video file", false},
+    {0, 4, "II*\0", "a TIFF picture", true},
+    {0, 4, "MM\0*", "a TIFF picture", true},
+    {0, 4, "8BPS", "a Photoshop picture", true},
+    {0, 12, "\0\0\0\x0cJXL \r\n\x87\n", "a JPEG XL picture", true},
+    {0, 2, "\xff\x0a", "a JPEG XL picture", true},
+    {0, 8, "\0\0\0\x0cjP  ", "a JPEG 2000 picture", true},
+    {0, 4, "\xff\x4f\xff\x51", "a JPEG 2000 picture", true},
+    {0, 4, "v/1\x01", "an OpenEXR picture", true},
+    {0, 10, "#?RADIANCE", "a Radiance HDR picture", true},
+    {0, 4, "qoif", "a QOI picture", true},
+    {0, 4, "\0\0\1\0", "an icon", true},
+    {0, 4, "DDS ", "a DDS texture", true},
+    {0, 4, "%PDF", "a PDF document", true},
+    {0, 4, "<svg", "an SVG drawing", true},
+    {0, 4, "PK\3\4", "a zip archive (or a PyTorch checkpoint)", false},
+    {0, 4, "GGUF", "a GGUF model", false},
+};
+
+static const char *what_it_is(const view *v, bool *picture)
 {
+    *picture = false;
     if (v->n == 0)
         return "an empty file";
-    if (starts(v, "PK\3\4", 4))
-        return "a zip archive (or a PyTorch checkpoint)";
+    for (size_t i = 0; i < IPT_COUNT(known); i++)
+        if (v->n >= known[i].at + known[i].n &&
+            memcmp(v->d + known[i].at, known[i].mark, known[i].n) == 0) {
+            *picture = known[i].picture;
+            return known[i].name;
+        }
     if (v->n > 1 && v->d[0] == 0x80 && v->d[1] >= 2 && v->d[1] <= 5)
         return "a Python pickle";
-    if (starts(v, "GGUF", 4))
-        return "a GGUF model";
     if (v->n > 9 && v->d[8] == '{' && v->d[7] == 0 && v->d[6] == 0)
         return "a safetensors file";
-    if (starts(v, "RIFF", 4) && v->n >= 12 && memcmp(v->d + 8, "WEBP", 4) == 0)
-        return "a WebP picture, which is not supported";
-    if (v->n >= 12 && memcmp(v->d + 4, "ftyp", 4) == 0)
-        return "an AVIF, HEIC or video file, which is not supported";
-    if (starts(v, "II*\0", 4) || starts(v, "MM\0*", 4))
-        return "a TIFF picture, which is not supported";
+    if (v->n > 2 && v->d[0] == 'P' && strchr("12347Ff", v->d[1]) && v->d[1] &&
+        (v->d[2] == ' ' || (v->d[2] >= 9 && v->d[2] <= 13))) {
+        *picture = true;
+        return "a PNM picture of another kind than P5 and P6";
+    }
     return is_text(v) ? "a text file" : "unknown data";
 }
 
@@ -406,7 +455,9 @@ ipt_status ipt_image_check(ipt_ctx *ctx, const char *name, const uint8_t *d, siz
         *kind = IPT_IMAGE_TGA;
         return check_tga(&v);
     }
-    return ipt_fail(ctx, IPT_ERR_FORMAT,
-                    "%s: found %s, expected a PNG, JPEG, BMP, GIF, PNM or TGA picture", name,
-                    what_it_is(&v));
+    bool picture = false;
+    const char *found = what_it_is(&v, &picture);
+    return ipt_fail(ctx, IPT_ERR_FORMAT, "%s: found %s, %s", name, found,
+                    picture ? "which is not read: convert it to PNG or JPEG"
+                            : "expected a PNG, JPEG, BMP, GIF, PNM or TGA picture");
 }

@@ -15,7 +15,8 @@ typedef enum ipt_image_kind {
 enum {
     IPT_IMAGE_MAX_PIXELS = 1 << 26,
     IPT_IMAGE_MAX_SIDE = 1 << 16,
-    IPT_IMAGE_MAX_BYTES = 256 << 20
+    IPT_IMAGE_MAX_BYTES = 256 << 20,
+    IPT_IMAGE_MAX_SCANS = 100 /* of a progressive JPEG: each one visits the whole picture */
 };
 
 /* Finds the format and walks its structure: a file that ends too early or whose parts do not fit
@@ -24,11 +25,18 @@ enum {
  * Errors: IPT_ERR_FORMAT. */
 IPT_CHECKED ipt_status ipt_image_check(ipt_ctx *ctx, const char *name, const uint8_t *d, size_t n,
                                        ipt_image_kind *kind);
-/* EXIF orientation 1..8 of a checked JPEG; 1 when it has none. */
+/* EXIF orientation 1..8 of a checked JPEG or PNG; 1 when it has none. */
 int ipt_image_orientation(const uint8_t *d, size_t n);
 
-/* The decoder (image_stb.c).  *rgba: [h,w,4], freed with ipt_stb_free.  *why: reason of a failure,
- * a static text. */
+/* Size of a checked PNG and whether its file is too short for it (deflate packs 1032 : 1 at best).
+ */
+void ipt_png_info(const uint8_t *d, size_t n, int *w, int *h, bool *too_short);
+/* Pixels of a checked PNG of w x h.  *rgba [h,w,4]: caller, ipt_free.  Errors: IPT_ERR_FORMAT,
+ * IPT_ERR_NOMEM. */
+IPT_CHECKED ipt_status ipt_png_decode(ipt_ctx *ctx, const char *name, const uint8_t *d, size_t n,
+                                      int w, int h, uint8_t **rgba);
+/* The decoder of the other formats (image_stb.c).  *rgba: [h,w,4], freed with ipt_stb_free.  *why:
+ * reason of a failure, a static text. */
 IPT_CHECKED bool ipt_stb_info(const uint8_t *d, size_t n, int *w, int *h, const char **why);
 IPT_CHECKED bool ipt_stb_decode(const uint8_t *d, size_t n, int *w, int *h, uint8_t **rgba,
                                 const char **why);

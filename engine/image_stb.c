@@ -1,5 +1,6 @@
-/* engine/image_stb.c - the only file that compiles stb_image, with the formats impasto.h names. The
- * header is a system include, so that the house's warnings stay out of it. */
+/* engine/image_stb.c - the only file that compiles stb_image, with the formats impasto.h names but
+ * PNG, which image_png.c reads. The header is a system include, so that the house's warnings stay
+ * out of it. */
 #include "engine/image_internal.h"
 
 #include <limits.h>
@@ -13,6 +14,7 @@
 #define STBI_ASSERT(x) ((void)0)
 #define STB_IMAGE_STATIC
 #define STBI_NO_STDIO
+#define STBI_NO_PNG
 #define STBI_NO_HDR
 #define STBI_NO_LINEAR
 #define STBI_NO_PSD
@@ -31,8 +33,10 @@ bool ipt_stb_info(const uint8_t *d, size_t n, int *w, int *h, const char **why)
     *why = "too large";
     if (n > INT_MAX)
         return false;
-    if (stbi_info_from_memory(d, (int)n, w, h, &channels) && *w > 0 && *h > 0)
+    if (stbi_info_from_memory(d, (int)n, w, h, &channels) && *w > 0 && *h != 0 && *h > INT_MIN) {
+        *h = *h < 0 ? -*h : *h; /* a BMP whose top row comes first */
         return true;
+    }
     *why = stbi_failure_reason() ? stbi_failure_reason() : "damaged";
     return false;
 }
