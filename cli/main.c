@@ -54,6 +54,7 @@ int cli_exit_code(ipt_status s)
     case IPT_ERR_NOMEM:
     case IPT_ERR_DEVICE_MEM:
     case IPT_ERR_DEVICE_LOST:
+    case IPT_ERR_TOO_LARGE:
         return CLI_TRY_AGAIN;
     case IPT_ERR_CANCELLED:
         return 128 + (caught ? (int)caught : SIGINT);

@@ -40,6 +40,8 @@ typedef enum ipt_status {
     IPT_ERR_CANCELLED,   /* the caller asked for it                           */
     IPT_ERR_NO_DEVICE,   /* no usable Vulkan device                           */
     IPT_ERR_OUTPUT,      /* an output file cannot be written                  */
+    IPT_ERR_TOO_LARGE,   /* a tensor passes a limit of the device (binding, index, work
+                            groups): less at once may do, as with IPT_ERR_DEVICE_MEM */
 } ipt_status;
 
 /* Propagate a failure whose message was already set at its origin. */

@@ -56,7 +56,8 @@ const char *ipt_status_name(ipt_status s)
                                         "device lost",
                                         "cancelled",
                                         "no device",
-                                        "cannot write output"};
+                                        "cannot write output",
+                                        "too large for the device"};
     return (size_t)s < IPT_COUNT(names) ? names[s] : "unknown status";
 }
 

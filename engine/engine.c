@@ -241,7 +241,8 @@ static ipt_status load_taesd(ipt_engine *e, const char *path)
 }
 
 /* The caller's picture is sized by the model's VAE: a tiny decoder of another make writes another
- * number of pixels, or reads another latent.  Asked at every request: the model may have changed. */
+ * number of pixels, or reads another latent.  Asked at every request: the model may have changed.
+ */
 static ipt_status check_taesd(const ipt_engine *e)
 {
     if (!e->taesd)

@@ -258,7 +258,7 @@ static ipt_status add_band(ipt_launch *l, const gemm_job *j, int64_t m0, int64_t
         g->y0 >= g->ldy ? (uint64_t)g->y0 * j->elt : 0; /* the result starts rows further down */
     uint64_t y_off = (uint64_t)m0 * line, y_len = (uint64_t)(m1 - m0) * line + lead;
     if (y_len > l->dev->max_range)
-        return IPT_ERR_UNSUPPORTED;
+        return IPT_ERR_TOO_LARGE;
     if (j->texel) {
         ipt_launch_bind(d, act_view, g->a.src, g->a.number, false);
         ipt_launch_bind(d, IPT_BIND_TEXEL_RGBA32UI, g->b.src, g->b.number, false);
@@ -328,15 +328,17 @@ ipt_status ipt_gemm_launch(ipt_launch *l, const ipt_gemm *g)
     if (band < g->rows)
         band -= band % granule;
     int32_t panels = j.panels;
+    if (g->rows > INT32_MAX || j.a_bytes / j.a_quad > INT32_MAX)
+        return IPT_ERR_TOO_LARGE; /* the kernels count in 32 bits */
     if (!j.texel && (uint64_t)panels * j.panel_bytes + j.tail > range)
         panels = range > j.tail ? (int32_t)((range - j.tail) / j.panel_bytes) : 0;
     if (panels > 1 && panels < j.panels)
         panels -= panels % 2;
     if (panels < 1)
-        return IPT_ERR_UNSUPPORTED;
+        return IPT_ERR_TOO_LARGE;
     for (int64_t m0 = 0; m0 < g->rows;) {
         if (band < 1)
-            return IPT_ERR_UNSUPPORTED;
+            return IPT_ERR_TOO_LARGE;
         int64_t m1 = m0 + band < g->rows ? m0 + band : g->rows;
         uint64_t off, len;
         a_range(l, &j, m0, m1, &off, &len);
@@ -364,6 +366,43 @@ ipt_status ipt_gemm_launch(ipt_launch *l, const ipt_gemm *g)
 }
 
 /* --- operand copies ------------------------------------------------------------------------ */
+/* Rows of the result are rows of the source. */
+static bool pack_by_rows(const ipt_pack *p)
+{
+    return p->rows && p->mode == IPT_PACK_STRIDED && p->taps == 1 && p->sk == 1 && p->base == 0 &&
+           p->sn >= p->k;
+}
+
+/* Quads of the result that one dispatch may make: what they are made from fits a binding as well.
+ * 0: it does not. */
+static uint64_t pack_most(const ipt_launch *l, const ipt_pack *p, uint64_t depth, uint64_t elt)
+{
+    uint64_t most = l->dev->max_range / (4 * elt) & ~(uint64_t)63;
+    if (p->src_bytes <= l->dev->max_range)
+        return most;
+    if (!pack_by_rows(p) || l->dev->max_range <= l->dev->align)
+        return 0;
+    uint64_t rows = (l->dev->max_range - l->dev->align) / ((uint64_t)p->sn * elt);
+    uint64_t fit = rows * (depth / 4) & ~(uint64_t)63;
+    return fit < most ? fit : most;
+}
+
+/* Binds the source of quads q .. q + n - 1 of the result and tells the push block where it starts.
+ */
+static void pack_source(ipt_launch *l, ipt_dispatch *d, const ipt_pack *p, pack_push *push,
+                        uint64_t depth)
+{
+    const uint64_t elt = ipt_dtype_bytes(p->type);
+    uint64_t from = 0, to = p->src_bytes;
+    if (p->src_bytes > l->dev->max_range) {
+        uint64_t line = (uint64_t)p->sn * elt, q = (uint64_t)push->q0, n = (uint64_t)push->count;
+        from = q / (depth / 4) * line / l->dev->align * l->dev->align;
+        to = ((q + n - 1) / (depth / 4) + 1) * line;
+    }
+    ipt_launch_bind_range(d, IPT_BIND_SSBO, p->src.src, p->src.number, false, from, to - from);
+    push->base = (int32_t)(p->base - (int64_t)(from / elt));
+}
+
 ipt_status ipt_gemm_pack(ipt_launch *l, const ipt_pack *p, ipt_operand *out)
 {
     const int32_t kpad = ipt_pad4(p->k);
@@ -371,8 +410,9 @@ ipt_status ipt_gemm_pack(ipt_launch *l, const ipt_pack *p, ipt_operand *out)
     const uint64_t elt = p->rows ? ipt_dtype_bytes(p->type) : 4;
     const uint64_t quads =
         p->rows ? (uint64_t)p->n * depth / 4 : (uint64_t)((p->n + 31) / 32) * depth * 8 + 256;
-    if (p->src_bytes > l->dev->max_range || quads > INT32_MAX)
-        return IPT_ERR_UNSUPPORTED;
+    const uint64_t most = pack_most(l, p, depth, elt);
+    if (most == 0 || quads > INT32_MAX)
+        return IPT_ERR_TOO_LARGE;
     *out = ipt_operand_scratch(p->reuse ? p->reuse - 1 : ipt_launch_scratch(l, quads * 4 * elt));
     pack_push push = {.n = p->n,
                       .taps = p->taps,
@@ -387,7 +427,6 @@ ipt_status ipt_gemm_pack(ipt_launch *l, const ipt_pack *p, ipt_operand *out)
         push.ky = p->tap0 / p->walk.kernel;
         push.kx = p->tap0 % p->walk.kernel;
     }
-    uint64_t most = l->dev->max_range / (4 * elt) & ~(uint64_t)63;
     for (uint64_t q = 0; q < quads; q += most) {
         uint64_t n = quads - q < most ? quads - q : most;
         push.q0 = (int32_t)q;
@@ -397,12 +436,13 @@ ipt_status ipt_gemm_pack(ipt_launch *l, const ipt_pack *p, ipt_operand *out)
             sizeof push);
         if (!d)
             return l->status;
+        pack_source(l, d, p, &push, depth);
+        memcpy(d->push, &push, sizeof push);
         ipt_launch_spec(d, PACK_THREADS);
         ipt_launch_spec(d, (uint32_t)p->mode);
         ipt_launch_spec(d, p->rows);
         ipt_launch_spec(d, p->type == IPT_F16);
         ipt_launch_spec(d, p->mode == IPT_PACK_GATHER ? (uint32_t)p->walk.mode : 0);
-        ipt_launch_bind_range(d, IPT_BIND_SSBO, p->src.src, p->src.number, false, 0, p->src_bytes);
         ipt_launch_bind_range(d, IPT_BIND_SSBO, out->src, out->number, true, q * 4 * elt,
                               n * 4 * elt);
         ipt_launch_linear(l, d, n, PACK_THREADS);

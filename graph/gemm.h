@@ -63,7 +63,8 @@ typedef struct ipt_gemm {
     int32_t cols, k;
     int32_t ldy, y0; /* elements: row pitch of y; offset of its first result (0 <= y0) */
 } ipt_gemm;
-/* Appends the dispatches.  IPT_ERR_UNSUPPORTED: a row granule does not fit a binding. */
+/* Appends the dispatches.  IPT_ERR_TOO_LARGE: a row granule does not fit a binding, or
+ * indices pass 32 bits. */
 IPT_CHECKED ipt_status ipt_gemm_launch(ipt_launch *l, const ipt_gemm *g);
 
 /* Copies an operand into scratch in a layout the product takes; element (n, tap, k):

@@ -210,8 +210,8 @@ typedef struct ipt_plan_opts {
     bool guard;           /* tests: guard bands around every value and NaN poison before each run */
 } ipt_plan_opts;
 /* Keeps gpu and weights until destroy; the graph may be destroyed at once.
- * Errors: the poison; IPT_ERR_DEVICE_MEM with need / have; those of weights->find;
- * IPT_ERR_UNSUPPORTED. */
+ * Errors: the poison; IPT_ERR_DEVICE_MEM with need / have; IPT_ERR_TOO_LARGE when a tensor passes a
+ * limit of the device; those of weights->find; IPT_ERR_UNSUPPORTED. */
 IPT_CHECKED ipt_status ipt_plan_create(ipt_graph *g, const ipt_plan_opts *o, ipt_plan **out);
 /* Whether the plan has an input or parameter of that name: a graph leaves out what its key does not
  * ask for. */

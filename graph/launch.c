@@ -64,6 +64,57 @@ int ipt_launch_scratch(ipt_launch *l, uint64_t bytes)
     return l->n_scratch++;
 }
 
+/* --- bands ---------------------------------------------------------------------------------- */
+/* Rows after which an operand is aligned again; align is a power of two. */
+static uint64_t granule_of(uint64_t align, uint64_t row)
+{
+    uint64_t low = row & (~row + 1); /* the largest power of two that divides a row */
+    return low >= align ? 1 : align / low;
+}
+
+ipt_bands ipt_launch_bands(ipt_launch *l, uint64_t rows, const ipt_band_operand o[], int n)
+{
+    ipt_bands b = {.rows = rows, .size = rows, .granule = 1};
+    for (int i = 0; i < n; i++) {
+        uint64_t fit = l->dev->max_range / o[i].row, g = granule_of(l->dev->align, o[i].row);
+        b.o[i] = o[i];
+        b.size = fit < b.size ? fit : b.size;
+        b.granule = g > b.granule ? g : b.granule;
+    }
+    if (b.size < rows)
+        b.size -= b.size % b.granule;
+    if (b.size == 0 && rows > 0 && l->status == IPT_OK)
+        l->status = IPT_ERR_TOO_LARGE;
+    return b;
+}
+
+bool ipt_bands_next(ipt_bands *b)
+{
+    b->first += b->n;
+    uint64_t left = b->rows - b->first;
+    b->n = left < b->size ? left : b->size;
+    return b->n > 0;
+}
+
+bool ipt_bands_halve(ipt_bands *b)
+{
+    uint64_t half = b->n / 2 - b->n / 2 % b->granule;
+    if (half == 0)
+        return false;
+    b->n = b->size = half;
+    return true;
+}
+
+void ipt_bands_bind(ipt_dispatch *d, const ipt_bands *b, int i)
+{
+    const ipt_band_operand *o = &b->o[i];
+    if (!d)
+        return;
+    ipt_launch_bind_range(d, IPT_BIND_SSBO, o->src, o->index, o->write, b->first * o->row,
+                          b->n * o->row);
+    d->no_wait = b->first > 0;
+}
+
 void ipt_launch_linear(const ipt_launch *l, ipt_dispatch *d, uint64_t n, uint32_t wg)
 {
     if (!d)

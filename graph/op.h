@@ -86,7 +86,7 @@ typedef struct ipt_launch {
     size_t n_d, cap_d;
     uint64_t scratch[4]; /* bytes */
     uint8_t n_scratch;
-    ipt_status status; /* IPT_ERR_NOMEM / IPT_ERR_UNSUPPORTED after a failed helper */
+    ipt_status status; /* IPT_ERR_NOMEM, _UNSUPPORTED or _TOO_LARGE after a failed helper */
 } ipt_launch;
 /* Appends a dispatch of `shader` with a copy of the push block; NULL when out of memory (then
  * l->status is set).  The caller adds spec, binds, groups. */
@@ -101,6 +101,28 @@ void ipt_launch_bind_range(ipt_dispatch *d, ipt_bind_kind kind, ipt_src src, int
 void ipt_launch_bind_part(const ipt_launch *l, ipt_dispatch *d, const ipt_bind *part);
 void ipt_launch_spec(ipt_dispatch *d, uint32_t value); /* next specialisation constant */
 int ipt_launch_scratch(ipt_launch *l, uint64_t bytes); /* returns its number */
+/* --- bands: rows of equal bytes, as many dispatches as the device's binding range asks for --- */
+typedef struct ipt_band_operand {
+    ipt_src src;
+    uint8_t index;
+    bool write;
+    uint64_t row; /* bytes of one row; rows follow one another */
+} ipt_band_operand;
+enum { IPT_MAX_BAND_OPERAND = 4 };
+typedef struct ipt_bands {
+    ipt_band_operand o[IPT_MAX_BAND_OPERAND];
+    uint64_t rows, size, granule; /* of the tensor; of a band at most; a band starts at multiples */
+    uint64_t first, n;            /* the band at hand: rows first .. first + n - 1 */
+} ipt_bands;
+/* Bands of `rows` rows of all n operands at once; one when they fit.  A band starts where every
+ * operand is aligned.  Even the smallest too large: no band at all, and l->status says so. */
+ipt_bands ipt_launch_bands(ipt_launch *l, uint64_t rows, const ipt_band_operand o[], int n);
+bool ipt_bands_next(ipt_bands *b); /* false after the last */
+/* Makes the band at hand half as long; false when it has one granule only. */
+bool ipt_bands_halve(ipt_bands *b);
+/* Binds what the band at hand has of operand i; bands do not wait for each other unless the caller
+ * sets d->no_wait back. */
+void ipt_bands_bind(ipt_dispatch *d, const ipt_bands *b, int i);
 /* n work items in workgroups of `wg`: groups x and y so that neither passes the device limit; the
  * shader takes (gl_WorkGroupID.y * gl_NumWorkGroups.x + gl_WorkGroupID.x) as its group number and
  * checks its bound. */
@@ -127,7 +149,8 @@ typedef struct ipt_op_def {
     /* Appends nodes; dy[j] id 0: that output has no gradient.  want bit i: dx[i] is needed.  NULL:
      * not differentiable (gradient nodes themselves). */
     void (*grad)(ipt_graph *g, const ipt_node *n, const ipt_val dy[], uint32_t want, ipt_val dx[]);
-    /* Describes the dispatches; returns IPT_OK or IPT_ERR_UNSUPPORTED. */
+    /* Describes the dispatches; returns IPT_OK, IPT_ERR_UNSUPPORTED, or IPT_ERR_TOO_LARGE when
+     * these sizes pass a limit of the device. */
     ipt_status (*kernel)(const ipt_node *n, ipt_launch *l);
 } ipt_op_def;
 extern const ipt_op_def *const ipt_op_table[IPT_OP_COUNT];

@@ -52,6 +52,7 @@ static void gate_mul_grad(ipt_graph *g, const ipt_node *n, const ipt_val dy[], u
 
 struct gate_push {
     uint32_t n, t, r, batch, n_slot, row, n_row;
+    uint32_t first, count, add; /* tokens of this dispatch; add to what is there (gate_grad) */
 };
 
 static struct gate_push gate_push(const ipt_node *n, const ipt_shape *h, const ipt_shape *gates)
@@ -62,21 +63,31 @@ static struct gate_push gate_push(const ipt_node *n, const ipt_shape *h, const i
                               (uint32_t)gates->dim[1],
                               (uint32_t)gates->dim[2],
                               (uint32_t)n->attr.gate.row,
-                              (uint32_t)gates->dim[0]};
+                              (uint32_t)gates->dim[0],
+                              0,
+                              0,
+                              0};
 }
 
 static ipt_status gate_mul_kernel(const ipt_node *n, ipt_launch *l)
 {
     struct gate_push p = gate_push(n, &n->in_shape[0], &n->in_shape[1]);
-    ipt_dispatch *d =
-        ipt_launch_add(l, IPT_VARIANT("gate_mul", n->in_shape[0].dtype), &p, sizeof p);
-    uint32_t vec = p.r % 4 == 0;
-    ipt_launch_spec(d, vec);
-    ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_IN, 0, false);
-    ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_IN, 1, false);
-    ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_IN, 2, false);
-    ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_OUT, 0, true);
-    ipt_launch_linear(l, d, vec ? p.n / 4 : p.n, WG);
+    const uint64_t line = p.r * ipt_dtype_bytes(n->in_shape[0].dtype);
+    const uint32_t vec = p.r % 4 == 0;
+    const ipt_band_operand o[2] = {{IPT_SRC_IN, 0, false, line}, {IPT_SRC_OUT, 0, true, line}};
+    for (ipt_bands b = ipt_launch_bands(l, ipt_shape_count(&n->out_shape[0]) / p.r, o, 2);
+         ipt_bands_next(&b);) {
+        p.n = (uint32_t)(b.n * p.r);
+        p.first = (uint32_t)b.first;
+        ipt_dispatch *d =
+            ipt_launch_add(l, IPT_VARIANT("gate_mul", n->in_shape[0].dtype), &p, sizeof p);
+        ipt_launch_spec(d, vec);
+        ipt_bands_bind(d, &b, 0);
+        ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_IN, 1, false);
+        ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_IN, 2, false);
+        ipt_bands_bind(d, &b, 1);
+        ipt_launch_linear(l, d, vec ? p.n / 4 : p.n, WG);
+    }
     return l->status;
 }
 
@@ -120,13 +131,23 @@ static void gate_grad_ref(const ipt_node *n, const double *const in[], double *c
 static ipt_status gate_grad_kernel(const ipt_node *n, ipt_launch *l)
 {
     struct gate_push p = gate_push(n, &n->in_shape[0], &n->in_shape[2]);
-    ipt_dispatch *d =
-        ipt_launch_add(l, IPT_VARIANT("gate_grad", n->in_shape[0].dtype), &p, sizeof p);
-    for (int i = 0; i < 2; i++)
-        ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_IN, i, false);
-    ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_IN, 3, false);
-    ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_OUT, 0, true);
-    ipt_launch_linear(l, d, p.n, WG);
+    const uint64_t line = p.r * ipt_dtype_bytes(n->in_shape[0].dtype);
+    const ipt_band_operand o[2] = {{IPT_SRC_IN, 0, false, line}, {IPT_SRC_IN, 1, false, line}};
+    for (ipt_bands b = ipt_launch_bands(l, ipt_shape_count(&n->in_shape[0]) / p.r, o, 2);
+         ipt_bands_next(&b);) {
+        p.first = (uint32_t)b.first;
+        p.count = (uint32_t)b.n;
+        p.add = b.first > 0;
+        ipt_dispatch *d =
+            ipt_launch_add(l, IPT_VARIANT("gate_grad", n->in_shape[0].dtype), &p, sizeof p);
+        ipt_bands_bind(d, &b, 0);
+        ipt_bands_bind(d, &b, 1);
+        ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_IN, 3, false);
+        ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_OUT, 0, true);
+        ipt_launch_linear(l, d, p.n, WG);
+        if (d)
+            d->no_wait = false; /* a band adds to the one before */
+    }
     return l->status;
 }
 

@@ -268,7 +268,7 @@ static ipt_status forward_rows(const ipt_attn_geo *g, ipt_launch *l)
     uint64_t chunk = (IPT_ATTN_SCRATCH < range ? IPT_ATTN_SCRATCH : range) / row_bytes;
     chunk = chunk < g->t ? chunk : g->t;
     if ((p.k_quads + slack) * 16 > range || (p.v_quads + slack) * 16 > range || chunk == 0)
-        return IPT_ERR_UNSUPPORTED;
+        return IPT_ERR_TOO_LARGE;
     p.k = ipt_launch_scratch(l, (p.k_quads + slack) * 16);
     p.v = ipt_launch_scratch(l, (p.v_quads + slack) * 16);
     p.scores = ipt_launch_scratch(l, chunk * row_bytes);
@@ -312,7 +312,7 @@ static ipt_status attention_kernel(const ipt_node *n, ipt_launch *l)
 {
     ipt_attn_geo g = ipt_attn_geo_of(n, l, &n->in_shape[0], &n->in_shape[1]);
     if (!ipt_attn_fits(&g, l))
-        return IPT_ERR_UNSUPPORTED;
+        return IPT_ERR_TOO_LARGE;
     if (simd_ok(&g, l->dev))
         forward_simd(&g, l);
     else if (rows_ok(&g, l->dev))
@@ -462,7 +462,7 @@ static ipt_status backward_mm(const ipt_attn_geo *g, ipt_launch *l, int delta)
                    cols = ipt_attn_plan(g, l, g->s, g->t, &p);
     const uint32_t count = p.count;
     if (rows == 0 || cols == 0)
-        return IPT_ERR_UNSUPPORTED;
+        return IPT_ERR_TOO_LARGE;
     const uint64_t a = (uint64_t)rows * g->s, b = (uint64_t)cols * g->t,
                    bytes = count * (a > b ? a : b) * 4;
     int scratch[3] = {0, 0, delta};
@@ -489,7 +489,7 @@ static ipt_status attention_bwd_kernel(const ipt_node *n, ipt_launch *l)
 {
     ipt_attn_geo g = ipt_attn_geo_of(n, l, &n->in_shape[0], &n->in_shape[1]);
     if (!ipt_attn_fits(&g, l))
-        return IPT_ERR_UNSUPPORTED;
+        return IPT_ERR_TOO_LARGE;
     int delta = add_delta(&g, l);
     if (!simd_ok(&g, l->dev))
         return backward_mm(&g, l, delta);

@@ -125,10 +125,10 @@ static ipt_status probs_kernel(const ipt_node *n, ipt_launch *l)
     ipt_attn_geo g = ipt_attn_geo_of(n, l, &n->in_shape[0], &n->in_shape[1]);
     ipt_attn_pairs p;
     if (!probs_fit(&g, l))
-        return IPT_ERR_UNSUPPORTED;
+        return IPT_ERR_TOO_LARGE;
     const uint32_t chunk = ipt_attn_plan(&g, l, g.t, g.s, &p), count = p.count;
     if (chunk == 0)
-        return IPT_ERR_UNSUPPORTED;
+        return IPT_ERR_TOO_LARGE;
     int scores = ipt_launch_scratch(l, (uint64_t)count * chunk * g.s * 4);
     do {
         for (uint32_t r = 0; r < g.t; r += chunk) {
@@ -160,7 +160,7 @@ static ipt_status probs_bwd_kernel(const ipt_node *n, ipt_launch *l)
     ipt_attn_geo g = ipt_attn_geo_of(n, l, &n->in_shape[0], &n->in_shape[1]);
     ipt_attn_pairs p;
     if (!probs_fit(&g, l) || (uint64_t)g.t * g.s * 4 > l->dev->max_range)
-        return IPT_ERR_UNSUPPORTED;
+        return IPT_ERR_TOO_LARGE;
     if (ipt_attn_plan(&g, l, g.t, g.s, &p) < g.t)
         p = (ipt_attn_pairs){0, 1}; /* dk needs every query: one whole pair at a time */
     const uint32_t count = p.count;
@@ -197,7 +197,7 @@ static ipt_status apply_kernel(const ipt_node *n, ipt_launch *l)
     q.dim[1] = n->in_shape[0].dim[2];
     ipt_attn_geo g = ipt_attn_geo_of(n, l, &q, &n->in_shape[1]);
     if (!probs_fit(&g, l))
-        return IPT_ERR_UNSUPPORTED;
+        return IPT_ERR_TOO_LARGE;
     const bool bwd = n->op == IPT_OP_ATTN_APPLY_BWD;
     const uint32_t all = g.n * g.heads, limit = l->dev->max_group_count / g.heads * g.heads;
     const uint32_t count = !g.whole ? g.heads : all < limit ? all : limit;

@@ -212,7 +212,7 @@ static ipt_status group_kernel(const ipt_node *n, ipt_launch *l)
     static const char *const apply_names[N_VARIANT] = ITEM_VARIANTS("norm_apply");
     struct group_geo g;
     if (!group_geo_init(n, l, &g))
-        return IPT_ERR_UNSUPPORTED;
+        return IPT_ERR_TOO_LARGE;
     int part = ipt_launch_scratch(l, g.part_bytes);
     const struct item_bind stat[] = {{IPT_SRC_IN, 0, false, true},
                                      {IPT_SRC_SCRATCH, part, true, false}};
@@ -302,7 +302,7 @@ static ipt_status group_dx_kernel(const ipt_node *n, ipt_launch *l)
     static const char *const names[N_VARIANT] = ITEM_VARIANTS("norm_gdx");
     struct group_geo g;
     if (!group_geo_init(n, l, &g))
-        return IPT_ERR_UNSUPPORTED;
+        return IPT_ERR_TOO_LARGE;
     int part = group_grad_part(n, l, &g),
         sums = ipt_launch_scratch(l, (uint64_t)g.n * g.groups * 8);
     struct {
@@ -340,7 +340,7 @@ static ipt_status group_dp_kernel(const ipt_node *n, ipt_launch *l)
 {
     struct group_geo g;
     if (!group_geo_init(n, l, &g))
-        return IPT_ERR_UNSUPPORTED;
+        return IPT_ERR_TOO_LARGE;
     int part = group_grad_part(n, l, &g);
     channel_sums(l, part, g.c, g.n * g.push.chunks);
     return l->status;
@@ -490,7 +490,7 @@ static ipt_status layer_pass(const ipt_node *n, ipt_launch *l, enum layer_mode m
     if (count * elt > dev->max_range)
         fit = (dev->max_range - dev->align) / (c * elt);
     if (fit == 0 || count > UINT32_MAX)
-        return IPT_ERR_UNSUPPORTED;
+        return IPT_ERR_TOO_LARGE;
     uint32_t vec = simd ? 4 : 1, wg = simd ? dev->subgroup : WG;
     ipt_bind_kind kind = !simd                 ? IPT_BIND_SSBO
                          : s->dtype == IPT_F16 ? IPT_BIND_TEXEL_RGBA16F
@@ -544,7 +544,7 @@ static ipt_status layer_dp_kernel(const ipt_node *n, ipt_launch *l)
     if (count * elt > range)
         fit = (range - l->dev->align) / (chunk * c * elt);
     if (fit == 0 || count > UINT32_MAX || rows * 8 > range || chunks * c * 8 > range)
-        return IPT_ERR_UNSUPPORTED;
+        return IPT_ERR_TOO_LARGE;
     int stat = ipt_launch_scratch(l, rows * 8), part = ipt_launch_scratch(l, chunks * c * 8);
     ipt_status status = layer_pass(n, l, LAYER_STAT, stat);
     if (status != IPT_OK)

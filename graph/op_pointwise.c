@@ -61,17 +61,22 @@ static ipt_status elt_kernel(const ipt_node *n, ipt_launch *l, uint32_t mode, ui
                              float a, float b)
 {
     size_t count = ipt_shape_count(&n->out_shape[0]);
-    uint32_t vec = count % 4 == 0;
-    struct elt_push push = {(uint32_t)(vec ? count / 4 : count), a, b};
-    ipt_dispatch *d =
-        ipt_launch_add(l, IPT_VARIANT("eltwise", n->out_shape[0].dtype), &push, sizeof push);
-    ipt_launch_spec(d, mode);
-    ipt_launch_spec(d, kind);
-    ipt_launch_spec(d, vec);
-    ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_IN, 0, false);
-    ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_IN, mode == ELT_UNARY ? 0 : 1, false);
-    ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_OUT, 0, true);
-    ipt_launch_linear(l, d, push.n, WG);
+    uint32_t vec = count % 4 == 0, per = vec ? 4 : 1;
+    const uint64_t item = per * ipt_dtype_bytes(n->out_shape[0].dtype);
+    const ipt_band_operand o[3] = {{IPT_SRC_IN, 0, false, item},
+                                   {IPT_SRC_IN, mode == ELT_UNARY ? 0 : 1, false, item},
+                                   {IPT_SRC_OUT, 0, true, item}};
+    for (ipt_bands band = ipt_launch_bands(l, count / per, o, 3); ipt_bands_next(&band);) {
+        struct elt_push push = {(uint32_t)band.n, a, b};
+        ipt_dispatch *d =
+            ipt_launch_add(l, IPT_VARIANT("eltwise", n->out_shape[0].dtype), &push, sizeof push);
+        ipt_launch_spec(d, mode);
+        ipt_launch_spec(d, kind);
+        ipt_launch_spec(d, vec);
+        for (int i = 0; i < 3; i++)
+            ipt_bands_bind(d, &band, i);
+        ipt_launch_linear(l, d, band.n, WG);
+    }
     return l->status;
 }
 
@@ -180,14 +185,19 @@ static ipt_status geglu_launch(const ipt_node *n, ipt_launch *l, bool bwd)
 {
     const ipt_shape *x = &n->in_shape[0];
     uint32_t c = (uint32_t)x->dim[x->rank - 1] / 2, vec = c % 4 == 0, per = vec ? 4 : 1;
-    struct geglu_push push = {(uint32_t)(ipt_shape_count(x) / 2 / per), c / per};
-    ipt_dispatch *d = ipt_launch_add(l, IPT_VARIANT("geglu", x->dtype), &push, sizeof push);
-    ipt_launch_spec(d, bwd);
-    ipt_launch_spec(d, vec);
-    ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_IN, 0, false);
-    ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_IN, bwd ? 1 : 0, false);
-    ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_OUT, 0, true);
-    ipt_launch_linear(l, d, push.n, WG);
+    const uint64_t half = c * ipt_dtype_bytes(x->dtype);
+    const ipt_band_operand o[3] = {{IPT_SRC_IN, 0, false, 2 * half},
+                                   {IPT_SRC_IN, bwd ? 1 : 0, false, bwd ? half : 2 * half},
+                                   {IPT_SRC_OUT, 0, true, bwd ? 2 * half : half}};
+    for (ipt_bands b = ipt_launch_bands(l, ipt_shape_count(x) / 2 / c, o, 3); ipt_bands_next(&b);) {
+        struct geglu_push push = {(uint32_t)(b.n * c / per), c / per};
+        ipt_dispatch *d = ipt_launch_add(l, IPT_VARIANT("geglu", x->dtype), &push, sizeof push);
+        ipt_launch_spec(d, bwd);
+        ipt_launch_spec(d, vec);
+        for (int i = 0; i < 3; i++)
+            ipt_bands_bind(d, &b, i);
+        ipt_launch_linear(l, d, push.n, WG);
+    }
     return l->status;
 }
 
@@ -302,7 +312,33 @@ static void mul_grad(ipt_graph *g, const ipt_node *n, const ipt_val dy[], uint32
 struct broadcast_push {
     uint32_t n, dim[4], stride[4];
     float a, b;
+    uint32_t first, b0; /* elements of a and of b before their bindings */
 };
+
+/* Elements [*lo, *hi) of b that elements first .. last of a meet: outside the outermost axis on
+ * which the two differ nothing moves, inside it anything may. */
+static void broadcast_reach(const struct broadcast_push *p, uint64_t first, uint64_t last,
+                            uint64_t *lo, uint64_t *hi)
+{
+    uint64_t inner = 1, top = 0;
+    for (int k = 0; k < 4; k++)
+        inner *= p->dim[k];
+    *lo = *hi = 0;
+    for (int k = 0; k < 4; k++) {
+        inner /= p->dim[k];
+        uint64_t x = first / inner, y = last / inner;
+        first -= x * inner;
+        last -= y * inner;
+        *lo += x * p->stride[k];
+        *hi += y * p->stride[k];
+        if (x == y)
+            continue;
+        for (int j = k + 1; j < 4; j++)
+            top += (uint64_t)(p->dim[j] - 1) * p->stride[j];
+        break;
+    }
+    *hi += top + 1;
+}
 
 static ipt_status broadcast_kernel(const ipt_node *n, ipt_launch *l, uint32_t mode, float sa,
                                    float sb)
@@ -326,12 +362,30 @@ static ipt_status broadcast_kernel(const ipt_node *n, ipt_launch *l, uint32_t mo
                                                : "broadcast.f32";
     if (!shader)
         return IPT_ERR_UNSUPPORTED;
-    ipt_dispatch *d = ipt_launch_add(l, shader, &push, sizeof push);
-    ipt_launch_spec(d, mode);
-    ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_IN, 0, false);
-    ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_IN, 1, false);
-    ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_OUT, 0, true);
-    ipt_launch_linear(l, d, push.n, WG);
+    const uint64_t elt = ipt_dtype_bytes(a->dtype), b_elt = ipt_dtype_bytes(b->dtype);
+    const bool whole = ipt_shape_bytes(b) <= l->dev->max_range;
+    const ipt_band_operand o[2] = {{IPT_SRC_IN, 0, false, elt}, {IPT_SRC_OUT, 0, true, elt}};
+    for (ipt_bands band = ipt_launch_bands(l, ipt_shape_count(a), o, 2); ipt_bands_next(&band);) {
+        uint64_t lo = 0, hi = ipt_shape_count(b);
+        while (!whole) {
+            broadcast_reach(&push, band.first, band.first + band.n - 1, &lo, &hi);
+            lo = lo * b_elt / l->dev->align * l->dev->align / b_elt;
+            if ((hi - lo) * b_elt <= l->dev->max_range)
+                break;
+            if (!ipt_bands_halve(&band))
+                return IPT_ERR_TOO_LARGE;
+        }
+        push.n = (uint32_t)band.n;
+        push.first = (uint32_t)band.first;
+        push.b0 = (uint32_t)lo;
+        ipt_dispatch *d = ipt_launch_add(l, shader, &push, sizeof push);
+        ipt_launch_spec(d, mode);
+        ipt_bands_bind(d, &band, 0);
+        ipt_launch_bind_range(d, IPT_BIND_SSBO, IPT_SRC_IN, 1, false, lo * b_elt,
+                              (hi - lo) * b_elt);
+        ipt_bands_bind(d, &band, 1);
+        ipt_launch_linear(l, d, push.n, WG);
+    }
     return l->status;
 }
 
@@ -427,46 +481,116 @@ static void sum_to_grad(ipt_graph *g, const ipt_node *n, const ipt_val dy[], uin
 
 struct sum_push {
     uint32_t n_out, n_red, chunk, x_dim[4], is_red; /* is_red: bit k set: axis k is summed */
+    uint32_t parts, add;                            /* add: to what an earlier band left */
 };
 
+/* One reduction of a tensor or of a band of it. */
+typedef struct sum_job {
+    const ipt_node *n;
+    struct sum_push push;
+    int scratch;  /* of partial sums; -1: results are written at once */
+    ipt_bands *b; /* operand 0: x; operand 1, if any: y */
+    bool y_bands; /* each band has results of its own */
+} sum_job;
+
+/* Partial sums of `chunk` elements each, as many as give enough invocations and fit `range`. */
+static void sum_parts(struct sum_push *p, uint64_t range)
+{
+    uint64_t parts = p->n_red > 512 ? (p->n_red + 255) / 256 : 1;
+    parts = parts > 256 ? 256 : parts;
+    uint64_t most = range / 4 / p->n_out;
+    parts = parts < most ? parts : most > 0 ? most : 1;
+    p->chunk = (uint32_t)((p->n_red + parts - 1) / parts);
+    p->parts = (p->n_red + p->chunk - 1) / p->chunk;
+}
+
+static void sum_bind_y(const sum_job *j, ipt_dispatch *d)
+{
+    if (j->y_bands)
+        ipt_bands_bind(d, j->b, 1);
+    else
+        ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_OUT, 0, true);
+    if (d)
+        d->no_wait = false; /* bands share the partial sums, or add to what is there */
+}
+
+static void sum_stage(ipt_launch *l, const sum_job *j)
+{
+    const bool half = j->n->in_shape[0].dtype == IPT_F16;
+    const bool to_f32 = j->scratch >= 0 || j->n->out_shape[0].dtype == IPT_F32;
+    ipt_dispatch *d = ipt_launch_add(l,
+                                     half ? (to_f32 ? "sum_to.f16_f32" : "sum_to.f16")
+                                          : (to_f32 ? "sum_to.f32" : "sum_to.f32_f16"),
+                                     &j->push, sizeof j->push);
+    ipt_bands_bind(d, j->b, 0);
+    if (j->scratch >= 0)
+        ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_SCRATCH, j->scratch, true);
+    else
+        sum_bind_y(j, d);
+    if (d)
+        d->no_wait = false;
+    ipt_launch_linear(l, d, (uint64_t)j->push.n_out * j->push.parts, WG);
+}
+
+/* Adds the partial sums [parts, n_out]. */
+static void sum_last(ipt_launch *l, const sum_job *j)
+{
+    struct sum_push last = {.n_out = j->push.n_out,
+                            .n_red = j->push.parts,
+                            .chunk = j->push.parts,
+                            .x_dim = {j->push.parts, j->push.n_out, 1, 1},
+                            .is_red = 1,
+                            .parts = 1};
+    ipt_dispatch *d =
+        ipt_launch_add(l, j->n->out_shape[0].dtype == IPT_F16 ? "sum_to.f32_f16" : "sum_to.f32",
+                       &last, sizeof last);
+    ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_SCRATCH, j->scratch, false);
+    sum_bind_y(j, d);
+    ipt_launch_linear(l, d, last.n_out, WG);
+}
+
+/* Bands run along the first axis that is longer than 1: kept, each has results of its own; summed,
+ * each adds to the partial sums of those before. */
 static ipt_status sum_to_kernel(const ipt_node *n, ipt_launch *l)
 {
     ipt_shape to;
     sum_dims(n, &to);
     const ipt_shape *x = &n->in_shape[0];
-    struct sum_push push = {.n_out = (uint32_t)ipt_shape_count(&to)};
-    push.n_red = (uint32_t)(ipt_shape_count(x) / push.n_out);
+    sum_job j = {.n = n, .scratch = -1};
+    int axis = 0;
+    uint64_t inner = 1, inner_out = 1;
+    while (axis < x->rank - 1 && x->dim[axis] == 1)
+        axis++;
     for (int k = 0; k < 4; k++) {
-        push.x_dim[k] = k < x->rank ? (uint32_t)x->dim[k] : 1;
+        j.push.x_dim[k] = k < x->rank ? (uint32_t)x->dim[k] : 1;
         if (k < x->rank && to.dim[k] == 1)
-            push.is_red |= 1u << k;
+            j.push.is_red |= 1u << k;
+        inner *= k > axis ? j.push.x_dim[k] : 1;
+        inner_out *= k > axis && k < x->rank ? (uint64_t)to.dim[k] : 1;
     }
-    /* two stages when few results sum many elements: partial sums of `chunk` elements each */
-    uint32_t parts = push.n_red > 512 ? (push.n_red + 255) / 256 : 1;
-    parts = parts > 256 ? 256 : parts;
-    push.chunk = (push.n_red + parts - 1) / parts;
-    parts = (push.n_red + push.chunk - 1) / push.chunk;
-    int scratch = parts > 1 ? ipt_launch_scratch(l, (uint64_t)parts * push.n_out * 4) : 0;
-    bool to_f32 = parts > 1 || n->out_shape[0].dtype == IPT_F32;
-    const char *first = x->dtype == IPT_F16 ? (to_f32 ? "sum_to.f16_f32" : "sum_to.f16")
-                                            : (to_f32 ? "sum_to.f32" : "sum_to.f32_f16");
-    ipt_dispatch *d = ipt_launch_add(l, first, &push, sizeof push);
-    ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_IN, 0, false);
-    ipt_launch_bind(d, IPT_BIND_SSBO, parts > 1 ? IPT_SRC_SCRATCH : IPT_SRC_OUT,
-                    parts > 1 ? scratch : 0, true);
-    ipt_launch_linear(l, d, (uint64_t)push.n_out * parts, WG);
-    if (parts == 1)
+    j.y_bands = to.dim[axis] != 1;
+    const ipt_band_operand o[2] = {
+        {IPT_SRC_IN, 0, false, inner * ipt_dtype_bytes(x->dtype)},
+        {IPT_SRC_OUT, 0, true, inner_out * ipt_dtype_bytes(n->out_shape[0].dtype)}};
+    ipt_bands b = ipt_launch_bands(l, (uint64_t)x->dim[axis], o, j.y_bands ? 2 : 1);
+    const uint64_t others = inner / inner_out; /* elements of a result in one index of the axis */
+    j.b = &b;
+    j.push.n_out = (uint32_t)(inner_out * (j.y_bands ? b.size : 1));
+    j.push.n_red = (uint32_t)(others * (j.y_bands ? 1 : b.size));
+    if (b.size == 0)
         return l->status;
-    struct sum_push last = {.n_out = push.n_out, .n_red = parts, .chunk = parts};
-    last.x_dim[0] = parts;
-    last.x_dim[1] = push.n_out;
-    last.x_dim[2] = last.x_dim[3] = 1;
-    last.is_red = 1;
-    d = ipt_launch_add(l, n->out_shape[0].dtype == IPT_F16 ? "sum_to.f32_f16" : "sum_to.f32", &last,
-                       sizeof last);
-    ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_SCRATCH, scratch, false);
-    ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_OUT, 0, true);
-    ipt_launch_linear(l, d, push.n_out, WG);
+    sum_parts(&j.push, l->dev->max_range);
+    if (j.push.parts > 1 || (!j.y_bands && b.size < b.rows && n->out_shape[0].dtype == IPT_F16))
+        j.scratch = ipt_launch_scratch(l, (uint64_t)j.push.parts * j.push.n_out * 4);
+    while (ipt_bands_next(&b)) {
+        j.push.x_dim[axis] = (uint32_t)b.n;
+        j.push.n_out = (uint32_t)(inner_out * (j.y_bands ? b.n : 1));
+        j.push.n_red = (uint32_t)(others * (j.y_bands ? 1 : b.n));
+        j.push.add = !j.y_bands && b.first > 0;
+        sum_stage(l, &j);
+        if (j.scratch >= 0 && (j.y_bands || b.first + b.n == b.rows))
+            sum_last(l, &j);
+    }
     return l->status;
 }
 
@@ -513,23 +637,40 @@ static void mse_grad(ipt_graph *g, const ipt_node *n, const ipt_val dy[], uint32
 struct mse_push {
     uint32_t n, chunk;
     float scale;
+    uint32_t part0;
 };
 
 static ipt_status mse_kernel(const ipt_node *n, ipt_launch *l)
 {
-    uint32_t count = (uint32_t)ipt_shape_count(&n->in_shape[0]), parts = (count + 1023) / 1024;
+    const uint64_t count = ipt_shape_count(&n->in_shape[0]),
+                   elt = ipt_dtype_bytes(n->in_shape[0].dtype);
+    uint64_t parts = (count + 1023) / 1024;
     parts = parts > 256 ? 256 : parts;
-    struct mse_push push = {count, (count + parts - 1) / parts, 1.0F};
-    parts = (count + push.chunk - 1) / push.chunk;
+    uint64_t chunk = (count + parts - 1) / parts, fit = count;
+    if (count * elt > l->dev->max_range) { /* whole chunks, each aligned, to a binding */
+        const uint64_t most = l->dev->max_range / elt / 128 * 128;
+        chunk = (chunk + 127) / 128 * 128;
+        chunk = chunk < most ? chunk : most;
+        if (chunk == 0)
+            return IPT_ERR_TOO_LARGE;
+        fit = l->dev->max_range / elt / chunk * chunk;
+    }
+    parts = (count + chunk - 1) / chunk;
     int scratch = ipt_launch_scratch(l, parts * 4u);
-    ipt_dispatch *d =
-        ipt_launch_add(l, IPT_VARIANT("mse", n->in_shape[0].dtype), &push, sizeof push);
-    ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_IN, 0, false);
-    ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_IN, 1, false);
-    ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_SCRATCH, scratch, true);
-    ipt_launch_linear(l, d, parts, WG);
-    struct mse_push last = {parts, parts, 1.0F / (float)count};
-    d = ipt_launch_add(l, "mse_sum", &last, sizeof last);
+    for (uint64_t at = 0; at < count; at += fit) {
+        const uint64_t some = count - at < fit ? count - at : fit;
+        struct mse_push push = {(uint32_t)some, (uint32_t)chunk, 1.0F, (uint32_t)(at / chunk)};
+        ipt_dispatch *d =
+            ipt_launch_add(l, IPT_VARIANT("mse", n->in_shape[0].dtype), &push, sizeof push);
+        for (int i = 0; i < 2; i++)
+            ipt_launch_bind_range(d, IPT_BIND_SSBO, IPT_SRC_IN, i, false, at * elt, some * elt);
+        ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_SCRATCH, scratch, true);
+        ipt_launch_linear(l, d, (some + chunk - 1) / chunk, WG);
+        if (d)
+            d->no_wait = at > 0;
+    }
+    struct mse_push last = {(uint32_t)parts, (uint32_t)parts, 1.0F / (float)count, 0};
+    ipt_dispatch *d = ipt_launch_add(l, "mse_sum", &last, sizeof last);
     ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_SCRATCH, scratch, false);
     ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_OUT, 0, true);
     return l->status;
@@ -551,15 +692,20 @@ static void mse_bwd_ref(const ipt_node *n, const double *const in[], double *con
 
 static ipt_status mse_bwd_kernel(const ipt_node *n, ipt_launch *l)
 {
-    uint32_t count = (uint32_t)ipt_shape_count(&n->in_shape[0]);
-    struct mse_push push = {count, 0, 2.0F / (float)count};
-    ipt_dispatch *d =
-        ipt_launch_add(l, IPT_VARIANT("mse_bwd", n->in_shape[0].dtype), &push, sizeof push);
-    ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_IN, 0, false);
-    ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_IN, 1, false);
-    ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_IN, 2, false);
-    ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_OUT, 0, true);
-    ipt_launch_linear(l, d, count, WG);
+    const uint64_t count = ipt_shape_count(&n->in_shape[0]),
+                   elt = ipt_dtype_bytes(n->in_shape[0].dtype);
+    const ipt_band_operand o[3] = {
+        {IPT_SRC_IN, 0, false, elt}, {IPT_SRC_IN, 1, false, elt}, {IPT_SRC_OUT, 0, true, elt}};
+    for (ipt_bands b = ipt_launch_bands(l, count, o, 3); ipt_bands_next(&b);) {
+        struct mse_push push = {(uint32_t)b.n, 0, 2.0F / (float)count, 0};
+        ipt_dispatch *d =
+            ipt_launch_add(l, IPT_VARIANT("mse_bwd", n->in_shape[0].dtype), &push, sizeof push);
+        ipt_bands_bind(d, &b, 0);
+        ipt_bands_bind(d, &b, 1);
+        ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_IN, 2, false);
+        ipt_bands_bind(d, &b, 2);
+        ipt_launch_linear(l, d, b.n, WG);
+    }
     return l->status;
 }
 

@@ -15,23 +15,29 @@ struct cols_push {
 };
 
 /* Copies `width` columns of each row from src_at to dst_at; with fill, writes the whole row. */
-static void cols_dispatch(ipt_launch *l, const ipt_node *n, struct cols_push p)
+static ipt_status cols_dispatch(ipt_launch *l, const ipt_node *n, struct cols_push p)
 {
-    uint32_t all = p.width | p.src_width | p.src_at | p.dst_width | p.dst_at, vec = all % 4 == 0;
-    uint32_t rows = (uint32_t)(ipt_shape_count(&n->out_shape[0]) / p.dst_width);
-    if (vec) {
-        p.width /= 4;
-        p.src_width /= 4;
-        p.src_at /= 4;
-        p.dst_width /= 4;
-        p.dst_at /= 4;
+    const uint32_t all = p.width | p.src_width | p.src_at | p.dst_width | p.dst_at;
+    const uint32_t vec = all % 4 == 0, per = vec ? 4 : 1;
+    const uint64_t rows = ipt_shape_count(&n->out_shape[0]) / p.dst_width,
+                   elt = ipt_dtype_bytes(n->out_shape[0].dtype);
+    const ipt_band_operand o[2] = {{IPT_SRC_IN, 0, false, p.src_width * elt},
+                                   {IPT_SRC_OUT, 0, true, p.dst_width * elt}};
+    p.width /= per;
+    p.src_width /= per;
+    p.src_at /= per;
+    p.dst_width /= per;
+    p.dst_at /= per;
+    for (ipt_bands b = ipt_launch_bands(l, rows, o, 2); ipt_bands_next(&b);) {
+        p.n = (uint32_t)(b.n * (p.fill ? p.dst_width : p.width));
+        ipt_dispatch *d =
+            ipt_launch_add(l, IPT_VARIANT("cols", n->out_shape[0].dtype), &p, sizeof p);
+        ipt_launch_spec(d, vec);
+        ipt_bands_bind(d, &b, 0);
+        ipt_bands_bind(d, &b, 1);
+        ipt_launch_linear(l, d, p.n, WG);
     }
-    p.n = rows * (p.fill ? p.dst_width : p.width);
-    ipt_dispatch *d = ipt_launch_add(l, IPT_VARIANT("cols", n->out_shape[0].dtype), &p, sizeof p);
-    ipt_launch_spec(d, vec);
-    ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_IN, 0, false);
-    ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_OUT, 0, true);
-    ipt_launch_linear(l, d, p.n, WG);
+    return l->status;
 }
 
 static const char *concat_infer(const ipt_node *n, ipt_shape out[])
@@ -71,13 +77,20 @@ static ipt_status concat_kernel(const ipt_node *n, ipt_launch *l)
 {
     uint32_t a = (uint32_t)last_dim(&n->in_shape[0]), b = (uint32_t)last_dim(&n->in_shape[1]);
     uint32_t vec = (a | b) % 4 == 0, per = vec ? 4 : 1;
-    struct concat_push p = {(uint32_t)(ipt_shape_count(&n->out_shape[0]) / per), a / per, b / per};
-    ipt_dispatch *d = ipt_launch_add(l, IPT_VARIANT("concat", n->out_shape[0].dtype), &p, sizeof p);
-    ipt_launch_spec(d, vec);
-    ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_IN, 0, false);
-    ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_IN, 1, false);
-    ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_OUT, 0, true);
-    ipt_launch_linear(l, d, p.n, WG);
+    const uint64_t elt = ipt_dtype_bytes(n->out_shape[0].dtype), width = (uint64_t)a + b;
+    const ipt_band_operand o[3] = {{IPT_SRC_IN, 0, false, a * elt},
+                                   {IPT_SRC_IN, 1, false, b * elt},
+                                   {IPT_SRC_OUT, 0, true, width * elt}};
+    for (ipt_bands band = ipt_launch_bands(l, ipt_shape_count(&n->out_shape[0]) / width, o, 3);
+         ipt_bands_next(&band);) {
+        struct concat_push p = {(uint32_t)(band.n * width / per), a / per, b / per};
+        ipt_dispatch *d =
+            ipt_launch_add(l, IPT_VARIANT("concat", n->out_shape[0].dtype), &p, sizeof p);
+        ipt_launch_spec(d, vec);
+        for (int i = 0; i < 3; i++)
+            ipt_bands_bind(d, &band, i);
+        ipt_launch_linear(l, d, p.n, WG);
+    }
     return l->status;
 }
 
@@ -123,12 +136,11 @@ static void slice_grad(ipt_graph *g, const ipt_node *n, const ipt_val dy[], uint
 static ipt_status slice_kernel(const ipt_node *n, ipt_launch *l)
 {
     uint32_t len = (uint32_t)n->attr.slice.len;
-    cols_dispatch(l, n,
-                  (struct cols_push){.width = len,
-                                     .src_width = (uint32_t)last_dim(&n->in_shape[0]),
-                                     .src_at = (uint32_t)n->attr.slice.start,
-                                     .dst_width = len});
-    return l->status;
+    return cols_dispatch(l, n,
+                         (struct cols_push){.width = len,
+                                            .src_width = (uint32_t)last_dim(&n->in_shape[0]),
+                                            .src_at = (uint32_t)n->attr.slice.start,
+                                            .dst_width = len});
 }
 
 const ipt_op_def ipt_op_slice = {.name = "slice",
@@ -167,13 +179,12 @@ static void slice_bwd_ref(const ipt_node *n, const double *const in[], double *c
 static ipt_status slice_bwd_kernel(const ipt_node *n, ipt_launch *l)
 {
     uint32_t len = (uint32_t)last_dim(&n->in_shape[0]);
-    cols_dispatch(l, n,
-                  (struct cols_push){.width = len,
-                                     .src_width = len,
-                                     .dst_width = (uint32_t)n->attr.slice.len,
-                                     .dst_at = (uint32_t)n->attr.slice.start,
-                                     .fill = 1});
-    return l->status;
+    return cols_dispatch(l, n,
+                         (struct cols_push){.width = len,
+                                            .src_width = len,
+                                            .dst_width = (uint32_t)n->attr.slice.len,
+                                            .dst_at = (uint32_t)n->attr.slice.start,
+                                            .fill = 1});
 }
 
 const ipt_op_def ipt_op_slice_bwd = {.name = "slice_bwd",
@@ -221,25 +232,62 @@ static void upsample_grad(ipt_graph *g, const ipt_node *n, const ipt_val dy[], u
 
 struct up_push {
     uint32_t n, c, h, w, oh, ow;
+    uint32_t first, src0; /* items of the result and of the source before their bindings */
 };
 
+/* Lines [*lo, *hi) of the source that lines first .. last of the result meet; 1 line of the low
+ * picture is y0 .. y1 - 1 of the high one, y0 = ceil(line oh / h). */
+static void upsample_reach(const struct up_push *p, bool bwd, uint64_t first, uint64_t last,
+                           uint64_t *lo, uint64_t *hi)
+{
+    const uint64_t h = p->h, oh = p->oh;
+    if (!bwd) {
+        *lo = first / oh * h + first % oh * h / oh;
+        *hi = last / oh * h + last % oh * h / oh + 1;
+    } else {
+        *lo = first / h * oh + (first % h * oh + h - 1) / h;
+        *hi = last / h * oh + ((last % h + 1) * oh + h - 1) / h;
+    }
+}
+
+/* Bands are lines of the result. */
 static ipt_status upsample_launch(const ipt_node *n, ipt_launch *l, bool bwd)
 {
     const ipt_shape *x = bwd ? &n->out_shape[0] : &n->in_shape[0],
                     *y = bwd ? &n->in_shape[0] : &n->out_shape[0];
-    uint32_t vec = x->dim[3] % 4 == 0, per = vec ? 4 : 1;
-    struct up_push p = {(uint32_t)(ipt_shape_count(&n->out_shape[0]) / per),
-                        (uint32_t)x->dim[3] / per,
-                        (uint32_t)x->dim[1],
-                        (uint32_t)x->dim[2],
-                        (uint32_t)y->dim[1],
-                        (uint32_t)y->dim[2]};
-    ipt_dispatch *d = ipt_launch_add(l, IPT_VARIANT("upsample", x->dtype), &p, sizeof p);
-    ipt_launch_spec(d, bwd);
-    ipt_launch_spec(d, vec);
-    ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_IN, 0, false);
-    ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_OUT, 0, true);
-    ipt_launch_linear(l, d, p.n, WG);
+    const ipt_shape *dst = &n->out_shape[0], *src = &n->in_shape[0];
+    const uint32_t vec = x->dim[3] % 4 == 0, per = vec ? 4 : 1;
+    const uint64_t elt = ipt_dtype_bytes(x->dtype), align = l->dev->align,
+                   line = (uint64_t)dst->dim[2] * (uint64_t)dst->dim[3],
+                   src_line = (uint64_t)src->dim[2] * (uint64_t)src->dim[3];
+    struct up_push p = {.c = (uint32_t)x->dim[3] / per,
+                        .h = (uint32_t)x->dim[1],
+                        .w = (uint32_t)x->dim[2],
+                        .oh = (uint32_t)y->dim[1],
+                        .ow = (uint32_t)y->dim[2]};
+    const ipt_band_operand o = {IPT_SRC_OUT, 0, true, line * elt};
+    for (ipt_bands b = ipt_launch_bands(l, ipt_shape_count(dst) / line, &o, 1);
+         ipt_bands_next(&b);) {
+        uint64_t lo, hi, from;
+        for (;;) {
+            upsample_reach(&p, bwd, b.first, b.first + b.n - 1, &lo, &hi);
+            from = lo * src_line * elt / align * align / elt;
+            if ((hi * src_line - from) * elt <= l->dev->max_range)
+                break;
+            if (!ipt_bands_halve(&b))
+                return IPT_ERR_TOO_LARGE;
+        }
+        p.n = (uint32_t)(b.n * line / per);
+        p.first = (uint32_t)(b.first * line / per);
+        p.src0 = (uint32_t)(from / per);
+        ipt_dispatch *d = ipt_launch_add(l, IPT_VARIANT("upsample", x->dtype), &p, sizeof p);
+        ipt_launch_spec(d, bwd);
+        ipt_launch_spec(d, vec);
+        ipt_launch_bind_range(d, IPT_BIND_SSBO, IPT_SRC_IN, 0, false, from * elt,
+                              (hi * src_line - from) * elt);
+        ipt_bands_bind(d, &b, 0);
+        ipt_launch_linear(l, d, p.n, WG);
+    }
     return l->status;
 }
 
@@ -344,14 +392,19 @@ static void cast_grad(ipt_graph *g, const ipt_node *n, const ipt_val dy[], uint3
 
 static ipt_status cast_kernel(const ipt_node *n, ipt_launch *l)
 {
-    struct cols_push p = {.n = (uint32_t)ipt_shape_count(&n->out_shape[0])};
     const char *shader = n->in_shape[0].dtype == IPT_F16    ? "cast.f16_f32"
                          : n->out_shape[0].dtype == IPT_F16 ? "cast.f32_f16"
                                                             : "cast.f32";
-    ipt_dispatch *d = ipt_launch_add(l, shader, &p, sizeof p.n);
-    ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_IN, 0, false);
-    ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_OUT, 0, true);
-    ipt_launch_linear(l, d, p.n, WG);
+    const ipt_band_operand o[2] = {{IPT_SRC_IN, 0, false, ipt_dtype_bytes(n->in_shape[0].dtype)},
+                                   {IPT_SRC_OUT, 0, true, ipt_dtype_bytes(n->out_shape[0].dtype)}};
+    for (ipt_bands b = ipt_launch_bands(l, ipt_shape_count(&n->out_shape[0]), o, 2);
+         ipt_bands_next(&b);) {
+        const uint32_t count = (uint32_t)b.n;
+        ipt_dispatch *d = ipt_launch_add(l, shader, &count, sizeof count);
+        ipt_bands_bind(d, &b, 0);
+        ipt_bands_bind(d, &b, 1);
+        ipt_launch_linear(l, d, b.n, WG);
+    }
     return l->status;
 }
 
@@ -400,36 +453,35 @@ static void embedding_grad(ipt_graph *g, const ipt_node *n, const ipt_val dy[], 
 }
 
 struct rows_push {
-    uint32_t n, c, rows, t, first, end; /* embedding: rows first..end-1 of the table are bound */
+    uint32_t n, c, rows, t;
+    uint32_t first, end; /* embedding: rows of the table that are bound; others: first result */
 };
 
 /* A table larger than one binding may be (CLIP's in f32) is read in parts; each id lies in one. */
 static ipt_status embedding_kernel(const ipt_node *n, ipt_launch *l)
 {
     const ipt_shape *table = &n->in_shape[1];
-    uint32_t rows = (uint32_t)table->dim[0], align = l->dev->align;
-    uint64_t row_bytes = (uint64_t)table->dim[1] * ipt_dtype_bytes(table->dtype);
-    uint64_t part = rows;
-    if (row_bytes * rows > l->dev->max_range)
-        part = l->dev->max_range / row_bytes / align * align; /* offsets stay aligned */
-    if (part == 0)
-        return IPT_ERR_UNSUPPORTED;
-    for (uint64_t first = 0; first < rows; first += part) {
-        uint64_t end = first + part < rows ? first + part : rows;
-        struct rows_push p = {(uint32_t)ipt_shape_count(&n->out_shape[0]),
-                              (uint32_t)table->dim[1],
-                              rows,
-                              0,
-                              (uint32_t)first,
-                              (uint32_t)end};
-        ipt_dispatch *d = ipt_launch_add(
-            l, table->dtype == IPT_F16 ? "embedding.f16" : "embedding.f32", &p, sizeof p);
-        ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_IN, 0, false);
-        ipt_launch_bind_range(d, IPT_BIND_SSBO, IPT_SRC_IN, 1, false, first * row_bytes,
-                              part == rows ? 0 : (end - first) * row_bytes);
-        ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_OUT, 0, true);
-        ipt_launch_linear(l, d, p.n, WG);
-    }
+    const uint64_t c = (uint64_t)table->dim[1];
+    const ipt_band_operand of_table = {IPT_SRC_IN, 1, false, c * ipt_dtype_bytes(table->dtype)};
+    const ipt_band_operand o[2] = {{IPT_SRC_IN, 0, false, 4}, {IPT_SRC_OUT, 0, true, 4 * c}};
+    for (ipt_bands b = ipt_launch_bands(l, ipt_shape_count(&n->in_shape[0]), o, 2);
+         ipt_bands_next(&b);)
+        for (ipt_bands t = ipt_launch_bands(l, (uint64_t)table->dim[0], &of_table, 1);
+             ipt_bands_next(&t);) {
+            struct rows_push p = {(uint32_t)(b.n * c), (uint32_t)c,
+                                  (uint32_t)t.rows,    0,
+                                  (uint32_t)t.first,   (uint32_t)(t.first + t.n)};
+            ipt_dispatch *d = ipt_launch_add(
+                l, table->dtype == IPT_F16 ? "embedding.f16" : "embedding.f32", &p, sizeof p);
+            ipt_bands_bind(d, &b, 0);
+            ipt_bands_bind(d, &t, 0);
+            if (d && t.first + t.n == t.rows)
+                d->bind[1].bytes = 0; /* with what the store keeps behind the last row */
+            ipt_bands_bind(d, &b, 1);
+            ipt_launch_linear(l, d, p.n, WG);
+            if (d)
+                d->no_wait = b.first + t.first > 0;
+        }
     return l->status;
 }
 
@@ -464,17 +516,18 @@ static void embedding_dw_ref(const ipt_node *n, const double *const in[], double
 
 static ipt_status embedding_dw_kernel(const ipt_node *n, ipt_launch *l)
 {
-    struct rows_push p = {(uint32_t)ipt_shape_count(&n->out_shape[0]),
-                          (uint32_t)n->out_shape[0].dim[1],
-                          (uint32_t)n->out_shape[0].dim[0],
-                          (uint32_t)ipt_shape_count(&n->in_shape[0]),
-                          0,
-                          0};
-    ipt_dispatch *d = ipt_launch_add(l, "embedding_dw", &p, sizeof p);
-    ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_IN, 0, false);
-    ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_IN, 1, false);
-    ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_OUT, 0, true);
-    ipt_launch_linear(l, d, p.n, WG);
+    const uint32_t c = (uint32_t)n->out_shape[0].dim[1], rows = (uint32_t)n->out_shape[0].dim[0];
+    const ipt_band_operand o = {IPT_SRC_OUT, 0, true, 4 * (uint64_t)c};
+    for (ipt_bands b = ipt_launch_bands(l, rows, &o, 1); ipt_bands_next(&b);) {
+        struct rows_push p = {
+            (uint32_t)(b.n * c), c, rows, (uint32_t)ipt_shape_count(&n->in_shape[0]),
+            (uint32_t)b.first,   0};
+        ipt_dispatch *d = ipt_launch_add(l, "embedding_dw", &p, sizeof p);
+        ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_IN, 0, false);
+        ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_IN, 1, false);
+        ipt_bands_bind(d, &b, 0);
+        ipt_launch_linear(l, d, p.n, WG);
+    }
     return l->status;
 }
 
@@ -508,27 +561,30 @@ static void take_rows_grad(ipt_graph *g, const ipt_node *n, const ipt_val dy[], 
     dx[0] = ipt_emit(g, IPT_OP_TAKE_ROWS_BWD, n->name, in, 2, &at, NULL);
 }
 
-static ipt_status take_rows_launch(const ipt_node *n, ipt_launch *l, const ipt_shape *x,
-                                   uint32_t bwd)
+/* Bands are batch elements. */
+static ipt_status take_rows_launch(const ipt_node *n, ipt_launch *l, uint32_t bwd)
 {
-    struct rows_push p = {(uint32_t)ipt_shape_count(&n->out_shape[0]),
-                          (uint32_t)x->dim[2],
-                          (uint32_t)x->dim[1],
-                          0,
-                          0,
-                          0};
-    ipt_dispatch *d = ipt_launch_add(l, IPT_VARIANT("take_rows", x->dtype), &p, sizeof p);
-    ipt_launch_spec(d, bwd);
-    ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_IN, 0, false);
-    ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_IN, 1, false);
-    ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_OUT, 0, true);
-    ipt_launch_linear(l, d, p.n, WG);
+    const ipt_shape *x = bwd ? &n->out_shape[0] : &n->in_shape[0];
+    const uint64_t c = (uint64_t)x->dim[2], t = (uint64_t)x->dim[1],
+                   elt = ipt_dtype_bytes(x->dtype);
+    const ipt_band_operand o[2] = {{IPT_SRC_IN, 0, false, (bwd ? 1 : t) * c * elt},
+                                   {IPT_SRC_OUT, 0, true, (bwd ? t : 1) * c * elt}};
+    for (ipt_bands b = ipt_launch_bands(l, (uint64_t)x->dim[0], o, 2); ipt_bands_next(&b);) {
+        struct rows_push p = {
+            (uint32_t)(b.n * c * (bwd ? t : 1)), (uint32_t)c, (uint32_t)t, 0, (uint32_t)b.first, 0};
+        ipt_dispatch *d = ipt_launch_add(l, IPT_VARIANT("take_rows", x->dtype), &p, sizeof p);
+        ipt_launch_spec(d, bwd);
+        ipt_bands_bind(d, &b, 0);
+        ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_IN, 1, false);
+        ipt_bands_bind(d, &b, 1);
+        ipt_launch_linear(l, d, p.n, WG);
+    }
     return l->status;
 }
 
 static ipt_status take_rows_kernel(const ipt_node *n, ipt_launch *l)
 {
-    return take_rows_launch(n, l, &n->in_shape[0], 0);
+    return take_rows_launch(n, l, 0);
 }
 
 const ipt_op_def ipt_op_take_rows = {.name = "take_rows",
@@ -561,7 +617,7 @@ static void take_rows_bwd_ref(const ipt_node *n, const double *const in[], doubl
 
 static ipt_status take_rows_bwd_kernel(const ipt_node *n, ipt_launch *l)
 {
-    return take_rows_launch(n, l, &n->out_shape[0], 1);
+    return take_rows_launch(n, l, 1);
 }
 
 const ipt_op_def ipt_op_take_rows_bwd = {.name = "take_rows_bwd",

@@ -116,6 +116,41 @@ static ipt_status bind_weights(ipt_plan *p, ipt_planned_node *pn)
     return IPT_OK;
 }
 
+/* Bytes of the tensor behind a binding; 0: there is none. */
+static uint64_t tensor_bytes(const ipt_plan *p, const ipt_planned_node *pn, const ipt_bind *b)
+{
+    if (b->src == IPT_SRC_SCRATCH)
+        return b->index < pn->launch.n_scratch ? pn->launch.scratch[b->index] : 0;
+    if (b->src == IPT_SRC_IN && pn->weight[b->index].buf)
+        return pn->weight[b->index].bytes;
+    uint32_t v = b->src == IPT_SRC_IN ? pn->n.in[b->index] : pn->n.out[b->index];
+    if (!p->place[v])
+        return 0;
+    return p->panel[v].rank ? p->slot[p->place[v] - 1].bytes : ipt_shape_bytes(&p->value[v].shape);
+}
+
+/* What no operator may ask of this device: told before anything is recorded. */
+static ipt_status check_limits(const ipt_plan *p, const ipt_planned_node *pn)
+{
+    const ipt_traits *dev = ipt_gpu_traits(p->gpu);
+    for (size_t k = 0; k < pn->launch.n_d; k++) {
+        const ipt_dispatch *d = &pn->launch.d[k];
+        for (int i = 0; i < d->n_bind; i++) {
+            const ipt_bind *b = &d->bind[i];
+            uint64_t size = tensor_bytes(p, pn, b), bytes = b->bytes ? b->bytes : size - b->off;
+            uint64_t limit = b->kind == IPT_BIND_SSBO            ? dev->max_range
+                             : b->kind == IPT_BIND_TEXEL_RGBA16F ? dev->max_texels * 8
+                                                                 : dev->max_texels * 16;
+            if (bytes > limit)
+                return IPT_ERR_TOO_LARGE;
+        }
+        for (int i = 0; i < 3; i++)
+            if (d->groups[i] > dev->max_group_count)
+                return IPT_ERR_TOO_LARGE;
+    }
+    return IPT_OK;
+}
+
 static ipt_status describe(ipt_plan *p, uint32_t i)
 {
     ipt_planned_node *pn = &p->node[i];
@@ -128,6 +163,17 @@ static ipt_status describe(ipt_plan *p, uint32_t i)
     ipt_status s = def->kernel(&pn->n, &pn->launch);
     if (s == IPT_OK)
         s = pn->launch.status;
+    if (s == IPT_OK)
+        s = check_limits(p, pn);
+    if (s == IPT_ERR_TOO_LARGE) {
+        char shape[64];
+        ipt_shape_text(&pn->n.in_shape[0], shape, sizeof shape);
+        return ipt_fail(p->ctx, s,
+                        "%s: %s of %s passes what %s takes at once (a binding holds %" PRIu64
+                        " bytes); try a smaller picture",
+                        pn->n.name, def->name, shape, ipt_gpu_get_info(p->gpu)->name,
+                        ipt_gpu_traits(p->gpu)->max_range);
+    }
     if (s == IPT_ERR_UNSUPPORTED)
         return ipt_fail(p->ctx, s, "%s: %s cannot run on %s with these shapes", pn->n.name,
                         def->name, ipt_gpu_get_info(p->gpu)->name);
@@ -151,16 +197,11 @@ static ipt_status resolve(const ipt_plan *p, const ipt_planned_node *pn, const i
         *out = (ipt_binding){w->buf, w->off + b->off, b->bytes ? b->bytes : w->bytes - b->off};
         return IPT_OK;
     }
-    uint64_t size = 0;
-    if (b->src == IPT_SRC_SCRATCH) {
+    const uint64_t size = tensor_bytes(p, pn, b);
+    if (b->src == IPT_SRC_SCRATCH)
         slot = pn->scratch_slot[b->index];
-        size = slot ? p->slot[slot - 1].bytes : 0;
-    } else {
-        uint32_t v = b->src == IPT_SRC_IN ? pn->n.in[b->index] : pn->n.out[b->index];
-        slot = p->place[v];
-        size = slot && p->panel[v].rank ? p->slot[slot - 1].bytes
-                                        : ipt_shape_bytes(&p->value[v].shape);
-    }
+    else
+        slot = p->place[b->src == IPT_SRC_IN ? pn->n.in[b->index] : pn->n.out[b->index]];
     if (!slot || b->off >= size || b->off + b->bytes > size)
         return ipt_fail(p->ctx, IPT_ERR_ARG, "%s: binding %d out of range", pn->n.name, b->index);
     uint64_t unit = b->kind == IPT_BIND_SSBO ? 4 : 16;

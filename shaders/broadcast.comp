@@ -14,6 +14,7 @@ layout(constant_id = 0) const uint MODE = 2; // 2 add, 3 mul
 layout(push_constant) uniform Push {
     uint n, dim[4], stride[4];
     float a, b;
+    uint first, b0; // elements of a and of b before their bindings
 } pc;
 layout(binding = 0) readonly buffer A { ELT a[]; };
 layout(binding = 1) readonly buffer B { BELT b[]; };
@@ -24,7 +25,7 @@ void main()
     uint i = group_linear() * 64 + gl_LocalInvocationID.x;
     if (i >= pc.n)
         return;
-    uint r = i, at = 0;
+    uint r = pc.first + i, at = 0u - pc.b0;
     for (int k = 3; k >= 0; k--) {
         uint q = r / pc.dim[k];
         at += (r - q * pc.dim[k]) * pc.stride[k];

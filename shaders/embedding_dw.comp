@@ -3,7 +3,8 @@
 #include "common.glsl"
 layout(local_size_x = 64) in;
 layout(push_constant) uniform Push {
-    uint n, c, rows, t, first, end;
+    uint n, c, rows, t;
+    uint first, end; // first: number of the first bound row of the table
 } pc;
 layout(binding = 0) readonly buffer Ids { int ids[]; };
 layout(binding = 1) readonly buffer D { float dy[]; };
@@ -18,7 +19,7 @@ void main()
     float sum = 0.0;
     for (uint k = 0; k < pc.t; k++) {
         uint row = uint(ids[k]);
-        if ((row < pc.rows ? row : 0) == v)
+        if ((row < pc.rows ? row : 0) == pc.first + v)
             sum += dy[k * pc.c + c];
     }
     dtable[i] = sum;

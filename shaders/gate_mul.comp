@@ -8,6 +8,7 @@ layout(local_size_x = 64) in;
 layout(constant_id = 0) const uint VEC = 0;
 layout(push_constant) uniform Push {
     uint n, t, r, batch, n_slot, row, n_row;
+    uint first, count, add; // tokens of this dispatch; add to what is there
 } pc;
 layout(binding = 0) readonly buffer H { ELT h[]; };
 layout(binding = 0) readonly buffer H4 { ELT4 h4[]; };
@@ -28,7 +29,7 @@ void main()
     uint i = group_linear() * 64 + gl_LocalInvocationID.x, per = VEC == 1 ? pc.r / 4 : pc.r;
     if (i >= (VEC == 1 ? pc.n / 4 : pc.n))
         return;
-    uint token = i / per, c = i - token * per, b = token / pc.t;
+    uint token = i / per, c = i - token * per, b = (pc.first + token) / pc.t;
     if (VEC == 1) {
         c *= 4;
         vec4 k = vec4(gate(b, c), gate(b, c + 1), gate(b, c + 2), gate(b, c + 3));

@@ -7,6 +7,7 @@ layout(local_size_x = 64) in;
 layout(push_constant) uniform Push {
     uint n, chunk;
     float scale;
+    uint part0; // number of this dispatch's first partial sum
 } pc;
 layout(binding = 0) readonly buffer A { ELT a[]; };
 layout(binding = 1) readonly buffer B { ELT b[]; };

@@ -4,6 +4,7 @@ layout(local_size_x = 1) in;
 layout(push_constant) uniform Push {
     uint n, chunk;
     float scale;
+    uint part0; // number of this dispatch's first partial sum
 } pc;
 layout(binding = 0) readonly buffer X { float x[]; };
 layout(binding = 1) writeonly buffer Y { float y[]; };

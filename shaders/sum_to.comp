@@ -5,7 +5,7 @@
 //! variant f32_f16 -DOUT_F16
 // Sums the axes marked in is_red.  Invocation i: result o = i % n_out, part p = i / n_out; adds
 // elements p*chunk .. of the reduced index space in order (deterministic).  Partial sums lie as
-// [part, n_out].
+// [part, n_out]; a part beyond the elements adds nothing.
 #ifdef OUT_F16
 #extension GL_EXT_shader_16bit_storage : require
 #extension GL_EXT_shader_explicit_arithmetic_types_float16 : require
@@ -21,16 +21,17 @@
 layout(local_size_x = 64) in;
 layout(push_constant) uniform Push {
     uint n_out, n_red, chunk, dim[4], is_red;
+    uint parts, add; // add: to what is there
 } pc;
 layout(binding = 0) readonly buffer X { ELT x[]; };
-layout(binding = 1) writeonly buffer Y { OELT y[]; };
+layout(binding = 1) buffer Y { OELT y[]; };
 
 void main()
 {
     uint i = group_linear() * 64 + gl_LocalInvocationID.x;
     uint part = i / pc.n_out, o = i - part * pc.n_out;
     uint first = part * pc.chunk, last = min(first + pc.chunk, pc.n_red);
-    if (first >= pc.n_red)
+    if (part >= pc.parts)
         return;
     uvec4 stride; // a local array would inherit the push block's ArrayStride, which newer SPIR-V
                   // rules refuse
@@ -44,7 +45,7 @@ void main()
             base += r % pc.dim[k] * stride[k];
             r /= pc.dim[k];
         }
-    float sum = 0.0;
+    float sum = pc.add == 1 ? float(y[i]) : 0.0;
     for (uint j = first; j < last; j++) {
         uint at = base, q = j;
         for (int k = 3; k >= 0; k--)
@@ -54,5 +55,5 @@ void main()
             }
         sum += float(x[at]);
     }
-    y[part * pc.n_out + o] = OELT(sum);
+    y[i] = OELT(sum);
 }

@@ -6,7 +6,8 @@
 layout(local_size_x = 64) in;
 layout(constant_id = 0) const uint BWD = 0;
 layout(push_constant) uniform Push {
-    uint n, c, rows, t, first, end;
+    uint n, c, rows, t;
+    uint first, end; // first: number of the first batch element of x and y
 } pc;
 layout(binding = 0) readonly buffer X { ELT x[]; };
 layout(binding = 1) readonly buffer I { int idx[]; };
@@ -19,10 +20,10 @@ void main()
         return;
     uint c = i % pc.c;
     if (BWD == 0) {
-        uint b = i / pc.c, r = uint(idx[b]);
+        uint b = i / pc.c, r = uint(idx[pc.first + b]);
         y[i] = x[(b * pc.rows + (r < pc.rows ? r : 0)) * pc.c + c];
     } else {
-        uint r = i / pc.c % pc.rows, b = i / pc.c / pc.rows, want = uint(idx[b]);
+        uint r = i / pc.c % pc.rows, b = i / pc.c / pc.rows, want = uint(idx[pc.first + b]);
         y[i] = r == (want < pc.rows ? want : 0) ? x[b * pc.c + c] : ELT(0.0);
     }
 }

@@ -9,6 +9,7 @@ static void gate(case_env *e, int t, int r)
     case_out(e, "y", ipt_gate_mul(e->g, h, gates, slot, 1));
 }
 static void gate_small(case_env *e) { gate(e, 5, 8); }
+static void gate_long(case_env *e) { gate(e, 90, 6); }
 static void gate_one(case_env *e) { gate(e, 1, 1); }
 
 static void side_linear(case_env *e) /* y = W x + b + (gate (x A)) B */
@@ -51,6 +52,7 @@ static void side_conv_up(case_env *e)
 
 const op_case op_cases_adapter[] = {
     {"gate_mul/small", gate_small, true, 0, 0, 0},
+    {"gate_mul/long", gate_long, true, 0, 0, 0},
     {"gate_mul/one", gate_one, true, 0, 0, 0},
     {"side_path/linear", side_linear, true, 0, 0, 0},
     {"side_path/conv", side_conv, true, 0, 0, 0},

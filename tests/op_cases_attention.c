@@ -68,6 +68,7 @@ PROBS(probs_d3, 1, 7, 4, 3, 3, false, 0.4F)
 PROBS(probs_causal, 1, 9, 9, 2, 8, true, 0)
 PROBS(probs_text, 2, 64, 77, 8, 40, false, 0)
 PROBS(probs_tiles, 1, 65, 129, 1, 20, false, 0)
+PROBS(probs_batch, 4, 12, 16, 2, 8, false, 0)
 PROBS(probs_one, 1, 1, 1, 1, 1, false, 1.0F)
 
 const op_case op_cases_attention[] = {
@@ -94,6 +95,7 @@ const op_case op_cases_attention[] = {
     {.name = "attention/d40_long", .build = d40_long},
     {.name = "attention/heads8", .build = heads8, .grad = true},
     {.name = "attention/one_query", .build = one_query, .grad = true},
+    {.name = "attention/probs_batch", .build = probs_batch, .grad = true},
     {.name = "attention/probs_small", .build = probs_small, .grad = true},
     {.name = "attention/probs_d3", .build = probs_d3, .grad = true},
     {.name = "attention/probs_causal", .build = probs_causal, .grad = true},

@@ -57,6 +57,7 @@ LAYER(layer_odd, 2, 0, 5, 7, 0, false, 0)
 LAYER(layer_four, 2, 3, 5, 12, 0, false, 0)
 LAYER(layer_768, 1, 0, 77, 768, 0, false, 0)
 LAYER(layer_321, 1, 0, 40, 321, 0, false, 0)
+LAYER(layer_long, 2, 0, 75, 8, 0, false, 0)
 LAYER(layer_mean, 1, 0, 9, 64, 0, false, 1000)
 LAYER(layer_mean_odd, 1, 0, 9, 63, 0, false, 1000)
 
@@ -89,6 +90,7 @@ const op_case op_cases_norm[] = {
     {.name = "layer_norm/four", .build = layer_four, .grad = true},
     {.name = "layer_norm/768", .build = layer_768},
     {.name = "layer_norm/321", .build = layer_321},
+    {.name = "layer_norm/long", .build = layer_long, .grad = true},
     {.name = "layer_norm/mean", .build = layer_mean, .nmse_f32 = 1e-8, .nmse_f16 = 1e-1},
     {.name = "layer_norm/mean_odd", .build = layer_mean_odd, .nmse_f32 = 1e-8, .nmse_f16 = 1e-1},
     {.name = "norm/built", .build = built, .grad = true},

@@ -39,6 +39,17 @@ static void add_channel(case_env *e)
             b = case_in(e, "b", ipt_shape4(IPT_F32, 2, 1, 1, 8));
     case_out(e, "y", ipt_add(e->g, a, b));
 }
+static void add_tokens(case_env *e) /* a position embedding that stays f32 under f16 */
+{
+    ipt_val a = case_in(e, "a", ipt_shape3(IPT_F32, 2, 40, 9));
+    case_out(e, "y", ipt_add_weight(e->g, a, "pos", ipt_shape2(IPT_F32, 40, 9)));
+}
+static void mul_lines(case_env *e) /* the broadcast axes lie between those that match */
+{
+    ipt_val a = case_in(e, "a", ipt_shape4(IPT_F32, 2, 3, 52, 8)),
+            b = case_in(e, "b", ipt_shape4(IPT_F32, 2, 1, 52, 1));
+    case_out(e, "y", ipt_mul(e->g, a, b));
+}
 static void mul_same(case_env *e)
 {
     ipt_val a = case_in(e, "a", ipt_shape2(IPT_F32, 3, 11)),
@@ -73,6 +84,17 @@ static void sum_middle(case_env *e)
     case_out(e, "y", ipt_sum_to(e->g, x, ipt_shape4(e->act, 2, 1, 4, 1)));
 }
 
+static void sum_first(case_env *e)
+{
+    ipt_val x = case_in(e, "x", ipt_shape3(IPT_F32, 70, 3, 6));
+    case_out(e, "y", ipt_sum_to(e->g, x, ipt_shape3(e->act, 1, 3, 6)));
+}
+static void sum_inner(case_env *e) /* two stages for each band of results */
+{
+    ipt_val x = case_in(e, "x", ipt_shape4(IPT_F32, 1, 30, 530, 2));
+    case_out(e, "y", ipt_sum_to(e->g, x, ipt_shape4(e->act, 1, 30, 1, 2)));
+}
+
 static void mse(case_env *e)
 {
     ipt_val a = case_in(e, "a", ipt_shape3(IPT_F32, 2, 37, 11)),
@@ -100,12 +122,16 @@ const op_case op_cases_pointwise[] = {
     {"add/same", add_same, true, 0, 0, 0},
     {"add/rows", add_rows, true, 0, 0, 0},
     {"add/channel", add_channel, true, 0, 0, 0},
+    {"add/tokens", add_tokens, true, 0, 0, 0},
+    {"mul/lines", mul_lines, true, 0, 0, 0},
     {"mul/same", mul_same, true, 0, 0, 0},
     {"mul/last", mul_last, true, 0, 0, 0},
     {"add/used_twice", used_twice, true, 0, 0, 0},
     {"sum_to/bias", sum_bias, true, 0, 0, 0},
     {"sum_to/long", sum_long, true, 0, 0, 0},
     {"sum_to/middle", sum_middle, true, 0, 0, 0},
+    {"sum_to/first", sum_first, true, 0, 0, 0},
+    {"sum_to/inner", sum_inner, true, 0, 0, 0},
     {"mse/small", mse, true, 0, 0, 0},
     {"mse/long", mse_long, true, 0, 0, 0},
     {NULL, NULL, false, 0, 0, 0},

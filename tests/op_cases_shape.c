@@ -37,6 +37,11 @@ static void cast(case_env *e)
     case_out(e, "y", ipt_cast(e->g, x, IPT_F32));
     case_out(e, "z", ipt_cast(e->g, ipt_silu(e->g, ipt_cast(e->g, x, IPT_F32)), e->act));
 }
+static void cast_long(case_env *e)
+{
+    ipt_val x = case_in_f32(e, "x", ipt_shape2(IPT_F32, 31, 37));
+    case_out(e, "y", ipt_cast(e->g, ipt_silu(e->g, ipt_cast(e->g, x, e->act)), IPT_F32));
+}
 static void embedding(case_env *e, int n, int t, int v, int c)
 {
     ipt_val ids = case_ids(e, "ids", ipt_shape2(IPT_I32, n, t), 0, v - 1);
@@ -48,6 +53,13 @@ static void embedding_outside(case_env *e) /* ids outside the table take row 0 *
 {
     ipt_val ids = case_ids(e, "ids", ipt_shape2(IPT_I32, 2, 9), -3, 15);
     case_out(e, "y", ipt_embedding(e->g, ids, "table", 12, 4));
+}
+static void embedding_long(case_env *e) { embedding(e, 2, 150, 301, 8); }
+static void embedding_table(case_env *e) { embedding(e, 1, 20, 301, 8); }
+static void take_long(case_env *e)
+{
+    ipt_val idx = case_ids(e, "idx", ipt_shape1(IPT_I32, 12), 0, 29);
+    case_out(e, "y", ipt_take_rows(e->g, case_in(e, "x", ipt_shape3(IPT_F32, 12, 30, 16)), idx));
 }
 static void take_rows(case_env *e)
 {
@@ -66,9 +78,13 @@ const op_case op_cases_shape[] = {
     {"upsample/same", upsample_same, true, 0, 0, 0},
     {"reshape", reshape, true, 0, 0, 0},
     {"cast", cast, true, 0, 0, 0},
+    {"cast/long", cast_long, true, 0, 0, 0},
     {"embedding/even", embedding_even, true, 0, 0, 0},
     {"embedding/odd", embedding_odd, true, 0, 0, 0},
     {"embedding/outside", embedding_outside, true, 0, 0, 0},
+    {"embedding/long", embedding_long, false, 0, 0, 0},
+    {"embedding/table", embedding_table, true, 0, 0, 0},
     {"take_rows", take_rows, true, 0, 0, 0},
+    {"take_rows/long", take_long, true, 0, 0, 0},
     {NULL, NULL, false, 0, 0, 0},
 };

@@ -1,5 +1,5 @@
-/* tests/test_latent.c - which decoder a request gets and what it may be: a tiny one (--taesd, --vae)
- * beside models whose own VAE enlarges by another factor. */
+/* tests/test_latent.c - which decoder a request gets and what it may be: a tiny one (--taesd,
+ * --vae) beside models whose own VAE enlarges by another factor. */
 #include "tests/golden.h"
 
 #include "engine/impasto.h"

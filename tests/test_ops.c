@@ -356,20 +356,41 @@ typedef struct test_state {
     int mode, shape;
 } test_state;
 
+static void need_device(const ipt_gpu *gpu, ipt_dtype act)
+{
+    if (!gpu) {
+        print_message("no Vulkan device: the test is skipped\n");
+        skip();
+    }
+    if (act == IPT_F16 && !ipt_gpu_traits(gpu)->f16_storage) {
+        print_message("the device has no 16-bit storage\n");
+        skip();
+    }
+}
+
+/* NOLINTNEXTLINE(readability-function-size): all of one run */
+static void compare_all(ipt_ctx *ctx, const test_state *t, ipt_graph *g, const test_run *run,
+                        char wrt[][MAX_NAME], int n_wrt, ipt_plan *host, ipt_plan *dev,
+                        ipt_dtype act)
+{
+    double limit = act == IPT_F16 ? (t->c->nmse_f16 > 0 ? t->c->nmse_f16 : 1e-6)
+                                  : (t->c->nmse_f32 > 0 ? t->c->nmse_f32 : 1e-9);
+    for (int i = 0; i < run->n_out; i++)
+        compare(ctx, t->name, run->out[i].name, g, host, dev, limit);
+    for (int i = 0; i < n_wrt; i++) {
+        char name[MAX_NAME + 8];
+        ipt_name(name, sizeof name, "d_%s", wrt[i]);
+        compare(ctx, t->name, name, g, host, dev, limit);
+    }
+}
+
 static void parity(void **state)
 {
     const test_state *t = *state;
     const mode *m = &modes[t->mode];
     ipt_ctx *ctx = gpus[t->shape].ctx;
     ipt_gpu *gpu = gpus[t->shape].gpu;
-    if (!gpu) {
-        print_message("no Vulkan device: the test is skipped\n");
-        skip();
-    }
-    if (m->act == IPT_F16 && !ipt_gpu_traits(gpu)->f16_storage) {
-        print_message("the device has no 16-bit storage\n");
-        skip();
-    }
+    need_device(gpu, m->act);
     uint32_t before = ipt_gpu_validation_count(gpu);
     test_run run;
     char wrt[2 * MAX_LEAF][MAX_NAME];
@@ -386,21 +407,109 @@ static void parity(void **state)
         write_leaves(ctx, &run, dev, seed);
         assert_ok(ctx, ipt_plan_run(host, 0));
         assert_ok(ctx, ipt_plan_run(dev, 0));
-        double limit = m->act == IPT_F16 ? (t->c->nmse_f16 > 0 ? t->c->nmse_f16 : 1e-6)
-                                         : (t->c->nmse_f32 > 0 ? t->c->nmse_f32 : 1e-9);
-        for (int i = 0; i < run.n_out; i++)
-            compare(ctx, t->name, run.out[i].name, g, host, dev, limit);
-        for (int i = 0; i < n_wrt; i++) {
-            char name[MAX_NAME + 8];
-            ipt_name(name, sizeof name, "d_%s", wrt[i]);
-            compare(ctx, t->name, name, g, host, dev, limit);
-        }
+        compare_all(ctx, t, g, &run, wrt, n_wrt, host, dev, m->act);
     }
     ipt_plan_destroy(&host);
     ipt_plan_destroy(&dev);
     drop_store(&store);
     ipt_graph_destroy(&g);
     assert_int_equal(ipt_gpu_validation_count(gpu), before);
+}
+
+/* --- a device that takes little at once ------------------------------------------------------ */
+/* Each case again with the smallest binding that its operators can be walked with, from 256 bytes
+ * on: nothing of the result may depend on where one band ends and the next begins. */
+static const struct narrow {
+    const char *name;
+    ipt_dtype act;
+    uint32_t align; /* 0: the device's */
+    bool texels;    /* texel views are limited as well: operands go through storage buffers */
+    uint32_t groups;
+} narrows[] = {{"narrow", IPT_F32, 0, false, 0},
+               {"narrow_256", IPT_F32, 256, true, 1024},
+               {"narrow_f16", IPT_F16, 64, true, 0}};
+enum { NARROW_MIN = 256, NARROW_MAX = 1 << 20 };
+static bool walked[IPT_OP_COUNT]; /* in more dispatches than on the whole device */
+
+static ipt_plan *narrow_plan(ipt_ctx *ctx, ipt_graph *g, ipt_gpu *gpu, test_weights *store,
+                             const struct narrow *w, uint64_t *range)
+{
+    const ipt_traits full = *ipt_gpu_traits(gpu);
+    ipt_plan *plan = NULL;
+    ipt_status s = IPT_ERR_TOO_LARGE;
+    for (*range = NARROW_MIN; s == IPT_ERR_TOO_LARGE && *range <= NARROW_MAX; *range *= 2) {
+        ipt_traits t = full;
+        t.max_range = *range;
+        t.align = w->align ? w->align : t.align;
+        t.max_texels = w->texels ? *range / 16 : t.max_texels;
+        t.max_group_count = w->groups ? w->groups : t.max_group_count;
+        ipt_gpu_limit_traits(gpu, &t);
+        s = ipt_plan_create(g, &(ipt_plan_opts){.gpu = gpu, .weights = &store->base, .guard = true},
+                            &plan);
+    }
+    ipt_gpu_limit_traits(gpu, &full);
+    assert_ok(ctx, s);
+    return plan;
+}
+
+static void narrow(void **state)
+{
+    const test_state *t = *state;
+    const struct narrow *w = &narrows[t->mode];
+    ipt_ctx *ctx = gpus[t->shape].ctx;
+    ipt_gpu *gpu = gpus[t->shape].gpu;
+    need_device(gpu, w->act);
+    uint32_t before = ipt_gpu_validation_count(gpu);
+    test_run run;
+    char wrt[2 * MAX_LEAF][MAX_NAME];
+    int n_wrt = 0;
+    uint64_t range = 0;
+    ipt_graph *g = build(ctx, t->c, w->act, &run, wrt, &n_wrt);
+    test_weights store = make_store(gpu, w->act);
+    ipt_plan *host = NULL, *whole = NULL, *dev = narrow_plan(ctx, g, gpu, &store, w, &range);
+    assert_ok(ctx, ipt_plan_create(g, &(ipt_plan_opts){.weights = &store.base}, &host));
+    assert_ok(ctx,
+              ipt_plan_create(g, &(ipt_plan_opts){.gpu = gpu, .weights = &store.base}, &whole));
+    for (uint32_t i = 0; i < dev->n_node; i++)
+        if (dev->node[i].launch.n_d > whole->node[i].launch.n_d)
+            walked[dev->node[i].n.op] = true;
+    write_leaves(ctx, &run, host, 1);
+    write_leaves(ctx, &run, dev, 1);
+    assert_ok(ctx, ipt_plan_run(host, 0));
+    assert_ok(ctx, ipt_plan_run(dev, 0));
+    compare_all(ctx, t, g, &run, wrt, n_wrt, host, dev, w->act);
+    ipt_plan_destroy(&host);
+    ipt_plan_destroy(&whole);
+    ipt_plan_destroy(&dev);
+    drop_store(&store);
+    ipt_graph_destroy(&g);
+    assert_int_equal(ipt_gpu_validation_count(gpu), before);
+}
+
+/* Operators that are not walked, and why none has to be. */
+static const struct {
+    ipt_op op;
+    const char *why;
+} unwalked[] = {
+    {IPT_OP_RESHAPE, "a view"},
+};
+
+static void every_row_is_walked(void **state)
+{
+    (void)state;
+    if (getenv("IPT_TEST_ONLY") || !(gpus[0].gpu && gpus[1].gpu)) {
+        print_message("not all cases ran: there is nothing to count\n");
+        skip();
+    }
+    for (size_t i = 0; i < IPT_COUNT(unwalked); i++)
+        walked[unwalked[i].op] = true;
+    int n = 0;
+    for (int i = 0; i < IPT_OP_COUNT; i++)
+        if (!walked[i]) {
+            print_message("no case walks operator %s in bands\n", ipt_op_table[i]->name);
+            n++;
+        }
+    assert_int_equal(n, 0);
 }
 
 static void gradient(void **state)
@@ -490,6 +599,18 @@ int main(void)
                     tests[n++] =
                         (struct CMUnitTest){t->name, s < 0 ? gradient : parity, NULL, NULL, t};
                 }
+            for (int s = 0; s < 2; s++)
+                for (int m = 0; m < (int)IPT_COUNT(narrows); m++) {
+                    test_state *t = &states[n];
+                    *t = (test_state){.c = c, .mode = m, .shape = s};
+                    ipt_name(t->name, sizeof t->name, "%s/%s/%s", c->name, narrows[m].name,
+                             shape[s]);
+                    if ((c->simd_tile && c->simd_tile != s + 1) || (only && !strstr(t->name, only)))
+                        continue;
+                    assert_true(n + 2 < MAX_TESTS);
+                    tests[n++] = (struct CMUnitTest){t->name, narrow, NULL, NULL, t};
+                }
         }
+    tests[n++] = (struct CMUnitTest){"every row is walked", every_row_is_walked, NULL, NULL, NULL};
     return _cmocka_run_group_tests("ops", tests, n, open_gpus, close_gpus);
 }

@@ -415,5 +415,16 @@ void ipt_gpu_destroy(ipt_gpu **pgpu)
 
 const ipt_gpu_info *ipt_gpu_get_info(const ipt_gpu *gpu) { return &gpu->dev.info; }
 const ipt_traits *ipt_gpu_traits(const ipt_gpu *gpu) { return &gpu->dev.info.traits; }
+void ipt_gpu_limit_traits(ipt_gpu *gpu, const ipt_traits *t)
+{
+    const VkPhysicalDeviceLimits *l = &gpu->dev.caps.props.limits;
+    ipt_traits *own = &gpu->dev.info.traits;
+    if (t->max_range <= l->maxStorageBufferRange)
+        own->max_range = t->max_range;
+    if (t->max_texels <= l->maxTexelBufferElements)
+        own->max_texels = t->max_texels;
+    own->max_group_count = t->max_group_count;
+    own->align = t->align;
+}
 ipt_ctx *ipt_gpu_ctx(const ipt_gpu *gpu) { return gpu->ctx; }
 uint32_t ipt_gpu_validation_count(const ipt_gpu *gpu) { return atomic_load(&gpu->n_messages); }

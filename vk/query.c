@@ -6,7 +6,9 @@
 #include <string.h>
 
 enum { MIN_SSBO = 8, MIN_TEXELS = 1 << 24 };
-enum { MIN_VIEWS = 5 }; /* a, b, r, h, u of shaders/gemm.comp */
+enum { MIN_RANGE = 4096 };
+enum { MAX_RANGE = 0x7fffff00 }; /* kernels count a binding's bytes in a signed word */
+enum { MIN_VIEWS = 5 };          /* a, b, r, h, u of shaders/gemm.comp */
 
 /* The property and feature structs that one query fills. */
 typedef struct query {
@@ -275,7 +277,11 @@ static void derive_traits(ipt_vk_device *d, const query *q, const char *kernels)
     t->align = (uint32_t)(a > b ? a : b);
     if (t->align < 16)
         t->align = 16; /* kernels load vec4 */
-    t->max_range = l->maxStorageBufferRange;
+    t->max_range = l->maxStorageBufferRange < MAX_RANGE ? l->maxStorageBufferRange : MAX_RANGE;
+    const char *range = getenv("IPT_MAX_BINDING");
+    uint64_t lower = range ? strtoull(range, NULL, 10) : 0;
+    if (lower >= MIN_RANGE && lower < t->max_range)
+        t->max_range = lower;
     t->max_texels = l->maxTexelBufferElements;
     d->caps.llvmpipe = q->p12.driverID == VK_DRIVER_ID_MESA_LLVMPIPE;
     d->caps.max_buffer = q->p_m4.maxBufferSize ? q->p_m4.maxBufferSize : UINT64_MAX;

@@ -28,7 +28,7 @@ typedef struct ipt_traits {
     uint32_t max_invocations, max_group_count; /* per workgroup; per grid axis (min of x,y,z) */
     uint32_t shared_bytes;
     uint32_t align;      /* storage and texel buffer offset alignment, bytes (<= 256) */
-    uint64_t max_range;  /* maxStorageBufferRange, bytes: no SSBO binding is larger */
+    uint64_t max_range;  /* maxStorageBufferRange, bytes: no SSBO binding is larger; < 2 GiB */
     uint64_t max_texels; /* maxTexelBufferElements */
 } ipt_traits;
 
@@ -58,7 +58,8 @@ IPT_CHECKED ipt_status ipt_gpu_list(ipt_ctx *ctx, ipt_gpu_info **list, size_t *n
 
 /* Environment, for tests and measurements: IPT_KERNELS=simd|tile, IPT_TEXEL=0|1 (traits.texel),
  * IPT_COOPMAT=0 (no cooperative matrices), IPT_STAGING=1 (no mapped buffers: every write and read
- * goes through the staging ring). */
+ * goes through the staging ring), IPT_MAX_BINDING=BYTES (a lower traits.max_range, 4096 at least).
+ */
 typedef struct ipt_gpu_opts {
     const char
         *device; /* NULL: best; "0": index in ipt_gpu_list; "cpu"; else part of a name, any case */
@@ -81,6 +82,9 @@ uint64_t ipt_gpu_peak_bytes(const ipt_gpu *gpu);
 uint32_t ipt_gpu_validation_count(const ipt_gpu *gpu);
 /* Tests only: the n-th vkAllocateMemory from now and all later ones fail; 0 = off. */
 void ipt_gpu_alloc_fail_after(ipt_gpu *gpu, uint64_t n);
+/* Tests only: plans made from now on see another device: max_range, max_texels, max_group_count
+ * (none larger than the device's own) and align (none smaller) of *t. */
+void ipt_gpu_limit_traits(ipt_gpu *gpu, const ipt_traits *t);
 
 /* --- memory: slabs, suballocated ------------------------------------------------------------- */
 /* Storage + storage texel + transfer usage; offset alignment 256; content undefined.
