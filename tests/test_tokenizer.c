@@ -699,10 +699,10 @@ static void test_apply_weights(void **state)
 /* Every allocation fails in turn: a clean status each time, nothing leaks (ASan). */
 static void test_out_of_memory(void **state)
 {
-    static const char text[] = "a (cafe\xcc\x81:1.2), <lora:x:1> <h:1> zz BREAK <|EndOfText|>";
-    static const ipt_prompt_embedding e[] = {{"zz", 2}};
+    static const char text[] = "a (cafe\xcc\x81:1.2), <lora:x:1> <h:1> zz<h> BREAK <|EndOfText|>";
+    static const ipt_prompt_embedding e[] = {{"zz", 2}, {"<h>", 1}};
     fixture *f = *state;
-    ipt_prompt_attr attr = {.embeddings = e, .n_embeddings = 1};
+    ipt_prompt_attr attr = {.embeddings = e, .n_embeddings = 2};
     bool done = false;
     for (uint64_t n = 1; !done; n++) {
         ipt_tokenizer *tok = NULL;
@@ -728,6 +728,50 @@ static void test_out_of_memory(void **state)
     }
 }
 
+/* "<word>" is found wherever it stands, as a token added to a tokenizer is; between them the text
+ * is what it is without them. */
+static void test_angled_names(void **state)
+{
+    static const struct {
+        const char *text, *rest; /* with and without the words */
+        int index[4], pos[4];    /* of the vectors; pos 0: none */
+    } rows[] = {
+        {"style of <s1><s2>", "style of", {0, 1}, {3, 4}},
+        {"<s1>,<S2> cat", ", cat", {0, 1}, {1, 3}},
+        {"dog<s2>cat", "dog cat", {1}, {2}},
+        {"(<s1>:1.3).", ".", {0}, {1}},
+        {"<s1><s1>!<s", "!<s", {0, 0}, {1, 2}},
+        {"<s3>", "<s3>", {0}, {0}},
+        {"a <s12>", "a", {2}, {2}},
+    };
+    fixture *f = *state;
+    const ipt_prompt_embedding e[] = {{"<s1>", 1}, {"<s2>", 1}, {"<s12>", 2}};
+    const ipt_prompt_attr attr = {.embeddings = e, .n_embeddings = 3};
+    for (size_t i = 0; i < IPT_COUNT(rows); i++) {
+        ipt_prompt *p = make(f, rows[i].text, &attr), *rest = make(f, rows[i].rest, NULL);
+        size_t n_span = 0;
+        int32_t taken = 0, k = 1;
+        while (n_span < 4 && rows[i].pos[n_span])
+            n_span++;
+        assert_int_equal(p->n_span, n_span);
+        for (size_t s = 0; s < n_span; s++) {
+            assert_int_equal(p->spans[s].index, rows[i].index[s]);
+            assert_int_equal(p->spans[s].pos, rows[i].pos[s]);
+            taken += p->spans[s].n;
+        }
+        assert_int_equal(p->n_content[0], rest->n_content[0] + taken);
+        for (int32_t at = 1; at <= p->n_content[0]; at++) {
+            bool vector = false;
+            for (size_t s = 0; s < n_span; s++)
+                vector = vector || (at >= p->spans[s].pos && at < p->spans[s].pos + p->spans[s].n);
+            if (!vector)
+                assert_int_equal(p->ids[at], rest->ids[k++]);
+        }
+        ipt_prompt_destroy(&p);
+        ipt_prompt_destroy(&rest);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -738,6 +782,7 @@ int main(void)
         cmocka_unit_test(test_folder_variants),
         cmocka_unit_test(test_invalid_utf8),
         cmocka_unit_test(test_spans),
+        cmocka_unit_test(test_angled_names),
         cmocka_unit_test(test_long_texts),
         cmocka_unit_test(test_bad_files),
         cmocka_unit_test(test_prompts),

@@ -435,72 +435,6 @@ static ipt_status strip_tags(ipt_ctx *ctx, ipt_prompt *p, const char *text, size
     return status;
 }
 
-/* --- textual inversions --------------------------------------------------------------------- */
-typedef struct name {
-    int32_t *ids;
-    size_t n_ids;
-    int32_t index, n_vectors;
-} name;
-
-struct ipt_prompt_names {
-    name *v; /* [n], longest first */
-    size_t n;
-};
-
-static ipt_status make_name(ipt_ctx *ctx, const ipt_tokenizer *tok, ipt_arena *arena,
-                            const ipt_prompt_embedding *e, int32_t index, name *out)
-{
-    ipt_token *tokens = NULL;
-    size_t n = 0;
-    if (!e->name || !e->name[0] || e->n_vectors < 1 || e->n_vectors > IPT_TOKEN_CONTENT)
-        return ipt_fail(ctx, IPT_ERR_ARG, "embedding \"%.80s\": %d vectors, 1 to %d possible",
-                        e->name ? e->name : "", (int)e->n_vectors, IPT_TOKEN_CONTENT);
-    IPT_TRY(ipt_tokenize(ctx, tok, e->name, strlen(e->name), &tokens, &n));
-    *out = (name){ipt_arena_alloc(arena, (n + 1) * sizeof *out->ids), n, index, e->n_vectors};
-    for (size_t i = 0; out->ids && i < n; i++)
-        out->ids[i] = tokens[i].id;
-    ipt_free(tokens);
-    return out->ids ? IPT_OK : IPT_ERR_NOMEM;
-}
-
-static ipt_status make_names(ipt_ctx *ctx, const ipt_tokenizer *tok, ipt_prompt *p,
-                             const ipt_prompt_attr *attr)
-{
-    struct ipt_prompt_names *names = ipt_arena_alloc(&p->arena, sizeof *names);
-    size_t n = attr->n_embeddings > 0 ? (size_t)attr->n_embeddings : 0, bytes = 0;
-    if (!names || !ipt_mul_size(n + 1, sizeof *names->v, &bytes))
-        return IPT_ERR_NOMEM;
-    names->v = ipt_arena_alloc(&p->arena, bytes);
-    if (!names->v)
-        return IPT_ERR_NOMEM;
-    for (size_t i = 0; i < n; i++) {
-        name made = {0};
-        size_t at = names->n;
-        IPT_TRY(make_name(ctx, tok, &p->arena, &attr->embeddings[i], (int32_t)i, &made));
-        if (made.n_ids == 0) /* a name of blanks matches nothing */
-            continue;
-        for (; at > 0 && names->v[at - 1].n_ids < made.n_ids; at--)
-            names->v[at] = names->v[at - 1];
-        names->v[at] = made;
-        names->n++;
-    }
-    p->names = names;
-    return IPT_OK;
-}
-
-static const name *name_at(const struct ipt_prompt_names *names, const ipt_token *t, size_t n)
-{
-    for (size_t i = 0; i < names->n; i++) {
-        const name *e = &names->v[i];
-        size_t k = 0;
-        while (k < e->n_ids && k < n && t[k].id == e->ids[k])
-            k++;
-        if (k == e->n_ids)
-            return e;
-    }
-    return NULL;
-}
-
 /* --- chunks --------------------------------------------------------------------------------- */
 typedef struct layout {
     ipt_ctx *ctx;
@@ -622,7 +556,7 @@ static ipt_status append_token(layout *l, const ipt_token *t, size_t n, float we
         IPT_TRY(move_after_comma(l));
     if (l->n == IPT_TOKEN_CONTENT)
         IPT_TRY(close_chunk(l, false));
-    const name *e = name_at(l->p->names, t, n);
+    const tok_name *e = tok_name_at(l->p->names, t, n);
     int32_t n_new = e ? e->n_vectors : 1;
     if (l->n + n_new > IPT_TOKEN_CONTENT)
         IPT_TRY(close_chunk(l, false));
@@ -640,7 +574,7 @@ static ipt_status append_part(layout *l, const ipt_prompt_part *part)
 {
     ipt_token *tokens = NULL;
     size_t n = 0, used = 0;
-    ipt_status status = ipt_tokenize(l->ctx, l->tok, part->text, part->len, &tokens, &n);
+    ipt_status status = tok_split(l->ctx, l->tok, l->p->names, part->text, part->len, &tokens, &n);
     for (size_t i = 0; status == IPT_OK && i < n; i += used) {
         if (is_full(l)) { /* nothing that follows can be kept */
             l->p->was_cut = true;
@@ -678,7 +612,7 @@ static ipt_status fill_prompt(ipt_ctx *ctx, const ipt_tokenizer *tok, const char
     whole = (ipt_prompt_part){p->text, n_text, 1.0};
     if (!attr->plain)
         IPT_TRY(ipt_prompt_parse(&p->arena, p->text, n_text, &parts, &n_parts));
-    IPT_TRY(make_names(ctx, tok, p, attr));
+    IPT_TRY(tok_names_make(ctx, tok, &p->arena, attr, &p->names));
     layout l = {.ctx = ctx, .tok = tok, .p = p, .last_comma = -1};
     l.comma = ipt_tokenizer_id(tok, ",</w>");
     l.backtrack = attr->comma_backtrack ? attr->comma_backtrack : IPT_PROMPT_COMMA_BACKTRACK;
@@ -748,7 +682,7 @@ static ipt_status phrase_keys(ipt_ctx *ctx, const ipt_tokenizer *tok, const ipt_
 {
     ipt_token *t = NULL;
     size_t n_t = 0, m = 0, used = 1;
-    IPT_TRY(ipt_tokenize(ctx, tok, phrase, n, &t, &n_t));
+    IPT_TRY(tok_split(ctx, tok, p->names, phrase, n, &t, &n_t));
     if (n_t == 0 || n_t > MAX_PHRASE_TOKENS) {
         ipt_free(t);
         return ipt_fail(ctx, IPT_ERR_ARG, "phrase \"%.*s\" has %zu tokens, 1 to %d can be searched",
@@ -756,7 +690,7 @@ static ipt_status phrase_keys(ipt_ctx *ctx, const ipt_tokenizer *tok, const ipt_
     }
     int64_t *v = ipt_calloc(ctx, n_t * IPT_TOKEN_CONTENT, sizeof *v);
     for (size_t i = 0; v && i < n_t; i += used) {
-        const name *e = name_at(p->names, t + i, n_t - i);
+        const tok_name *e = tok_name_at(p->names, t + i, n_t - i);
         used = e ? e->n_ids : 1;
         if (!e)
             v[m++] = t[i].id;

@@ -100,7 +100,8 @@ typedef struct ipt_prompt_lora {
 
 /* A textual inversion that the caller can supply. */
 typedef struct ipt_prompt_embedding {
-    const char *name;  /* as written in prompts; matched by its token ids, longest first */
+    const char *name;  /* as written in prompts; matched by its token ids, longest first; "<word>"
+                          wherever the text has it, capital or not, as an added token */
     int32_t n_vectors; /* 1..75 */
 } ipt_prompt_embedding;
 

@@ -58,4 +58,25 @@ bool tok_is_word(uint32_t cp);   /* \w as Unicode TR18 has it: letters, marks, d
 const tok_merge *tok_find_merge(const ipt_tokenizer *tok, int32_t left, int32_t right);
 /* The character that stands for a byte in pieces, as UTF-8 of at most 2 bytes plus NUL. */
 void tok_byte_piece(unsigned byte, char out[3]);
+
+/* --- names of textual inversions (prompt_names.c) --------------------------------------------- */
+typedef struct tok_name {
+    int32_t *ids;
+    size_t n_ids;
+    int32_t index, n_vectors;
+    const char *text; /* "<word>", found in the text wherever it stands; NULL: by its ids */
+} tok_name;
+struct ipt_prompt_names {
+    tok_name *v; /* [n], longest first */
+    size_t n;
+};
+/* Ownership: arena.  Errors: IPT_ERR_ARG (no name, n_vectors out of range), IPT_ERR_NOMEM. */
+IPT_CHECKED ipt_status tok_names_make(ipt_ctx *ctx, const ipt_tokenizer *tok, ipt_arena *arena,
+                                      const ipt_prompt_attr *attr, struct ipt_prompt_names **out);
+/* As ipt_tokenize, but a "<word>" is one token -1-index. */
+IPT_CHECKED ipt_status tok_split(ipt_ctx *ctx, const ipt_tokenizer *tok,
+                                 const struct ipt_prompt_names *names, const char *text, size_t len,
+                                 ipt_token **tokens, size_t *n_tokens);
+/* The name that the tokens t[0..n) begin with, or NULL. */
+const tok_name *tok_name_at(const struct ipt_prompt_names *names, const ipt_token *t, size_t n);
 #endif
