@@ -15,6 +15,8 @@ typedef struct ipt_ti {
     const float *vector[2]; /* [n,width] */
 } ipt_ti;
 
+enum { MAX_INVERSIONS = 64 };
+
 static int n_encoders(const ipt_engine *e) { return e->config.has[IPT_COMP_TEXT2] ? 2 : 1; }
 
 /* --- textual inversions ----------------------------------------------------------------------- */
@@ -57,62 +59,133 @@ static ipt_status read_inversion(ipt_engine *e, ipt_prompts *p, const char *path
     return status;
 }
 
-/* A word and its vector inside an adapter file. */
-static ipt_status read_adapter_word(ipt_engine *e, ipt_prompts *p, const char *file,
-                                    const ipt_adapter_embedding *a)
+static bool is_mentioned(const ipt_request *r, const char *word)
 {
-    const ipt_st_tensor *t = a->vector;
-    int32_t width = e->config.text.width;
-    ipt_ti *ti = &p->embedding[p->n_embedding];
-    if (t->count != (size_t)width)
-        return ipt_fail(e->ctx, IPT_ERR_SHAPE, "%s: %s: %zu values, expected %d", file, a->word,
-                        t->count, width);
+    return (r->prompt && strcasestr(r->prompt, word)) ||
+           (r->negative && strcasestr(r->negative, word));
+}
+
+static ipt_status one_more(const ipt_engine *e, const ipt_prompts *p)
+{
+    return p->n_embedding < MAX_INVERSIONS
+               ? IPT_OK
+               : ipt_fail(e->ctx, IPT_ERR_ARG,
+                          "the prompts name more than %d textual inversions; name fewer",
+                          MAX_INVERSIONS);
+}
+
+/* The vectors [n,width] or [width] of a word inside an adapter file, for one encoder. */
+static ipt_status read_adapter_vectors(ipt_engine *e, ipt_prompts *p, const char *file,
+                                       const ipt_st_tensor *t, int encoder, ipt_ti *ti)
+{
+    const ipt_text_config *c = encoder ? &e->config.text2 : &e->config.text;
+    int64_t n = t->rank == 2 ? t->dim[0] : 1, width = t->rank > 0 ? t->dim[t->rank - 1] : 0;
+    char found[128];
+    size_t bad = 0;
+    ipt_st_shape_text(t, found, sizeof found);
+    if (t->rank < 1 || t->rank > 2 || width != c->width || n < 1 || n > IPT_TOKEN_CONTENT ||
+        (ti->n > 0 && n != ti->n))
+        return ipt_fail(e->ctx, IPT_ERR_SHAPE,
+                        "%s: key '%s': found shape %s, expected [1..%d,%d] for this model's %s",
+                        file, t->name, found, ti->n > 0 ? ti->n : IPT_TOKEN_CONTENT, c->width,
+                        ipt_comp_name(encoder ? IPT_COMP_TEXT2 : IPT_COMP_TEXT));
+    if (!ipt_st_finite(t, &bad))
+        return ipt_fail(e->ctx, IPT_ERR_FORMAT,
+                        "%s: key '%s': element %zu is not finite, expected finite numbers", file,
+                        t->name, bad);
     float *v = ipt_calloc(e->ctx, t->count, sizeof *v);
     if (!v)
         return IPT_ERR_NOMEM;
     ipt_st_to_f32(t, 0, t->count, v);
-    memset(ti, 0, sizeof *ti);
-    ti->name = a->word;
-    bool kept = keep_vectors(&p->arena, ti, 0, v, 1, width);
+    bool kept = keep_vectors(&p->arena, ti, encoder, v, (int32_t)n, c->width);
     ipt_free(v);
-    p->n_embedding += kept;
     return kept ? IPT_OK : IPT_ERR_NOMEM;
 }
 
-enum { MAX_INVERSIONS = 64 };
+/* A word inside an adapter file that a prompt names; vectors for an encoder that this model lacks
+ * do not matter when there are some for the other. */
+static ipt_status read_adapter_word(ipt_engine *e, ipt_prompts *p, const char *file,
+                                    const ipt_adapter_embedding *a)
+{
+    ipt_ti *ti = &p->embedding[p->n_embedding];
+    IPT_TRY(one_more(e, p));
+    *ti = (ipt_ti){.name = a->word};
+    for (int i = 0; i < n_encoders(e); i++)
+        if (a->vector[i])
+            IPT_TRY(read_adapter_vectors(e, p, file, a->vector[i], i, ti));
+    if (ti->n == 0)
+        return ipt_fail(e->ctx, IPT_ERR_SHAPE,
+                        "%s: the word '%s' has vectors for a second text encoder only; this model "
+                        "has one",
+                        file, a->word);
+    p->n_embedding++;
+    return IPT_OK;
+}
 
-/* Inversions whose file name occurs in a prompt, and those inside adapter files. */
+/* Files that may be embeddings and are not read, named once a folder. */
+typedef struct pickles {
+    char names[256];
+    size_t n;
+} pickles;
+
+static void note_pickle(pickles *k, const char *name, const char *ending)
+{
+    static const char *const endings[] = {".pt", ".bin", ".pth", ".ckpt"};
+    for (size_t i = 0; i < IPT_COUNT(endings); i++)
+        if (strcmp(ending, endings[i]) == 0) {
+            size_t at = strlen(k->names);
+            if (at + strlen(name) + 3 < sizeof k->names)
+                ipt_name(k->names + at, sizeof k->names - at, "%s%s", k->n ? ", " : "", name);
+            k->n++;
+        }
+}
+
+static ipt_status read_folder(ipt_engine *e, const ipt_request *r, const char *folder,
+                              ipt_prompts *p)
+{
+    ipt_status status = IPT_OK;
+    pickles skipped = {.n = 0};
+    DIR *dir = opendir(folder);
+    if (!dir)
+        return ipt_fail(e->ctx, IPT_ERR_IO, "%s: cannot open the embeddings folder", folder);
+    for (struct dirent *entry; status == IPT_OK && (entry = readdir(dir)) != NULL;) {
+        char name[256], path[IPT_MAX_PATH];
+        ipt_name(name, sizeof name, "%s", entry->d_name);
+        char *dot = strrchr(name, '.');
+        if (!dot || dot == name)
+            continue;
+        note_pickle(&skipped, name, dot);
+        if (strcmp(dot, ".safetensors") != 0)
+            continue;
+        *dot = 0;
+        if (!is_mentioned(r, name))
+            continue;
+        ipt_name(path, sizeof path, "%s/%s", folder, entry->d_name);
+        status = one_more(e, p);
+        if (status == IPT_OK)
+            status = read_inversion(e, p, path);
+    }
+    closedir(dir);
+    if (skipped.n > 0)
+        ipt_log(e->ctx, IPT_LOG_WARN,
+                "%s: %zu files are pickles, which are not read (%s%s); convert embeddings to "
+                ".safetensors",
+                folder, skipped.n, skipped.names, strlen(skipped.names) > 200 ? ", ..." : "");
+    return status;
+}
+
+/* Inversions that a prompt names: inside adapter files, then files of the embeddings folders. */
 static ipt_status find_inversions(ipt_engine *e, const ipt_request *r, ipt_prompts *p)
 {
-    p->embedding = ipt_arena_alloc(&p->arena, MAX_INVERSIONS * sizeof *p->embedding);
+    p->embedding = ipt_arena_alloc(&p->arena, (MAX_INVERSIONS + 1) * sizeof *p->embedding);
     if (!p->embedding)
         return IPT_ERR_NOMEM;
     for (size_t f = 0; f < e->n_file; f++)
-        for (size_t i = 0; i < e->file[f]->n_embedding && p->n_embedding < MAX_INVERSIONS; i++)
-            IPT_TRY(read_adapter_word(e, p, e->file_key[f], &e->file[f]->embedding[i]));
-    for (size_t d = 0; d < r->n_embedding_dirs; d++) {
-        DIR *dir = opendir(r->embedding_dirs[d]);
-        if (!dir)
-            return ipt_fail(e->ctx, IPT_ERR_IO, "%s: cannot open the embeddings folder",
-                            r->embedding_dirs[d]);
-        ipt_status status = IPT_OK;
-        for (struct dirent *entry; status == IPT_OK && (entry = readdir(dir)) != NULL;) {
-            char name[256], path[IPT_MAX_PATH];
-            ipt_name(name, sizeof name, "%s", entry->d_name);
-            char *dot = strrchr(name, '.');
-            if (!dot || strcmp(dot, ".safetensors") != 0 || dot == name)
-                continue;
-            *dot = 0;
-            bool used = (r->prompt && strcasestr(r->prompt, name)) ||
-                        (r->negative && strcasestr(r->negative, name));
-            if (!used || p->n_embedding >= MAX_INVERSIONS)
-                continue;
-            ipt_name(path, sizeof path, "%s/%s", r->embedding_dirs[d], entry->d_name);
-            status = read_inversion(e, p, path);
-        }
-        closedir(dir);
-        IPT_TRY(status);
-    }
+        for (size_t i = 0; i < e->file[f]->n_embedding; i++)
+            if (is_mentioned(r, e->file[f]->embedding[i].word))
+                IPT_TRY(read_adapter_word(e, p, e->file_key[f], &e->file[f]->embedding[i]));
+    for (size_t d = 0; d < r->n_embedding_dirs; d++)
+        IPT_TRY(read_folder(e, r, r->embedding_dirs[d], p));
     return IPT_OK;
 }
 

@@ -1,24 +1,13 @@
 /* model_io/adapter_file.c - LoRA and LoCon files of every family as one neutral list: which module
  * of the model, which two factors, which scale. */
-#include "model_io/internal.h"
+#include "model_io/adapter.h"
 
 #include <jansson.h>
 #include <limits.h>
 #include <math.h>
 #include <string.h>
 
-enum { MAX_RANK = 1 << 16, MAX_WORDS = 8 };
-
-struct ipt_adapter_impl {
-    ipt_ctx *ctx;
-    ipt_safetensors *st;
-    ipt_arena arena;
-    bool *used;             /* tensors that a module or a word has claimed */
-    json_t *config;         /* adapter_config.json or diffusers' lora_adapter_metadata */
-    bool config_is_flat;    /* the latter: keys begin with the component's name */
-    const ipt_module *list; /* for the time of opening */
-    size_t n_list;
-};
+enum { MAX_RANK = 1 << 16 };
 
 static const struct {
     const char *down, *up, *mid;
@@ -49,7 +38,7 @@ static const ipt_st_tensor *take(ipt_adapter_file *f, const char *stem, const ch
     return n > 0 && (size_t)n < sizeof key ? ipt_safetensors_find(f->impl->st, key) : NULL;
 }
 
-static void claim(ipt_adapter_file *f, const ipt_st_tensor *t)
+void ipt_adapter_claim(ipt_adapter_file *f, const ipt_st_tensor *t)
 {
     if (t)
         f->impl->used[t - ipt_safetensors_at(f->impl->st, 0)] = true;
@@ -66,45 +55,13 @@ static ipt_status need_finite(ipt_adapter_file *f, const ipt_st_tensor *t)
 }
 
 /* --- scale ------------------------------------------------------------------------------------ */
-static json_t *setting(const ipt_adapter_file *f, int comp, const char *key)
-{
-    char full[128];
-    if (!f->impl->config_is_flat)
-        return json_object_get(f->impl->config, key);
-    snprintf(full, sizeof full, "%s.%s", ipt_comp_name(comp), key);
-    return json_object_get(f->impl->config, full);
-}
-
-/* alpha of a module by PEFT's settings: a pattern that names it (or the end of it), else
- * lora_alpha. */
-static bool configured_alpha(const ipt_adapter_file *f, const ipt_module *m, double *alpha)
-{
-    json_t *patterns = setting(f, m->comp, "alpha_pattern"), *v;
-    const char *key;
-    size_t len = strlen(m->name);
-    json_object_foreach(patterns, key, v)
-    {
-        key += key[0] == '^';
-        size_t n = strlen(key);
-        bool ends = n <= len && strcmp(m->name + len - n, key) == 0 &&
-                    (n == len || m->name[len - n - 1] == '.');
-        if (ends && json_is_number(v)) {
-            *alpha = json_number_value(v);
-            return true;
-        }
-    }
-    v = setting(f, m->comp, "lora_alpha");
-    if (!json_is_number(v))
-        return false;
-    *alpha = json_number_value(v);
-    return true;
-}
-
+/* The file's own alpha, else that of PEFT's settings, else the rank. */
 static ipt_status set_scale(ipt_adapter_file *f, const ipt_module *m, const char *stem,
                             ipt_adapter_family family, ipt_adapter_module *out)
 {
+    bool found = false;
     const ipt_st_tensor *t = take(f, stem, ".alpha");
-    double alpha = out->rank, root = out->rank;
+    double alpha = out->rank, divisor = out->rank;
     if (!t && family == IPT_ADAPTER_DIFFUSERS)
         t = take(f, stem, ".lora.alpha");
     if (t) {
@@ -114,13 +71,12 @@ static ipt_status set_scale(ipt_adapter_file *f, const ipt_module *m, const char
                             t->count);
         IPT_TRY(need_finite(f, t));
         alpha = (double)ipt_st_get(t, 0);
-        claim(f, t);
-    } else if (family == IPT_ADAPTER_PEFT && configured_alpha(f, m, &alpha)) {
-        if (json_is_true(setting(f, m->comp, "use_rslora")))
-            root = sqrt((double)out->rank);
+        ipt_adapter_claim(f, t);
+    } else {
+        IPT_TRY(ipt_adapter_alpha(f, m, out->rank, &found, &alpha, &divisor));
     }
     out->alpha = (float)alpha;
-    out->scale = (float)(alpha / root);
+    out->scale = (float)(alpha / divisor);
     if (!isfinite(out->scale))
         return ipt_fail(f->impl->ctx, IPT_ERR_FORMAT,
                         "%s: '%s': alpha is %g, expected a finite number", f->path, stem, alpha);
@@ -185,9 +141,9 @@ static ipt_status add_module(ipt_adapter_file *f, size_t index, const ipt_st_ten
                                 .kw = m->kw,
                                 .down = down,
                                 .up = up};
-    claim(f, down);
-    claim(f, up);
-    claim(f, mid);
+    ipt_adapter_claim(f, down);
+    ipt_adapter_claim(f, up);
+    ipt_adapter_claim(f, mid);
     IPT_TRY(need_finite(f, down));
     IPT_TRY(need_finite(f, up));
     const ipt_st_tensor *of = mid ? mid : down;
@@ -283,112 +239,17 @@ static ipt_status match_ordinals(ipt_adapter_file *f)
     return IPT_OK;
 }
 
-/* --- words ------------------------------------------------------------------------------------ */
-/* Vectors inside the file: cloneofsimo's "<word>", kohya's bundle_emb.WORD.string_to_param.* */
-static ipt_status find_embeddings(ipt_adapter_file *f)
-{
-    size_t n = ipt_safetensors_count(f->impl->st);
-    f->embedding = ipt_arena_alloc(&f->impl->arena, n * sizeof *f->embedding);
-    if (!f->embedding)
-        return IPT_ERR_NOMEM;
-    for (size_t i = 0; i < n; i++) {
-        const ipt_st_tensor *t = ipt_safetensors_at(f->impl->st, i);
-        const char *word = NULL, *end = NULL;
-        size_t len = strlen(t->name);
-        if (len > 2 && t->name[0] == '<' && t->name[len - 1] == '>') {
-            word = t->name;
-            end = t->name + len;
-        } else if (strncmp(t->name, "bundle_emb.", 11) == 0) {
-            word = t->name + 11;
-            end = strstr(word, ".string_to_param");
-        }
-        if (!word || !end || end == word)
-            continue;
-        char *copy = ipt_arena_alloc(&f->impl->arena, (size_t)(end - word) + 1);
-        if (!copy)
-            return IPT_ERR_NOMEM;
-        memcpy(copy, word, (size_t)(end - word));
-        IPT_TRY(need_finite(f, t));
-        f->embedding[f->n_embedding++] = (ipt_adapter_embedding){copy, t};
-        claim(f, t);
-    }
-    return IPT_OK;
-}
-
-static ipt_status add_word(ipt_adapter_file *f, const char *word)
-{
-    if (!word[0] || f->n_word == MAX_WORDS)
-        return IPT_OK;
-    for (size_t i = 0; i < f->n_word; i++) {
-        if (strcmp(f->word[i], word) == 0)
-            return IPT_OK;
-    }
-    f->word[f->n_word] = ipt_arena_strdup(&f->impl->arena, word);
-    return f->word[f->n_word++] ? IPT_OK : IPT_ERR_NOMEM;
-}
-
-/* kohya's tag counts: {"10_sks dog": {"tag": count, ...}, ...}: the tag with most pictures below
- * `limit`; *best its count. */
-static const char *top_tag(json_t *folders, json_int_t limit, json_int_t *best)
-{
-    const char *top = NULL;
-    *best = 0;
-    const char *folder, *tag;
-    json_t *tags, *count;
-    json_object_foreach(folders, folder, tags)
-    {
-        json_object_foreach(tags, tag, count)
-        {
-            json_int_t n = json_integer_value(count);
-            if (n > *best && n < limit) {
-                *best = n;
-                top = tag;
-            }
-        }
-    }
-    return top;
-}
-
-static ipt_status find_words(ipt_adapter_file *f)
-{
-    const char *phrase = ipt_safetensors_meta(f->impl->st, "modelspec.trigger_phrase");
-    const char *text = ipt_safetensors_meta(f->impl->st, "ss_tag_frequency");
-    json_t *tags = NULL;
-    ipt_status status = IPT_OK;
-    f->word = ipt_arena_alloc(&f->impl->arena, MAX_WORDS * sizeof *f->word);
-    if (!f->word)
-        return IPT_ERR_NOMEM;
-    if (phrase)
-        IPT_TRY(add_word(f, phrase));
-    if (text)
-        tags = json_loads(text, 0, NULL); /* not JSON: no words */
-    for (void *a = json_object_iter(tags); a && status == IPT_OK;
-         a = json_object_iter_next(tags, a)) {
-        const char *name = json_object_iter_key(a), *p = name; /* "REPEATS_words" */
-        while (*p >= '0' && *p <= '9')
-            p++;
-        status = add_word(f, p > name && *p == '_' ? p + 1 : name);
-    }
-    json_int_t limit = INT_MAX, best = 0;
-    for (int i = 0; i < 3 && status == IPT_OK; i++, limit = best) {
-        const char *tag = top_tag(tags, limit, &best);
-        if (!tag)
-            break;
-        status = add_word(f, tag);
-    }
-    json_decref(tags);
-    return status;
-}
-
 /* --- opening ---------------------------------------------------------------------------------- */
 static ipt_status check_kind(ipt_adapter_file *f)
 {
     const ipt_safetensors *st = f->impl->st;
-    const char *peft = json_string_value(json_object_get(f->impl->config, "peft_type"));
-    if (peft && strcmp(peft, "LORA") != 0)
-        return ipt_fail(f->impl->ctx, IPT_ERR_UNSUPPORTED,
-                        "%s: %.50s adapter (peft_type): not supported yet, expected LORA", f->path,
-                        peft);
+    for (int comp = 0; comp < IPT_COMP_COUNT; comp++) {
+        const char *peft = ipt_adapter_peft_type(f, comp);
+        if (peft && strcmp(peft, "LORA") != 0)
+            return ipt_fail(f->impl->ctx, IPT_ERR_UNSUPPORTED,
+                            "%s: %.50s adapter (peft_type): not supported yet, expected LORA",
+                            f->path, peft);
+    }
     for (size_t i = 0; i < ipt_safetensors_count(st); i++) {
         const char *key = ipt_safetensors_at(st, i)->name, *what = ipt_adapter_unsupported(key);
         if (what)
@@ -423,17 +284,6 @@ static ipt_status list_unmatched(ipt_adapter_file *f)
                     f->path, n, f->unmatched[0]);
 }
 
-static ipt_status read_metadata_config(ipt_adapter_file *f)
-{
-    const char *text = ipt_safetensors_meta(f->impl->st, "lora_adapter_metadata");
-    char what[PATH_MAX + 64];
-    if (f->impl->config || !text)
-        return IPT_OK;
-    snprintf(what, sizeof what, "%s: metadata 'lora_adapter_metadata'", f->path);
-    f->impl->config_is_flat = true;
-    return ipt_json_parse(f->impl->ctx, what, text, strlen(text), &f->impl->config);
-}
-
 static ipt_status resolve(ipt_adapter_file *f)
 {
     const ipt_safetensors *st = f->impl->st;
@@ -444,10 +294,9 @@ static ipt_status resolve(ipt_adapter_file *f)
     f->module = ipt_arena_alloc(&f->impl->arena, f->impl->n_list * sizeof *f->module);
     if (!f->impl->used || !f->module)
         return IPT_ERR_NOMEM;
-    IPT_TRY(read_metadata_config(f));
+    IPT_TRY(ipt_adapter_read_metadata(f));
     IPT_TRY(check_kind(f));
-    IPT_TRY(find_embeddings(f));
-    IPT_TRY(find_words(f));
+    IPT_TRY(ipt_adapter_find_words(f));
     if (ipt_safetensors_find(st, "unet:0:up") || ipt_safetensors_find(st, "text_encoder:0:up")) {
         IPT_TRY(match_ordinals(f));
         return list_unmatched(f);
@@ -474,6 +323,8 @@ static ipt_status create(ipt_ctx *ctx, const char *path, const ipt_module *modul
     impl->ctx = ctx;
     impl->list = modules;
     impl->n_list = n;
+    impl->budget = IPT_PATTERN_BUDGET;
+    impl->config_name = "adapter_config.json";
     ipt_arena_init(&impl->arena, ctx);
     f->path = ipt_arena_strdup(&impl->arena, path);
     const char *slash = strrchr(path, '/'), *base = slash ? slash + 1 : path,

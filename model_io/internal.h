@@ -100,6 +100,20 @@ size_t ipt_adapter_ordinal(const ipt_module *m, size_t n, int comp, bool has_geg
 /* What an adapter key asks for that this program does not do ("LoKr adapter"); NULL: nothing. */
 const char *ipt_adapter_unsupported(const char *key);
 
+/* --- PEFT's patterns (pattern.c) -------------------------------------------------------------- */
+/* Steps that all patterns of a file together may cost: a second or two. */
+#define IPT_PATTERN_BUDGET ((uint64_t)1 << 28)
+typedef struct ipt_pattern ipt_pattern;
+/* Compiles a key of alpha_pattern, an expression of Python's re.  Steps come off *budget.
+ * Ownership: arena.  Errors: IPT_ERR_UNSUPPORTED with the reason in *why ("a ( is not closed"),
+ * IPT_ERR_NOMEM. */
+IPT_CHECKED ipt_status ipt_pattern_create(ipt_arena *arena, const char *text, uint64_t *budget,
+                                          ipt_pattern **out, const char **why);
+/* Whether PEFT takes the pattern for a module: for the whole name, or for what follows one of its
+ * dots.  Steps come off *budget; what is answered when none are left is worthless.
+ * Source: peft get_pattern_key. */
+bool ipt_pattern_match(const ipt_pattern *p, const char *name, uint64_t *budget);
+
 /* --- single files: what the tensors tell (probe.c) -------------------------------------------- */
 /* Fills config, and layout and prefix of src[IPT_COMP_COUNT] (file and n_file are the caller's). */
 IPT_CHECKED ipt_status ipt_probe_checkpoint(ipt_ctx *ctx, const ipt_safetensors *st,

@@ -195,9 +195,9 @@ typedef struct ipt_adapter_module {
     const ipt_st_tensor *down, *up; /* [rank,in(,kh,kw)], [out,rank(,1,1)]; file order */
     const float *down_f32;          /* when not NULL it replaces `down` (expanded Tucker form) */
 } ipt_adapter_module;
-typedef struct ipt_adapter_embedding { /* textual inversion inside the file: word and vector */
+typedef struct ipt_adapter_embedding { /* textual inversion inside the file */
     const char *word;
-    const ipt_st_tensor *vector;
+    const ipt_st_tensor *vector[2]; /* [n,width] or [width] for text encoder 1 and 2; NULL: none */
 } ipt_adapter_embedding;
 typedef struct ipt_adapter_file {
     const char *path, *name; /* name: base name without ending */

@@ -478,6 +478,123 @@ static void test_ordinals(void **state)
     ipt_ctx_destroy(&ctx);
 }
 
+/* --- PEFT's settings -------------------------------------------------------------------------- */
+#define Q_NAME "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+#define K_NAME "text_model.encoder.layers.0.self_attn.k_proj"
+#define SETTINGS(text)                                                                             \
+    {                                                                                              \
+        {                                                                                          \
+            "lora_adapter_metadata", text                                                          \
+        }                                                                                          \
+    }
+
+/* A UNet module and a text module of rank 4 with metadata; scales that PEFT would use. */
+static void test_settings(void **state)
+{
+    (void)state;
+    static const char *const names[][2] = {
+        {"unet." Q_NAME ".lora_A", "text_encoder." K_NAME ".lora_A"},
+        {"unet." Q_NAME ".lora.down", "text_encoder." K_NAME ".lora_linear_layer.down"},
+        {"unet." Q_NAME ".lora.down", "text_encoder." K_NAME ".lora.down"},
+        {"unet." Q_NAME ".lora_A", "text_encoder.encoder.layers.0.self_attn.k_proj.lora_A"},
+        {Q_NAME ".lora_A", K_NAME ".lora_A"},
+    };
+    static const struct {
+        int names;
+        const char *text;
+        float unet, te; /* scales; unet 0: refused, with what `says` */
+        const char *says;
+    } rows[] = {
+        {0, "{\"unet.lora_alpha\":6,\"text_encoder.lora_alpha\":2}", 1.5F, 0.5F, NULL},
+        {1, "{\"unet.lora_alpha\":6,\"text_encoder.lora_alpha\":2}", 1.5F, 0.5F, NULL},
+        {1, "{\"unet.lora_alpha\":6,\"unet.use_rslora\":true}", 3, 1, NULL},
+        {2, "{\"text_encoder.r\":4,\"text_encoder.use_rslora\":true}", 1, 4, NULL}, /* alpha 8 */
+        {4, "{\"lora_alpha\":2,\"r\":4}", 0.5F, 0.5F, NULL}, /* one model's own metadata */
+        {0, "{\"unet.r\":4,\"unet.alpha_pattern\":{\"^" Q_NAME "\":16,\"to_q\":4}}", 4, 1, NULL},
+        {0, "{\"unet.r\":4,\"unet.alpha_pattern\":{\"^to_q\":16,\"attn1.to_q\":4}}", 1, 1, NULL},
+        {0, "{\"unet.r\":4,\"unet.alpha_pattern\":{\"o_q\":16}}", 2, 1, NULL},
+        {0, "{\"unet.r\":4,\"unet.alpha_pattern\":{\".*attn[0-9].to_(q|k)\":16}}", 4, 1, NULL},
+        {3,
+         "{\"unet.lora_alpha\":4,\"text_encoder.lora_alpha\":4,\"text_encoder.alpha_pattern\":"
+         "{\"^encoder.layers.0.self_attn.k_proj\":1}}",
+         1, 0.25F, NULL},
+        {3,
+         "{\"unet.lora_alpha\":4,\"text_encoder.lora_alpha\":4,\"text_encoder.alpha_pattern\":"
+         "{\"^" K_NAME "\":1}}",
+         1, 0.25F, NULL},
+        {0, "{\"unet.lora_alpha\":\"6\"}", 0, 0, "'lora_alpha' is \"6\", expected a number"},
+        {0, "{\"unet.alpha_pattern\":{\"to_q\":[]}}", 0, 0, "'to_q' is [], expected a number"},
+        {0, "{\"unet.alpha_pattern\":{\"(?=x)q\":1}}", 0, 0, "alpha_pattern '(?=x)q' is no"},
+        {0, "{\"unet.peft_type\":\"LOKR\"}", 0, 0, "LOKR adapter (peft_type)"},
+        {0, "{", 0, 0, "metadata 'lora_adapter_metadata': not valid JSON"},
+    };
+    ipt_ctx *ctx = test_ctx();
+    for (size_t i = 0; i < IPT_COUNT(rows); i++) {
+        char key[4][200];
+        toy_tensor t[4];
+        for (int k = 0; k < 4; k++) {
+            const char *down = names[rows[i].names][k / 2];
+            size_t n = strlen(down);
+            bool is_a = strcmp(down + n - 6, "lora_A") == 0;
+            ipt_name(key[k], sizeof key[k], "%.*s%s.weight", (int)(is_a ? n - 1 : n - 4), down,
+                     k % 2 ? (is_a ? "B" : "up") : (is_a ? "A" : "down"));
+            t[k] = (toy_tensor){key[k], {4, 4}, 2, 1};
+        }
+        const ipt_st_meta meta[] = SETTINGS(rows[i].text);
+        size_t n = 0;
+        uint8_t *p = toy_file(ctx, t, 4, meta, 1, &n);
+        ipt_adapter_file *f = NULL;
+        ipt_status s = ipt_adapter_open_memory(ctx, "p", p, n, toy, IPT_COUNT(toy), &f);
+        if (rows[i].says) {
+            if (s == IPT_OK || !strstr(ipt_last_error(ctx), rows[i].says))
+                fail_msg("row %zu: %s: %s", i, ipt_status_name(s), ipt_last_error(ctx));
+        } else {
+            assert_ok(ctx, s);
+            assert_int_equal(f->n_module, 2);
+            if (fabsf(f->module[0].scale - rows[i].unet) > 1e-6F ||
+                fabsf(f->module[1].scale - rows[i].te) > 1e-6F)
+                fail_msg("row %zu: scales %g and %g", i, (double)f->module[0].scale,
+                         (double)f->module[1].scale);
+        }
+        ipt_adapter_close(&f);
+        ipt_free(p);
+    }
+    ipt_ctx_destroy(&ctx);
+}
+
+/* Words of OneTrainer and A1111: several vectors, one list an encoder, a dot in the word. */
+static void test_bundled_words(void **state)
+{
+    (void)state;
+    static const toy_tensor t[] = {
+        {Q ".lora_down.weight", {1, 4}, 2, 1},
+        {Q ".lora_up.weight", {4, 1}, 2, 1},
+        {"bundle_emb.one.string_to_param.*", {3, 4}, 2, 1},
+        {"bundle_emb.v1.5.clip_l", {2, 4}, 2, 1},
+        {"bundle_emb.v1.5.clip_g", {2, 5}, 2, 1},
+        {"bundle_emb.two.emb_params", {4}, 1, 1},
+        {"<s1>", {4}, 1, NAN}, /* matters to who writes it only */
+    };
+    ipt_ctx *ctx = test_ctx();
+    size_t n = 0;
+    uint8_t *p = toy_file(ctx, t, IPT_COUNT(t), NULL, 0, &n);
+    ipt_adapter_file *f = NULL;
+    assert_ok(ctx, ipt_adapter_open_memory(ctx, "p", p, n, toy, IPT_COUNT(toy), &f));
+    assert_int_equal(f->n_unmatched, 0);
+    assert_int_equal(f->n_embedding, 4);
+    static const char *const words[] = {"one", "v1.5", "two", "<s1>"};
+    for (size_t i = 0; i < f->n_embedding; i++) {
+        size_t k = 0;
+        while (k < 4 && strcmp(words[k], f->embedding[i].word) != 0)
+            k++;
+        assert_true(k < 4 && f->embedding[i].vector[0]);
+        assert_int_equal(f->embedding[i].vector[1] != NULL, k == 1);
+    }
+    ipt_adapter_close(&f);
+    ipt_free(p);
+    ipt_ctx_destroy(&ctx);
+}
+
 static void test_not_adapters(void **state)
 {
     (void)state;
@@ -539,6 +656,8 @@ int main(void)
         cmocka_unit_test(test_pack),
         cmocka_unit_test(test_tucker),
         cmocka_unit_test(test_ordinals),
+        cmocka_unit_test(test_settings),
+        cmocka_unit_test(test_bundled_words),
         cmocka_unit_test(test_not_adapters),
         cmocka_unit_test(test_oom),
     };

@@ -1,11 +1,15 @@
-/* tests/test_lora.c - whole requests with adapter files: text layers that clip skip leaves out. */
+/* tests/test_lora.c - whole requests with adapter files: text layers that clip skip leaves out,
+ * words inside the files. */
 #include "tests/golden.h"
 
 #include "engine/impasto.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+
+enum { TEXT = 77 * 16 }; /* values of the tiny SD 1 model's text */
 
 typedef struct fixture {
     ipt_ctx *ctx;
@@ -77,20 +81,37 @@ static void test_sdxl_leaves_out_a_layer(void **state)
     close_engine(&f);
 }
 
-/* One module of rank 1 with constant factors. */
-static void write_lora(fixture *f, const char *stem, int32_t out, int32_t in)
+/* One module of rank 1 with constant factors, and other tensors beside it. */
+static void write_lora(fixture *f, const char *stem, int32_t out, int32_t in,
+                       const ipt_st_write *more, size_t n_more)
 {
     enum { MOST = 64 };
     char key[2][200];
     float v[MOST];
+    ipt_st_write t[16];
     for (int i = 0; i < MOST; i++)
         v[i] = 0.5F;
-    assert_true(out <= MOST && in <= MOST);
+    assert_true(out <= MOST && in <= MOST && n_more <= 14);
     ipt_name(key[0], sizeof key[0], "%s.lora_down.weight", stem);
     ipt_name(key[1], sizeof key[1], "%s.lora_up.weight", stem);
-    const ipt_st_write t[2] = {{key[0], IPT_ST_F32, 2, {1, in}, v},
-                               {key[1], IPT_ST_F32, 2, {out, 1}, v}};
-    assert_ok(f->ctx, ipt_safetensors_write(f->ctx, f->lora, t, 2, NULL, 0));
+    t[0] = (ipt_st_write){key[0], IPT_ST_F32, 2, {1, in}, v};
+    t[1] = (ipt_st_write){key[1], IPT_ST_F32, 2, {out, 1}, v};
+    for (size_t i = 0; i < n_more; i++)
+        t[i + 2] = more[i];
+    assert_ok(f->ctx, ipt_safetensors_write(f->ctx, f->lora, t, n_more + 2, NULL, 0));
+}
+
+/* The text of one run, [77,16]: caller, ipt_free. */
+static float *text_of(fixture *f, const ipt_request *r)
+{
+    ipt_safetensors *st = NULL;
+    size_t n = 0;
+    assert_ok(f->ctx, ipt_generate(f->engine, r, NULL, NULL, NULL));
+    assert_ok(f->ctx, ipt_safetensors_open(f->ctx, r->trace, &st));
+    float *text = golden_f32(f->ctx, st, "text", &n);
+    assert_int_equal(n, TEXT);
+    ipt_safetensors_close(&st);
+    return text;
 }
 
 /* An adapter of which clip skip leaves out everything changes nothing and fails nothing. */
@@ -99,33 +120,81 @@ static void test_every_layer_skipped(void **state)
     (void)state;
     fixture f = open_engine();
     ipt_lora l = {f.lora, 1, 1, NULL, 0, 1, NULL};
-    ipt_safetensors *plain = NULL, *st = NULL;
     ipt_request r;
-    size_t n = 0, m = 0;
-    char keep[80];
-    write_lora(&f, "lora_te_text_model_encoder_layers_4_mlp_fc2", 16, 37);
+    write_lora(&f, "lora_te_text_model_encoder_layers_4_mlp_fc2", 16, 37, NULL, 0);
     small_request(&f, &r, GOLDEN("models/sd1"));
-    ipt_name(keep, sizeof keep, "%s.plain", f.trace);
+    r.lora = &l;
     for (int skip = 2; skip > 0; skip--) { /* at 2 the same text, at 1 another */
         r.clip_skip = skip;
-        r.trace = keep;
         r.n_lora = 0;
-        assert_ok(f.ctx, ipt_generate(f.engine, &r, NULL, NULL, NULL));
-        r.trace = f.trace;
-        r.lora = &l;
+        float *plain = text_of(&f, &r);
         r.n_lora = 1;
-        assert_ok(f.ctx, ipt_generate(f.engine, &r, NULL, NULL, NULL));
-        assert_ok(f.ctx, ipt_safetensors_open(f.ctx, keep, &plain));
-        assert_ok(f.ctx, ipt_safetensors_open(f.ctx, f.trace, &st));
-        float *a = golden_f32(f.ctx, plain, "text", &n), *b = golden_f32(f.ctx, st, "text", &m);
-        assert_int_equal(n, m);
-        assert_int_equal(memcmp(a, b, n * sizeof *a) == 0, skip == 2);
+        float *text = text_of(&f, &r);
+        assert_int_equal(memcmp(plain, text, TEXT * sizeof *text) == 0, skip == 2);
+        ipt_free(plain);
+        ipt_free(text);
+    }
+    close_engine(&f);
+}
+
+/* Words inside an adapter file are found inside a prompt and beside each other; what a prompt does
+ * not name may be of any shape. */
+static void test_words_inside(void **state)
+{
+    (void)state;
+    enum { W = 16 };
+    fixture f = open_engine();
+    float v[4 * W];
+    for (int i = 0; i < 4 * W; i++)
+        v[i] = 0.1F * (float)(i % 7) + (float)(i / W);
+    const float nan = NAN;
+    const ipt_st_write words[] = {
+        {"<s1>", IPT_ST_F32, 1, {W}, v},
+        {"<s2>", IPT_ST_F32, 1, {W}, v + W},
+        {"bundle_emb.three.string_to_param.*", IPT_ST_F32, 2, {3, W}, v + W},
+        {"bundle_emb.wide.clip_l", IPT_ST_F32, 2, {1, 4}, v},
+        {"bundle_emb.second.clip_g", IPT_ST_F32, 2, {1, 4}, v},
+        {"bundle_emb.broken.string_to_param.*", IPT_ST_F32, 2, {1, 1}, &nan},
+    };
+    ipt_lora l = {f.lora, 0, 0, NULL, 0, 1, NULL};
+    ipt_request r;
+    write_lora(&f, "lora_te_text_model_encoder_layers_4_mlp_fc2", 16, 37, words, 6);
+    small_request(&f, &r, GOLDEN("models/sd1"));
+    r.lora = &l;
+    r.n_lora = 1;
+    static const struct {
+        const char *a, *b;
+        bool same;
+        size_t n; /* first rows of the text that are compared: layers are causal */
+    } rows[] = {
+        {"cat, <s1><s2>", "cat, <s1> <s2>", true, 77},
+        {"<s1><s2>, cat", "<s1> <s2> , cat", true, 77},
+        {"cat, <s1><s2>", "cat, <s2><s1>", false, 77},
+        {"cat, <s1><s2>", "cat, <s3><s4>", false, 77},
+        {"three", "three dog", true, 4},
+        {"three", "thrice", false, 4},
+    };
+    for (size_t i = 0; i < IPT_COUNT(rows); i++) {
+        r.prompt = rows[i].a;
+        float *a = text_of(&f, &r);
+        r.prompt = rows[i].b;
+        float *b = text_of(&f, &r);
+        if ((memcmp(a, b, rows[i].n * W * sizeof *a) == 0) != rows[i].same)
+            fail_msg("'%s' and '%s'", rows[i].a, rows[i].b);
         ipt_free(a);
         ipt_free(b);
-        ipt_safetensors_close(&plain);
-        ipt_safetensors_close(&st);
     }
-    unlink(keep);
+    static const char *const bad[][2] = {
+        {"a wide cat", "found shape [1,4], expected [1..75,16] for this model's text_encoder"},
+        {"a second cat", "vectors for a second text encoder only"},
+        {"a broken cat", "found shape [1,1]"},
+    };
+    for (size_t i = 0; i < IPT_COUNT(bad); i++) {
+        r.prompt = bad[i][0];
+        assert_int_equal(ipt_generate(f.engine, &r, NULL, NULL, NULL), IPT_ERR_SHAPE);
+        if (!strstr(ipt_last_error(f.ctx), bad[i][1]))
+            fail_msg("%s", ipt_last_error(f.ctx));
+    }
     close_engine(&f);
 }
 
@@ -134,6 +203,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_sdxl_leaves_out_a_layer),
         cmocka_unit_test(test_every_layer_skipped),
+        cmocka_unit_test(test_words_inside),
     };
     return cmocka_run_group_tests_name("lora", tests, NULL, NULL);
 }

@@ -1,0 +1,53 @@
+/* model_io/adapter.h - what the files that read adapters share: adapter_file.c (modules and
+ * factors), adapter_config.c (PEFT's settings), adapter_words.c (words inside a file). */
+#ifndef IPT_MODEL_IO_ADAPTER_H
+#define IPT_MODEL_IO_ADAPTER_H
+#include "model_io/internal.h"
+
+/* PEFT's settings of one component, read at first use. */
+typedef struct ipt_adapter_settings {
+    bool is_read, is_there;
+    double alpha;
+    bool rslora;
+    size_t n_pattern;
+    struct {
+        ipt_pattern *pattern;
+        const char *text;
+        double alpha;
+    } * pattern; /* in the file's order: the first that matches counts */
+} ipt_adapter_settings;
+
+struct ipt_adapter_impl {
+    ipt_ctx *ctx;
+    ipt_safetensors *st;
+    ipt_arena arena;
+    bool *used;              /* tensors that a module or a word has claimed */
+    struct json_t *config;   /* adapter_config.json or diffusers' lora_adapter_metadata */
+    const char *config_name; /* for messages */
+    bool config_is_flat;     /* the latter: keys may begin with the component's name */
+    ipt_adapter_settings settings[IPT_COMP_COUNT];
+    uint64_t budget;        /* of patterns */
+    const ipt_module *list; /* for the time of opening */
+    size_t n_list;
+};
+
+/* --- adapter_config.c ------------------------------------------------------------------------- */
+/* Takes the metadata's "lora_adapter_metadata" for the configuration when there is none yet.
+ * Errors: IPT_ERR_FORMAT, IPT_ERR_NOMEM. */
+IPT_CHECKED ipt_status ipt_adapter_read_metadata(ipt_adapter_file *f);
+/* peft_type of a component, NULL: not said. */
+const char *ipt_adapter_peft_type(const ipt_adapter_file *f, int comp);
+/* Alpha of a module by the settings and what it is divided by (the rank, or its root); *found
+ * false: there are no settings for it.  Errors: IPT_ERR_FORMAT, IPT_ERR_UNSUPPORTED (pattern),
+ * IPT_ERR_NOMEM. */
+IPT_CHECKED ipt_status ipt_adapter_alpha(ipt_adapter_file *f, const ipt_module *m, int32_t rank,
+                                         bool *found, double *alpha, double *divisor);
+
+/* --- adapter_words.c -------------------------------------------------------------------------- */
+/* Claims the vectors inside the file and lists their words; finds trigger words in the metadata.
+ * Errors: IPT_ERR_NOMEM. */
+IPT_CHECKED ipt_status ipt_adapter_find_words(ipt_adapter_file *f);
+
+/* Marks a tensor (NULL: none) as used. */
+void ipt_adapter_claim(ipt_adapter_file *f, const ipt_st_tensor *t);
+#endif

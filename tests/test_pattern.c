@@ -1,0 +1,105 @@
+/* tests/test_pattern.c - expressions in alpha_pattern against what peft and Python's re say. */
+#include "model_io/internal.h"
+#include "tests/support.h"
+
+#include <jansson.h>
+#include <string.h>
+
+static json_t *load(ipt_ctx *ctx)
+{
+    json_t *root = NULL;
+    assert_ok(ctx, ipt_json_load(ctx, IPT_TEST_DATA "/peft_patterns.json", &root));
+    return root;
+}
+
+static void test_matches(void **state)
+{
+    (void)state;
+    ipt_ctx *ctx = test_ctx();
+    ipt_arena arena;
+    ipt_arena_init(&arena, ctx);
+    json_t *root = load(ctx), *row, *name;
+    size_t i = 0, k = 0, n = 0;
+    json_array_foreach(json_object_get(root, "cases"), i, row)
+    {
+        const char *text = json_string_value(json_array_get(row, 0)), *why = NULL,
+                   *want = json_string_value(json_array_get(row, 2));
+        const json_t *names = json_array_get(json_object_get(root, "names"),
+                                             (size_t)json_integer_value(json_array_get(row, 1)));
+        ipt_pattern *p = NULL;
+        uint64_t budget = IPT_PATTERN_BUDGET;
+        ipt_status s = ipt_pattern_create(&arena, text, &budget, &p, &why);
+        if (s != IPT_OK)
+            fail_msg("'%s': %s", text, why ? why : ipt_status_name(s));
+        json_array_foreach(names, k, name)
+        {
+            if (ipt_pattern_match(p, json_string_value(name), &budget) != (want[k] == '1'))
+                fail_msg("'%s' and '%s': expected %c", text, json_string_value(name), want[k]);
+            n++;
+        }
+        assert_true(budget > 0);
+    }
+    assert_true(i > 250 && n > 5000);
+    json_decref(root);
+    ipt_arena_finish(&arena);
+    ipt_ctx_destroy(&ctx);
+}
+
+static void test_refused(void **state)
+{
+    (void)state;
+    ipt_ctx *ctx = test_ctx();
+    ipt_arena arena;
+    ipt_arena_init(&arena, ctx);
+    json_t *root = load(ctx), *row;
+    size_t i = 0;
+    json_array_foreach(json_object_get(root, "refused"), i, row)
+    {
+        const char *why = NULL;
+        ipt_pattern *p = NULL;
+        uint64_t budget = IPT_PATTERN_BUDGET;
+        ipt_status s = ipt_pattern_create(&arena, json_string_value(row), &budget, &p, &why);
+        if (s != IPT_ERR_UNSUPPORTED || !why)
+            fail_msg("'%s': %s", json_string_value(row), ipt_status_name(s));
+    }
+    assert_true(i > 10);
+    json_decref(root);
+    ipt_arena_finish(&arena);
+    ipt_ctx_destroy(&ctx);
+}
+
+/* Expressions that take a backtracking matcher exponential time, and a budget that runs out. */
+static void test_costs(void **state)
+{
+    (void)state;
+    static const char *const texts[] = {"((a*)*)*b", "(a|aa)+b", "(a?){64}a{64}b", "(([a-z]+)+)+!",
+                                        "(.*.*.*.*.*.*.*.*)*b"};
+    char name[256];
+    ipt_ctx *ctx = test_ctx();
+    ipt_arena arena;
+    ipt_arena_init(&arena, ctx);
+    memset(name, 'a', sizeof name - 1);
+    name[sizeof name - 1] = '\0';
+    for (size_t i = 0; i < IPT_COUNT(texts); i++) {
+        const char *why = NULL;
+        ipt_pattern *p = NULL;
+        uint64_t budget = (uint64_t)1 << 20, small = 2000;
+        assert_ok(ctx, ipt_pattern_create(&arena, texts[i], &budget, &p, &why));
+        assert_false(ipt_pattern_match(p, name, &budget));
+        assert_true(budget > 0);
+        assert_false(ipt_pattern_match(p, name, &small));
+        assert_true(small == 0);
+    }
+    ipt_arena_finish(&arena);
+    ipt_ctx_destroy(&ctx);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_matches),
+        cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_costs),
+    };
+    return cmocka_run_group_tests_name("pattern", tests, NULL, NULL);
+}
