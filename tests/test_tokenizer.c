@@ -370,6 +370,10 @@ static void test_bad_files(void **state)
         {"three words",
          "not \"left right\"",
          {.vocab = TEXT("{\"a\":0}"), .merges = TEXT("a a a\n")}},
+        {"NUL in a merge",
+         "NUL",
+         {.vocab = TEXT("{\"a\":0,\"b\":1,\"ab\":2}"),
+          .merges = TEXT("a\0aaaaaaaaaaaaaaaaaaa b\n")}},
         {"no model", "not an object of ids", {.tokenizer = TEXT("{}")}},
         {"no merges", "no model.merges", {.tokenizer = TEXT("{\"model\":{\"vocab\":{\"a\":0}}}")}},
         {"odd merge",
@@ -399,6 +403,10 @@ static void test_bad_files(void **state)
         assert_int_equal(
             ipt_tokenizer_create_from_merges(f->ctx, bad[i], strlen(bad[i]), NULL, &tok),
             IPT_ERR_FORMAT);
+    static const char nul[] = "c a\nca\0tttttttttttttttt t</w>\n";
+    assert_int_equal(ipt_tokenizer_create_from_merges(f->ctx, nul, sizeof nul - 1, NULL, &tok),
+                     IPT_ERR_FORMAT);
+    assert_non_null(strstr(ipt_last_error(f->ctx), "NUL"));
     static const char dos[] = "#version: 0.2\r\nc a\r\n\r\nca t</w>\r\n";
     OK(f->ctx, ipt_tokenizer_create_from_merges(f->ctx, dos, sizeof dos - 1, NULL, &tok));
     assert_int_equal(ipt_tokenizer_vocab_size(tok), 516);

@@ -39,7 +39,7 @@ static size_t piece_slot(const ipt_tokenizer *tok, const char *s, size_t n)
     size_t i = (size_t)hash_bytes(s, n) & (tok->n_table - 1);
     for (; tok->table[i] >= 0; i = (i + 1) & (tok->n_table - 1)) {
         const char *p = tok->pieces[tok->table[i]];
-        if (strncmp(p, s, n) == 0 && p[n] == '\0')
+        if (strnlen(p, n + 1) == n && memcmp(p, s, n) == 0)
             break;
     }
     return i;
@@ -79,6 +79,9 @@ static ipt_status add_piece(ipt_ctx *ctx, ipt_tokenizer *tok, const char *what, 
     if (n > MAX_PIECE)
         return ipt_fail(ctx, IPT_ERR_FORMAT, "%s: piece of %zu bytes, at most %d allowed", what, n,
                         MAX_PIECE);
+    if (memchr(s, 0, n)) /* pieces are C strings */
+        return ipt_fail(ctx, IPT_ERR_FORMAT, "%s: piece with id %" PRId64 " holds a NUL byte", what,
+                        id);
     if (id >= tok->cap_ids) {
         int32_t cap = id >= 1024 ? (int32_t)id * 2 : 2048;
         const char **v = ipt_calloc(ctx, (size_t)cap, sizeof *v);
@@ -143,6 +146,8 @@ static ipt_status add_merge(ipt_ctx *ctx, ipt_tokenizer *tok, const char *what, 
     char joined[2 * MAX_PIECE];
     if (n_left == 0 || n_right == 0 || n_left > MAX_PIECE || n_right > MAX_PIECE)
         return ipt_fail(ctx, IPT_ERR_FORMAT, "%s: merge %zu is not \"left right\"", what, rank + 1);
+    if (memchr(left, 0, n_left) || memchr(right, 0, n_right))
+        return ipt_fail(ctx, IPT_ERR_FORMAT, "%s: merge %zu holds a NUL byte", what, rank + 1);
     memcpy(joined, left, n_left);
     memcpy(joined + n_left, right, n_right);
     int32_t a = find_piece(tok, left, n_left), b = find_piece(tok, right, n_right);
