@@ -2,6 +2,7 @@
 #include "tests/support.h"
 
 #include <stdlib.h>
+#include <unistd.h>
 
 static void print_line(void *user, ipt_log_level level, const char *line)
 {
@@ -16,6 +17,16 @@ ipt_ctx *test_ctx(void)
     if (ipt_ctx_create(print_line, NULL, &ctx) != IPT_OK)
         fail_msg("no memory for a context");
     return ctx;
+}
+
+const char *test_nowhere(char *buf, size_t n, const char *name)
+{
+    char dir[256];
+    const char *tmp = getenv("TMPDIR");
+    ipt_name(dir, sizeof dir, "%s/impasto-nowhere-XXXXXX", tmp ? tmp : "/tmp");
+    if (!mkdtemp(dir) || rmdir(dir) != 0)
+        fail_msg("%s: no temporary folder can be made", dir);
+    return ipt_name(buf, n, "%s/%s", dir, name);
 }
 
 ipt_gpu *test_gpu_limited(ipt_ctx **pctx, uint64_t limit)

@@ -23,6 +23,10 @@
 /* A context whose warnings and errors are printed.  Ownership: caller, ipt_ctx_destroy. */
 ipt_ctx *test_ctx(void);
 
+/* The path of `name` in a folder that does not exist on any machine: one made for the purpose and
+ * removed again. */
+const char *test_nowhere(char *buf, size_t n, const char *name);
+
 /* A gpu with validation on (off, with a note, where the layer is not installed) and no pipeline
  * cache file; env IPT_TEST_DEVICE chooses the device as --device does.  Skips the test, printing
  * the reason, when there is no device.  `limit`: as ipt_gpu_opts.memory_limit.

@@ -148,9 +148,9 @@ static void choose_device(void **state)
 static void no_driver(void **state)
 {
     (void)state;
-    char files[256], names[256];
+    char files[256], names[256], none[512];
     swap_env("VK_DRIVER_FILES", "/dev/null", files);
-    swap_env("VK_ICD_FILENAMES", "/nonexistent.json", names);
+    swap_env("VK_ICD_FILENAMES", test_nowhere(none, sizeof none, "icd.json"), names);
     ipt_ctx *ctx = test_ctx();
     ipt_gpu_info *list = NULL;
     ipt_gpu *gpu = NULL;
