@@ -31,7 +31,9 @@ static void catch_signals(ipt_ctx *ctx)
     sigemptyset(&a.sa_mask);
     sigaction(SIGINT, &a, NULL);
     sigaction(SIGTERM, &a, NULL);
-    signal(SIGPIPE, SIG_IGN); /* a closed pipe is a failed write, not a death without a message */
+    /* A closed pipe and a limit on file sizes are failed writes, not deaths without a message. */
+    signal(SIGPIPE, SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN);
 }
 
 int cli_exit_code(ipt_status s)

@@ -168,13 +168,24 @@ float ipt_rng_uniform(uint64_t *state); /* [0,1) */
 float ipt_rng_normal(uint64_t *state);
 
 /* --- files ---------------------------------------------------------------------------------- */
+/* Files are read with read(2), never mapped: a file that is cut short meanwhile is an error, not a
+ * signal.  Opens a regular file; a pipe or device is refused without waiting for it.  `expected`
+ * ("a picture") is what the message names.  Ownership of *fd: caller, close.  Errors: IPT_ERR_IO.
+ */
+IPT_CHECKED ipt_status ipt_file_open(ipt_ctx *ctx, const char *path, const char *expected, int *fd,
+                                     uint64_t *size);
+/* Bytes at .. at + n - 1 of an open file.  Errors: IPT_ERR_IO, also when the file ends before. */
+IPT_CHECKED ipt_status ipt_file_read_at(ipt_ctx *ctx, int fd, const char *path, uint64_t at,
+                                        size_t n, void *data);
 /* Whole file into memory, NUL-terminated (the NUL is not counted).  Ownership: caller, ipt_free.
  * Errors: IPT_ERR_IO; IPT_ERR_FORMAT when larger than max_bytes; IPT_ERR_NOMEM. */
 IPT_CHECKED ipt_status ipt_file_read(ipt_ctx *ctx, const char *path, size_t max_bytes, char **data,
                                      size_t *size);
 /* Writes `size` bytes to a temporary sibling, fsyncs, renames over `path`; a symbolic link is
- * followed, and its target replaced.  On failure nothing is left behind.  A device, a pipe or
- * /dev/fd/N is written into as it is, which may wait for a reader; a folder or a disk is refused.
+ * followed, and its target replaced.  On failure nothing is left behind; that holds for a limit on
+ * file sizes (RLIMIT_FSIZE) only where the program ignores SIGXFSZ, as impasto does.  A device, a
+ * pipe or /dev/fd/N is written into as it is, which may wait for a reader (a closed pipe: SIGPIPE
+ * ignored likewise); a folder or a disk is refused.
  * Errors: IPT_ERR_OUTPUT; IPT_ERR_CANCELLED while waiting. */
 IPT_CHECKED ipt_status ipt_file_write(ipt_ctx *ctx, const char *path, const void *data,
                                       size_t size);

@@ -9,54 +9,87 @@
 #include <time.h>
 #include <unistd.h>
 
+static const char *kind_of(mode_t m)
+{
+    return S_ISDIR(m)                 ? "a folder"
+           : S_ISFIFO(m)              ? "a named pipe"
+           : S_ISSOCK(m)              ? "a socket"
+           : S_ISCHR(m) || S_ISBLK(m) ? "a device"
+                                      : "no regular file";
+}
+
+ipt_status ipt_file_open(ipt_ctx *ctx, const char *path, const char *expected, int *fd,
+                         uint64_t *size)
+{
+    struct stat st;
+    /* Not to wait for the other end of a pipe; regular files do not know the flag. */
+    int f = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+    if (f < 0 && errno == ENXIO)
+        return ipt_fail(ctx, IPT_ERR_IO, "%s: this is a socket or a device, expected %s", path,
+                        expected);
+    if (f < 0)
+        return ipt_fail(ctx, IPT_ERR_IO, "%s: %s", path, strerror(errno));
+    if (fstat(f, &st) != 0) {
+        int err = errno;
+        close(f);
+        return ipt_fail(ctx, IPT_ERR_IO, "%s: %s", path, strerror(err));
+    }
+    if (!S_ISREG(st.st_mode)) {
+        close(f);
+        return ipt_fail(ctx, IPT_ERR_IO, "%s: this is %s, expected %s", path, kind_of(st.st_mode),
+                        expected);
+    }
+    *fd = f;
+    *size = (uint64_t)st.st_size;
+    return IPT_OK;
+}
+
+ipt_status ipt_file_read_at(ipt_ctx *ctx, int fd, const char *path, uint64_t at, size_t n,
+                            void *data)
+{
+    char *p = data;
+    while (n > 0) {
+        ssize_t r = pread(fd, p, n < (size_t)1 << 30 ? n : (size_t)1 << 30, (off_t)at);
+        if (r < 0 && errno == EINTR)
+            continue;
+        if (r < 0)
+            return ipt_fail(ctx, IPT_ERR_IO, "%s: %s", path, strerror(errno));
+        if (r == 0)
+            return ipt_fail(
+                ctx, IPT_ERR_IO,
+                "%s: the file became shorter while it was read: it ends at byte %" PRIu64
+                ", %zu more were expected",
+                path, at, n);
+        p += r;
+        at += (uint64_t)r;
+        n -= (size_t)r;
+    }
+    return IPT_OK;
+}
+
 ipt_status ipt_file_read(ipt_ctx *ctx, const char *path, size_t max_bytes, char **data,
                          size_t *size)
 {
-    ipt_status status = IPT_OK;
+    int fd = -1;
+    uint64_t n = 0;
     char *buf = NULL;
-    size_t n = 0, got = 0;
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return ipt_fail(ctx, IPT_ERR_IO, "%s: %s", path, strerror(errno));
-    struct stat st;
-    if (fstat(fd, &st) != 0) {
-        status = ipt_fail(ctx, IPT_ERR_IO, "%s: %s", path, strerror(errno));
-        goto fail;
-    }
-    if (!S_ISREG(st.st_mode)) {
-        status = ipt_fail(ctx, IPT_ERR_IO, "%s: not a regular file", path);
-        goto fail;
-    }
-    if ((uint64_t)st.st_size > max_bytes) {
+    ipt_status status = IPT_OK;
+    IPT_TRY(ipt_file_open(ctx, path, "a file", &fd, &n));
+    if (n > max_bytes)
         status = ipt_fail(ctx, IPT_ERR_FORMAT, "%s: %" PRIu64 " bytes, expected at most %zu", path,
-                          (uint64_t)st.st_size, max_bytes);
-        goto fail;
-    }
-    n = (size_t)st.st_size;
-    buf = ipt_alloc(ctx, n + 1);
-    if (!buf) {
+                          n, max_bytes);
+    if (status == IPT_OK && !(buf = ipt_alloc(ctx, (size_t)n + 1)))
         status = IPT_ERR_NOMEM;
-        goto fail;
-    }
-    while (got < n) {
-        ssize_t r = read(fd, buf + got, n - got);
-        if (r < 0 && errno == EINTR)
-            continue;
-        if (r <= 0) {
-            status =
-                ipt_fail(ctx, IPT_ERR_IO, "%s: %s", path, r < 0 ? strerror(errno) : "file shrank");
-            goto fail;
-        }
-        got += (size_t)r;
-    }
+    if (status == IPT_OK)
+        status = ipt_file_read_at(ctx, fd, path, 0, (size_t)n, buf);
     close(fd);
+    if (status != IPT_OK) {
+        ipt_free(buf);
+        return status;
+    }
     *data = buf;
-    *size = n;
+    *size = (size_t)n;
     return IPT_OK;
-fail:
-    ipt_free(buf);
-    close(fd);
-    return status;
 }
 
 bool ipt_is_dir(const char *path)

@@ -109,6 +109,7 @@ static void drop_taesd(ipt_engine *e)
     ipt_weights_destroy(&e->taesd_store);
     ipt_model_close(&e->taesd);
     e->taesd_key[0] = 0;
+    e->taesd_stamp = 0;
 }
 
 static void drop_model(ipt_engine *e)
@@ -211,32 +212,52 @@ ipt_status ipt_engine_store(ipt_engine *e, int comp, ipt_weights **out)
     return IPT_OK;
 }
 
-/* The VAE for previews and quick decoding, checked like the model's own. */
-static ipt_status load_taesd(ipt_engine *e, const char *path)
+/* A tiny VAE with every weight that its graph asks for, and its store. */
+static ipt_status open_taesd(ipt_engine *e, const char *path, ipt_model **model,
+                             ipt_weights **store)
 {
-    if (strcmp(e->taesd_key, path ? path : "") == 0)
-        return IPT_OK;
-    drop_taesd(e);
-    if (!path)
-        return IPT_OK;
-    IPT_TRY(ipt_model_open_vae(e->ctx, path, &e->taesd));
-    ipt_model_config config = *ipt_model_get_config(e->taesd);
+    ipt_model *m = NULL;
     ipt_want_list want = {0};
     ipt_check check = {0};
-    if (!config.vae.tiny)
-        return ipt_fail(e->ctx, IPT_ERR_FORMAT,
-                        "%s: not a TAESD decoder (a whole VAE goes with --vae)", path);
-    IPT_TRY(ipt_wants_create(e->ctx, &config, IPT_COMP_VAE, &want));
-    ipt_status status = ipt_model_check(e->taesd, IPT_COMP_VAE, want.want, want.n, &check);
-    if (status == IPT_OK) {
-        status = ipt_check_status(e->taesd, IPT_COMP_VAE, &check);
-        ipt_check_finish(&check);
-    }
+    IPT_TRY(ipt_model_open_vae(e->ctx, path, &m));
+    const ipt_model_config *config = ipt_model_get_config(m);
+    ipt_status status = IPT_OK;
+    if (!config->vae.tiny)
+        status = ipt_fail(e->ctx, IPT_ERR_FORMAT,
+                          "%s: not a TAESD decoder (a whole VAE goes with --vae)", path);
+    if (status == IPT_OK)
+        status = ipt_wants_create(e->ctx, config, IPT_COMP_VAE, &want);
+    if (status == IPT_OK)
+        status = ipt_model_check(m, IPT_COMP_VAE, want.want, want.n, &check);
+    if (status == IPT_OK)
+        status = ipt_check_status(m, IPT_COMP_VAE, &check);
+    if (status == IPT_OK)
+        status = ipt_model_weights(m, IPT_COMP_VAE, e->gpu, e->weight_type, NULL, store);
+    ipt_check_finish(&check);
     ipt_wants_finish(&want);
-    IPT_TRY(status);
-    IPT_TRY(
-        ipt_model_weights(e->taesd, IPT_COMP_VAE, e->gpu, e->weight_type, NULL, &e->taesd_store));
-    ipt_name(e->taesd_key, sizeof e->taesd_key, "%s", path);
+    if (status != IPT_OK) {
+        ipt_model_close(&m);
+        return status;
+    }
+    *model = m;
+    return IPT_OK;
+}
+
+/* The VAE for quick decoding, checked like the model's own; one that is refused changes nothing. */
+static ipt_status load_taesd(ipt_engine *e, const char *path)
+{
+    const uint64_t stamp = ipt_file_stamp(path);
+    ipt_model *model = NULL;
+    ipt_weights *store = NULL;
+    if (strcmp(e->taesd_key, path ? path : "") == 0 && e->taesd_stamp == stamp)
+        return IPT_OK;
+    if (path)
+        IPT_TRY(open_taesd(e, path, &model, &store));
+    drop_taesd(e);
+    e->taesd = model;
+    e->taesd_store = store;
+    e->taesd_stamp = stamp;
+    ipt_name(e->taesd_key, sizeof e->taesd_key, "%s", path ? path : "");
     return IPT_OK;
 }
 
@@ -268,7 +289,7 @@ static ipt_status find_lora(ipt_engine *e, const ipt_request *r, const char *nam
                             size_t n)
 {
     static const char *const endings[] = {"", ".safetensors"};
-    if (ipt_is_file(name) || ipt_is_dir(name)) {
+    if (ipt_file_stamp(name) != 0) { /* also what is no file: opening it says what it is */
         ipt_name(buf, n, "%s", name);
         return IPT_OK;
     }

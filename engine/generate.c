@@ -216,7 +216,7 @@ static ipt_status fill_add(run *u, const ipt_encoded *text, float *add)
 {
     const ipt_unet_config *c = &u->e->config.unet;
     const double ids[6] = {u->set.height, u->set.width, 0, 0, u->set.height, u->set.width};
-    if (text->pooled_width + 6 * c->add_time_dim != c->add_in_dim)
+    if (c->add_time_dim < 1 || text->pooled_width + 6 * c->add_time_dim != c->add_in_dim)
         return ipt_fail(u->e->ctx, IPT_ERR_SHAPE,
                         "added conditions: %d pooled + 6 x %d values, the unet takes %d",
                         text->pooled_width, c->add_time_dim, c->add_in_dim);

@@ -40,6 +40,7 @@ struct ipt_engine {
     ipt_model *taesd; /* --taesd: a VAE alone */
     ipt_weights *taesd_store;
     char taesd_key[IPT_MAX_PATH];
+    uint64_t taesd_stamp;
 
     /* its adapters: files of the last request, slot by slot */
     ipt_adapter_file *file[IPT_MAX_SLOT];

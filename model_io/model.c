@@ -227,9 +227,25 @@ static ipt_status load_side_files(ipt_model *m, const char *dir)
     return load_scheduler(m, dir);
 }
 
+/* SDXL's added conditions are the pooled text and six embedded numbers: nothing else fills them. */
+static ipt_status check_added(const ipt_model *m)
+{
+    const ipt_unet_config *u = &m->cfg.unet;
+    const ipt_text_config *t = &m->cfg.text2;
+    int64_t pooled = t->has_projection ? t->projection_dim : t->width, each = u->add_time_dim;
+    if (!u->text_time || !m->cfg.has[IPT_COMP_TEXT2] ||
+        (each >= 1 && pooled >= 1 && pooled + 6 * each == u->add_in_dim))
+        return IPT_OK;
+    return ipt_fail(m->ctx, IPT_ERR_SHAPE,
+                    "%s: the UNet's added conditions (label_emb, add_embedding) read %d values, "
+                    "expected %" PRId64 " of pooled text and 6 times an embedded size",
+                    m->path, (int)u->add_in_dim, pooled);
+}
+
 /* The text encoders' widths must add up to what the UNet reads. */
 static ipt_status check_widths(const ipt_model *m)
 {
+    IPT_TRY(check_added(m));
     const ipt_model_config *c = &m->cfg;
     int32_t width = c->has[IPT_COMP_TEXT] ? c->text.width : 0;
     if (c->has[IPT_COMP_TEXT2])

@@ -8,14 +8,12 @@
 #include "model_io/internal.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <jansson.h>
 #include <limits.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 enum { MAX_HEADER = 100 * 1000 * 1000 };
@@ -316,21 +314,10 @@ ipt_status ipt_safetensors_open_memory(ipt_ctx *ctx, const char *name, const voi
 
 static ipt_status map_file(ipt_safetensors *st)
 {
-    struct stat s;
-    int fd = open(st->path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return ipt_fail(st->ctx, IPT_ERR_IO, "%s: %s", st->path, strerror(errno));
-    if (fstat(fd, &s) != 0) {
-        int err = errno;
-        close(fd);
-        return ipt_fail(st->ctx, IPT_ERR_IO, "%s: %s", st->path, strerror(err));
-    }
-    if (!S_ISREG(s.st_mode)) {
-        close(fd);
-        return ipt_fail(st->ctx, IPT_ERR_IO, "%s: is %s, expected a safetensors file", st->path,
-                        S_ISDIR(s.st_mode) ? "a folder" : "not a regular file");
-    }
-    st->size = (size_t)s.st_size;
+    int fd = -1;
+    uint64_t size = 0;
+    IPT_TRY(ipt_file_open(st->ctx, st->path, "a safetensors file", &fd, &size));
+    st->size = (size_t)size;
     if (st->size > 0) {
         void *map = mmap(NULL, st->size, PROT_READ, MAP_PRIVATE, fd, 0);
         if (map == MAP_FAILED) {
