@@ -2,6 +2,7 @@
  * 22 fractional bits.  The reference pipelines resize their inputs with Pillow's LANCZOS: the
  * result is the same bit by bit (Pillow 13 takes rows first for some sizes that only grow in one
  * direction). */
+#include "engine/image_internal.h"
 #include "engine/impasto.h"
 
 #include <math.h>
@@ -92,40 +93,32 @@ static ipt_status run_pass(ipt_ctx *ctx, const pass *p, const uint8_t *src, uint
     return IPT_OK;
 }
 
+/* One pass of a whole picture, in place: to `w` columns, or else to `h` rows. */
+static ipt_status resize_side(ipt_ctx *ctx, ipt_image *im, int32_t w, int32_t h)
+{
+    size_t sw = (size_t)im->w, sh = (size_t)im->h, dw = (size_t)w, dh = (size_t)h;
+    if (w == im->w && h == im->h)
+        return IPT_OK;
+    pass p = w != im->w ? (pass){im->w, w, sh, sw * 3, 3, dw * 3, 3}
+                        : (pass){im->h, h, dw, 3, dw * 3, 3, dw * 3};
+    uint8_t *out = ipt_alloc(ctx, dw * dh * 3);
+    ipt_status status = out ? run_pass(ctx, &p, im->rgb, out) : IPT_ERR_NOMEM;
+    if (status != IPT_OK) {
+        ipt_free(out);
+        return status;
+    }
+    ipt_free(im->rgb);
+    *im = (ipt_image){w, h, out};
+    return IPT_OK;
+}
+
 ipt_status ipt_image_resize(ipt_ctx *ctx, ipt_image *im, int32_t w, int32_t h)
 {
-    if (w < 1 || h < 1 || (int64_t)w * h > 1 << 26)
+    if (w < 1 || h < 1 || (int64_t)w * h > IPT_IMAGE_MAX_PIXELS)
         return ipt_fail(ctx, IPT_ERR_ARG, "cannot resize a picture to %d x %d", w, h);
-    size_t sw = (size_t)im->w, sh = (size_t)im->h, dw = (size_t)w, dh = (size_t)h;
-    uint8_t *wide = NULL, *out = NULL;
-    ipt_status status = IPT_ERR_NOMEM;
-    if (w != im->w) {
-        pass p = {im->w, w, sh, sw * 3, 3, dw * 3, 3};
-        wide = ipt_alloc(ctx, dw * sh * 3);
-        if (!wide)
-            goto fail;
-        IPT_TRY_GOTO(run_pass(ctx, &p, im->rgb, wide), fail);
-    }
-    if (h != im->h) {
-        pass p = {im->h, h, dw, 3, dw * 3, 3, dw * 3};
-        status = IPT_ERR_NOMEM;
-        out = ipt_alloc(ctx, dw * dh * 3);
-        if (!out)
-            goto fail;
-        IPT_TRY_GOTO(run_pass(ctx, &p, wide ? wide : im->rgb, out), fail);
-        ipt_free(wide);
-        wide = NULL;
-    } else {
-        out = wide;
-        wide = NULL;
-    }
-    if (out) {
-        ipt_free(im->rgb);
-        *im = (ipt_image){w, h, out};
-    }
-    return IPT_OK;
-fail:
-    ipt_free(wide);
-    ipt_free(out);
-    return status;
+    /* Columns first, unless that takes more than either picture: 1 x 65536 to 16384 x 8. */
+    if ((int64_t)w * im->h > IPT_IMAGE_MAX_PIXELS)
+        IPT_TRY(resize_side(ctx, im, im->w, h));
+    IPT_TRY(resize_side(ctx, im, w, im->h));
+    return resize_side(ctx, im, w, h);
 }

@@ -102,6 +102,22 @@ static ipt_status choose_size(const ipt_engine *e, const ipt_request *r, ipt_set
     return IPT_OK;
 }
 
+/* What a picture loses without a word otherwise. */
+static void warn_of_stretching(ipt_ctx *ctx, const ipt_request *r, const ipt_settings *s)
+{
+    const ipt_image *i = r->init, *m = r->mask;
+    double grid = (double)(s->width / s->w);
+    if (i && fabs((double)s->width * i->h / i->w - s->height) > grid &&
+        fabs((double)s->height * i->w / i->h - s->width) > grid)
+        ipt_log(ctx, IPT_LOG_WARN,
+                "the picture of %d x %d is stretched to %d x %d; -W or -H alone keeps its shape",
+                i->w, i->h, s->width, s->height);
+    if (i && m && fabs((double)m->w * i->h / i->w - m->h) > 1 + 0.01 * m->h)
+        ipt_log(ctx, IPT_LOG_WARN,
+                "the mask of %d x %d has not the shape of the picture, %d x %d: it is stretched",
+                m->w, m->h, i->w, i->h);
+}
+
 ipt_status ipt_settings_choose(const ipt_engine *e, const ipt_request *r, ipt_arena *arena,
                                ipt_settings *s)
 {
@@ -139,6 +155,7 @@ ipt_status ipt_settings_choose(const ipt_engine *e, const ipt_request *r, ipt_ar
     if (r->init) {
         double strength = isnan(r->strength) ? (r->mask ? 1.0 : 0.75) : r->strength;
         IPT_TRY(ipt_sampler_skip(ctx, s->steps, strength, &s->skip));
+        warn_of_stretching(ctx, r, s);
     }
     return IPT_OK;
 }

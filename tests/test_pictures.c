@@ -223,6 +223,32 @@ static void giants(void **state)
     ipt_ctx_destroy(&ctx);
 }
 
+/* The two passes in the order that needs less between them: 3 GB the other way round. */
+static void resize_between(void **state)
+{
+    static const int32_t tall[2] = {1, 65536}, flat[2] = {65536, 1};
+    int status = -1;
+    (void)state;
+    ipt_ctx *ctx = test_ctx();
+    fflush(NULL);
+    pid_t pid = fork();
+    if (pid == 0) {
+        bool ok = true;
+        for (int k = 0; k < 2; k++) {
+            const int32_t *side = k ? flat : tall;
+            ipt_image im = {side[0], side[1], ipt_alloc(ctx, 65536 * 3)};
+            uint64_t before = ipt_peak_host_bytes();
+            ok = ok && im.rgb && ipt_image_resize(ctx, &im, k ? 8 : 16384, k ? 16384 : 8) == IPT_OK;
+            ok = ok && ipt_peak_host_bytes() - before < 64u << 20;
+            ipt_image_finish(&im);
+        }
+        _exit(!ok);
+    }
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_int_equal(status, 0);
+    ipt_ctx_destroy(&ctx);
+}
+
 /* --- right results and right names ------------------------------------------------------------ */
 static void topdown_bmp(void **state)
 {
@@ -299,6 +325,7 @@ int main(void)
         cmocka_unit_test(giants),
         cmocka_unit_test(topdown_bmp),
         cmocka_unit_test(foreign_formats_are_named),
+        cmocka_unit_test(resize_between),
     };
     return cmocka_run_group_tests_name("pictures", tests, NULL, NULL);
 }
