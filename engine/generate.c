@@ -244,7 +244,7 @@ static void fill_x(const run *u, const float *x, float *out)
         if (in > c) {
             out[i * in + c] = u->start.mask[i];
             for (size_t k = 0; k < c; k++)
-                out[i * in + c + 1 + k] = u->start.masked_latent[k * hw + i];
+                out[i * in + c + 1 + k] = u->start.masked.latent[k * hw + i];
         }
     }
 }
@@ -371,7 +371,7 @@ static ipt_status sample_loop(run *u, ipt_sampler *s, const buffers *b, ipt_nois
             ipt_noise_draw(source, b->fresh, u->set.n);
         IPT_TRY(trace_latent(u, trace, "eps_step", i, b->eps));
         IPT_TRY(ipt_sampler_step(s, i, b->eps, b->x, fresh ? b->fresh : NULL));
-        if (u->start.mask && u->e->config.unet.in_channels == u->set.channels)
+        if (u->start.mask && !u->start.mask_channels)
             ipt_start_keep(&u->start, s, i + 1, &u->set, b->noise, b->keep, b->x);
         IPT_TRY(trace_latent(u, trace, "latent_step", i, b->x));
         double ms = ipt_now_ms() - t0;
@@ -388,13 +388,16 @@ static ipt_status sample_loop(run *u, ipt_sampler *s, const buffers *b, ipt_nois
 
 static ipt_status trace_text(run *u, ipt_trace *t)
 {
+    static const char *const ids_name[2][2] = {{"ids", "ids_negative"},
+                                               {"ids_2", "ids_2_negative"}};
     const ipt_encoded *e = u->text[0];
     for (int which = 0; t && which < 2; which++) {
         const int64_t text[3] = {1, e[which].tokens, e[which].width},
                       pooled[2] = {1, e[which].pooled_width}, six[2] = {1, 6};
         const float ids[6] = {(float)u->set.height, (float)u->set.width, 0, 0,
                               (float)u->set.height, (float)u->set.width};
-        IPT_TRY(ipt_trace_i32(t, which ? "ids_negative" : "ids", e[which].ids, e[which].tokens));
+        for (int k = 0; k < 2 && e[which].ids[k]; k++)
+            IPT_TRY(ipt_trace_i32(t, ids_name[k][which], e[which].ids[k], e[which].tokens));
         IPT_TRY(ipt_trace_f32(t, which ? "text_negative" : "text", e[which].text, text, 3));
         if (e[which].pooled_width > 0) {
             IPT_TRY(
@@ -404,6 +407,17 @@ static ipt_status trace_text(run *u, ipt_trace *t)
         }
     }
     return IPT_OK;
+}
+
+static ipt_status trace_times(run *u, const ipt_sampler *s, ipt_trace *t)
+{
+    int64_t n = ipt_sampler_n_evals(s);
+    float *v = t ? ipt_arena_alloc(&u->arena, (size_t)n * sizeof *v) : NULL;
+    if (t && !v)
+        return IPT_ERR_NOMEM;
+    for (int32_t i = 0; t && i < n; i++)
+        v[i] = (float)ipt_sampler_timestep(s, i);
+    return ipt_trace_f32(t, "timesteps", v, &n, 1);
 }
 
 static ipt_status make_picture(run *u, const buffers *b, int32_t k, ipt_trace *trace, float *rgb)
@@ -419,7 +433,9 @@ static ipt_status make_picture(run *u, const buffers *b, int32_t k, ipt_trace *t
     u->n_eval = ipt_sampler_n_evals(s);
     u->rep->n_eval = u->n_eval;
     ipt_start_draw(&u->start, u->e, s, &u->set, &source, b->fresh, b->noise, b->x);
+    IPT_TRY_GOTO(trace_times(u, s, trace), done);
     IPT_TRY_GOTO(trace_latent(u, trace, "noise", -1, b->noise), done);
+    IPT_TRY_GOTO(trace_latent(u, trace, "latent_start", -1, b->x), done);
     t0 = ipt_now_ms();
     IPT_TRY_GOTO(sample_loop(u, s, b, &source, trace, k), done);
     u->rep->ms_sample += ipt_now_ms() - t0;

@@ -111,11 +111,17 @@ typedef struct ipt_noise {
 void ipt_noise_seed(ipt_noise *s, uint64_t seed, bool philox);
 void ipt_noise_draw(ipt_noise *s, float *out, size_t n);
 
+/* The encoder's distribution for a picture, and a sample of it drawn for one seed; all [C,h,w]. */
+typedef struct ipt_encoding {
+    float *mean, *deviation, *latent;
+} ipt_encoding;
 /* A picture to start from and a mask; all NULL: neither is given. */
 typedef struct ipt_start {
-    float *mean, *deviation, *latent; /* [C,h,w] of the picture; latent: drawn for one seed */
-    float *mask;                      /* [h,w], 1: repaint */
-    float *masked_latent;             /* [C,h,w], models with mask channels only */
+    bool mask_channels;   /* the UNet takes the mask and the masked picture's latent */
+    bool *repaint;        /* [H,W] of the mask */
+    float *mask;          /* [h,w], 1: repaint */
+    ipt_encoding picture; /* NULL where nothing of it is needed */
+    ipt_encoding masked;  /* with the part to repaint in mid grey; mask_channels only */
 } ipt_start;
 /* Encodes the request's picture and mask; memory from arena.  Errors: those of the VAE;
  * IPT_ERR_NOMEM. */
@@ -132,9 +138,9 @@ void ipt_start_keep(const ipt_start *start, const ipt_sampler *s, int32_t i,
 /* --- text.c: prompts to embeddings ------------------------------------------------------------ */
 typedef struct ipt_encoded {
     int32_t tokens, width, pooled_width;
-    float *text;   /* [tokens, width] */
-    float *pooled; /* [pooled_width] or NULL */
-    int32_t *ids;  /* [tokens] of the first encoder */
+    float *text;     /* [tokens, width] */
+    float *pooled;   /* [pooled_width] or NULL */
+    int32_t *ids[2]; /* [tokens] of each encoder; NULL: there is none */
 } ipt_encoded;
 typedef struct ipt_prompts {
     ipt_prompt *prompt[2][2]; /* [positive, negative][encoder] */

@@ -368,8 +368,6 @@ static ipt_status encode_with(ipt_engine *e, const ipt_request *r, const ipt_pro
             IPT_TRY_GOTO(ipt_plan_read(plan, "pooled", out->pooled,
                                        (size_t)out->pooled_width * sizeof(float)),
                          done);
-        if (encoder == 0)
-            memcpy(out->ids + (size_t)chunk * n, ids, n * sizeof *ids);
     }
 done:
     ipt_free(z);
@@ -387,20 +385,21 @@ ipt_status ipt_encode(ipt_engine *e, const ipt_request *r, const ipt_prompts *p,
                             ? (c->text2.has_projection ? c->text2.projection_dim : c->text2.width)
                             : 0;
     out->text = ipt_arena_alloc(arena, (size_t)out->tokens * (size_t)out->width * sizeof(float));
-    out->ids = ipt_arena_alloc(arena, (size_t)out->tokens * sizeof(int32_t));
     out->pooled = ipt_arena_alloc(arena, (size_t)(out->pooled_width + 1) * sizeof(float));
-    if (!out->text || !out->ids || !out->pooled)
+    if (!out->text || !out->pooled)
         return IPT_ERR_NOMEM;
+    for (int k = 0; k < n_encoders(e); k++) {
+        out->ids[k] = ipt_arena_alloc(arena, (size_t)out->tokens * sizeof(int32_t));
+        if (!out->ids[k])
+            return IPT_ERR_NOMEM;
+        memcpy(out->ids[k], p->prompt[which][k]->ids, (size_t)out->tokens * sizeof(int32_t));
+    }
     if (out->width != c->unet.cross_dim[0])
         return ipt_fail(e->ctx, IPT_ERR_SHAPE,
                         "the text encoder gives %d values per token, the unet takes %d", out->width,
                         c->unet.cross_dim[0]);
-    if (which == 1 && !r->negative &&
-        c->zero_empty_negative) { /* zeros, as the pipeline was trained */
-        const ipt_prompt *pr = p->prompt[1][0];
-        memcpy(out->ids, pr->ids, (size_t)out->tokens * sizeof *out->ids);
-        return IPT_OK;
-    }
+    if (which == 1 && !r->negative && c->zero_empty_negative)
+        return IPT_OK; /* zeros, as the pipeline was trained */
     IPT_TRY(encode_with(e, r, p, which, 0, gates, 0, out));
     return n_encoders(e) == 2 ? encode_with(e, r, p, which, 1, gates, c->text.width, out) : IPT_OK;
 }

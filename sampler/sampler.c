@@ -365,13 +365,13 @@ void ipt_sampler_add_noise(const ipt_sampler *s, int32_t i, const float *x0, con
     double c[2] = {1, 0};
     if (k < s->n_all && s->cls->frame == FRAME_VE) {
         c[1] = s->sigma[k]; /* between halves the reference, too, takes the step's end */
-    } else if (k < s->n_all && s->cls->frame == FRAME_VP) {
+    } else if (k < s->n_all && s->cls->frame == FRAME_VP && s->kind != IPT_SAMPLER_SA) {
         c[0] = 1 / sqrt(square(s->sigma[k]) + 1);
         c[1] = s->sigma[k] * c[0];
     } else if (k < s->n_all && s->kind == IPT_SAMPLER_IPNDM) {
         c[0] = s->sigma_up[k];
         c[1] = s->sigma[k];
-    } else if (k < s->n_all) {
+    } else if (k < s->n_all) { /* SA-Solver, too, goes by the timestep, not by its sigma */
         double a = s->abar[(int32_t)s->t[k]];
         c[0] = sqrt(a);
         c[1] = sqrt(1 - a);

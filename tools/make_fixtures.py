@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes tests/data: tiny random models and what PyTorch + diffusers + transformers make of them.
 
-    python3 tools/make_fixtures.py [--tokenizer DIR] [--only models,pipelines,clip,grads,loras]
+    python3 tools/make_fixtures.py [--tokenizer DIR] [--only models,pipelines,starts,...]
     python3 tools/make_fixtures.py --variants DIR      (more tiny models and traces, not committed)
 
 DIR holds a small CLIP tokenizer (vocab.json, merges.txt, special_tokens_map.json,
@@ -30,6 +30,7 @@ from fixtures import (  # noqa: E402
     quantized,
     readme,
     singlefile,
+    starts,
     variants,
 )
 from fixtures.common import save  # noqa: E402
@@ -51,7 +52,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tokenizer", help="folder with the small CLIP tokenizer")
     parser.add_argument("--out", default=Path(__file__).resolve().parent.parent / "tests/data")
-    parser.add_argument("--only", default="models,pipelines,clip,grads,loras,quantized")
+    parser.add_argument("--only", default="models,pipelines,starts,clip,grads,loras,quantized")
     parser.add_argument("--variants", metavar="DIR", help="only write more models, to DIR")
     args = parser.parse_args()
     only = set(args.only.split(","))
@@ -86,6 +87,8 @@ def main():
         for name, pipe in pipes.items():
             pipelines.model_goldens(name, pipe, data, SIZES[name])
         pipelines.make_traces(made, data, SIZES)
+    if "starts" in only:
+        starts.make(made, data, source)
     if "clip" in only:
         clip.make(data, work, source)
     if "grads" in only:

@@ -14,9 +14,27 @@ import sys
 import tempfile
 from pathlib import Path
 
+from PIL import Image
 from safetensors import safe_open
 
 SCHEDULES = ("karras", "exponential", "beta", "trailing")
+
+
+def picture(golden, key, path):
+    """Writes a picture of the golden ([1,H,W,3], or a mask [1,H,W], 0..1) as PNG."""
+    with safe_open(golden, "np") as f:
+        Image.fromarray((f.get_tensor(key)[0] * 255).round().astype("uint8")).save(path)
+    return ["--" + key, str(path)]
+
+
+def start(golden, meta, folder):
+    """Options of a picture that starts from a picture."""
+    with safe_open(golden, "np") as f:
+        keys = [key for key in ("init", "mask") if key in f.keys()]
+    more = ["--strength", meta["strength"]] if keys else []
+    for key in keys:
+        more += picture(golden, key, folder / (key + ".png"))
+    return more
 
 
 def command(args, meta, model, trace, png):
@@ -33,6 +51,8 @@ def command(args, meta, model, trace, png):
                 name = name.removesuffix("_" + schedule)
                 cmd += ["--schedule", schedule]
         cmd += ["--sampler", name]
+    if "schedule" in meta:
+        cmd += ["--schedule", meta["schedule"]]
     if "guidance_rescale" in meta:
         cmd += ["--cfg-rescale", meta["guidance_rescale"]]
     if "lora" in meta:
@@ -60,8 +80,9 @@ def main():
         model = model if model.is_dir() else folder / "models" / meta["model"]
         with tempfile.TemporaryDirectory(prefix="impasto-check-") as tmp:
             trace = Path(tmp) / "trace.safetensors"
-            run = subprocess.run(command(args, meta, model, trace, Path(tmp) / "out.png"),
-                                 capture_output=True, text=True)
+            cmd = command(args, meta, model, trace, Path(tmp) / "out.png")
+            run = subprocess.run(cmd + start(golden, meta, Path(tmp)), capture_output=True,
+                                 text=True)
             text = f"exit {run.returncode}: {run.stderr.strip()[-300:]}"
             good = run.returncode == 0
             if good:
