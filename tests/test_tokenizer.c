@@ -559,9 +559,11 @@ static void test_tags(void **state)
     } cases[] = {
         {"<lora:a>", "a", 1, 1},
         {"<lora:a b.c:0.8>", "a b.c", 0.8, 0.8},
-        {"<lora:a:0.8:0.5>", "a", 0.8, 0.5},
-        {"<lora:a:-1:.5>", "a", -1, 0.5},
-        {"<lora:a:0.8:te=0.5>", "a", 0.8, 0.5},
+        {"<lora:a:0.8:0.5>", "a", 0.5, 0.8}, /* the text encoder first, as in A1111 */
+        {"<lora:a:-1:.5>", "a", 0.5, -1},
+        {"<lora:a:0.8:0.5:te=0.25>", "a", 0.5, 0.25},
+        {"<lora:a:0.8:unet=0.25>", "a", 0.25, 0.8},
+        {"<lora:a:0.8:te=0.5>", "a", 0.5, 0.5}, /* A1111 overrides before it copies */
         {"<lora:a:te=0.5>", "a", 0.5, 0.5},
         {"<lora:a:unet=0.5>", "a", 0.5, 1},
         {"<lora:te=0.25:a:unet=0.5>", "a", 0.5, 0.25},
@@ -598,6 +600,13 @@ static void test_tags(void **state)
                          IPT_ERR_FORMAT);
         assert_null(p);
     }
+    p = make(f, "<lora:a:1:2:8:dyn=4:in=0.5>", NULL);
+    assert_int_equal(p->n_lora, 1);
+    assert_int_equal(p->n_ignored, 3);
+    assert_string_equal(p->ignored[0], "8");
+    assert_string_equal(p->ignored[1], "dyn=4");
+    assert_string_equal(p->ignored[2], "in=0.5");
+    ipt_prompt_destroy(&p);
     p = make(f, "<lora:a:1>cat<hypernet:h:0.5> <lora:b:2> <x:1>", NULL);
     assert_int_equal(p->n_lora, 2);
     assert_string_equal(p->loras[1].name, "b");

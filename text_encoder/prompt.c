@@ -322,11 +322,11 @@ typedef struct tag_items {
     const char *name;
     size_t n_name;
     int n_positional;
-    double positional[2], te, unet; /* NaN = not given */
+    double positional[2], te, unet; /* text encoder, UNet; NaN = not given */
 } tag_items;
 
-static ipt_status read_item(ipt_ctx *ctx, const char *s, size_t n, const char *tag, size_t n_tag,
-                            tag_items *t)
+static ipt_status read_item(ipt_ctx *ctx, ipt_prompt *p, const char *s, size_t n, const char *tag,
+                            size_t n_tag, tag_items *t)
 {
     const char *eq = memchr(s, '=', n);
     bool is_named = eq && !memchr(eq + 1, '=', n - (size_t)(eq + 1 - s));
@@ -336,19 +336,24 @@ static ipt_status read_item(ipt_ctx *ctx, const char *s, size_t n, const char *t
             return lora_number(ctx, eq + 1, n_value, tag, n_tag, &t->te);
         if (n_key == 4 && memcmp(s, "unet", 4) == 0)
             return lora_number(ctx, eq + 1, n_value, tag, n_tag, &t->unet);
-        return IPT_OK; /* dyn=, lbw= and the like have no meaning here */
+        return push_ignored(ctx, p, s, n); /* dyn=, in=, lbw= and the like have no meaning here */
     }
     if (t->n_positional == 0) {
         t->name = s;
         t->n_name = n;
     } else if (t->n_positional <= 2) {
         IPT_TRY(lora_number(ctx, s, n, tag, n_tag, &t->positional[t->n_positional - 1]));
+    } else {
+        IPT_TRY(push_ignored(ctx, p, s, n)); /* a dynamic rank */
     }
     t->n_positional++;
     return IPT_OK;
 }
 
-/* One tag's arguments: name[:w[:te]] with te= and unet= anywhere. */
+/* One tag's arguments: name[:te[:unet]] with te= and unet= anywhere.  As in A1111 the text
+ * encoder's number comes first and, however it was given, is the UNet's too where that has none of
+ * its own. Source: stable-diffusion-webui, extensions-builtin/Lora/extra_networks_lora.py
+ * (activate). */
 static ipt_status read_lora(ipt_ctx *ctx, ipt_prompt *p, const char *args, size_t n,
                             const char *tag, size_t n_tag)
 {
@@ -357,23 +362,15 @@ static ipt_status read_lora(ipt_ctx *ctx, ipt_prompt *p, const char *args, size_
     for (const char *s = args, *end = args + n; s <= end;) {
         const char *colon = memchr(s, ':', (size_t)(end - s));
         const char *stop = colon ? colon : end;
-        IPT_TRY(read_item(ctx, s, (size_t)(stop - s), tag, n_tag, &t));
+        IPT_TRY(read_item(ctx, p, s, (size_t)(stop - s), tag, n_tag, &t));
         s = stop + 1;
     }
     if (t.n_name == 0)
         return ipt_fail(ctx, IPT_ERR_FORMAT, "prompt: %.*s has no name",
                         (int)(n_tag < 120 ? n_tag : 120), tag);
-    double weight = t.unet, te = t.te;
-    if (isnan(weight))
-        weight = t.positional[0];
-    if (isnan(te))
-        te = !isnan(t.positional[1]) ? t.positional[1] : t.positional[0];
-    /* <lora:x:te=0.5> means 0.5 for both, <lora:x:unet=0.5> leaves the text encoder at 1 */
-    if (isnan(te))
-        te = 1.0;
-    if (isnan(weight))
-        weight = te;
-    ipt_prompt_lora lora = {copy_text(&p->arena, t.name, t.n_name), weight, te};
+    double te = !isnan(t.te) ? t.te : !isnan(t.positional[0]) ? t.positional[0] : 1.0;
+    double unet = !isnan(t.unet) ? t.unet : !isnan(t.positional[1]) ? t.positional[1] : te;
+    ipt_prompt_lora lora = {copy_text(&p->arena, t.name, t.n_name), unet, te};
     return lora.name ? push_lora(ctx, p, lora) : IPT_ERR_NOMEM;
 }
 

@@ -90,8 +90,9 @@ int32_t ipt_tokenizer_vocab_size(const ipt_tokenizer *tok); /* highest id + 1 */
 int32_t ipt_tokenizer_max_length(const ipt_tokenizer *tok);
 
 /* --- prompts ---------------------------------------------------------------------------- */
-/* <lora:name>, <lora:name:w>, <lora:name:w:te>, with te=X and unet=X in any place; <lyco:...> is
- * the same.  A missing te weight is w; a missing w is 1, or te where only te= is written. */
+/* <lora:name>, <lora:name:te>, <lora:name:te:unet>, with te=X and unet=X in any place, in A1111's
+ * order: the text encoder first.  A missing te is 1, a missing unet is te.  <lyco:...> is the same.
+ */
 typedef struct ipt_prompt_lora {
     const char *name;
     double weight;    /* for the UNet         */
@@ -129,7 +130,8 @@ typedef struct ipt_prompt {
     size_t n_span;
     ipt_prompt_lora *loras; /* [n_lora], in reading order */
     size_t n_lora;
-    const char **ignored; /* [n_ignored] other <name:...> tags, whole, removed from the text */
+    const char **ignored; /* [n_ignored] other <name:...> tags, whole, removed from the text; items
+                             of <lora:> tags that have no meaning here: "dyn=8" */
     size_t n_ignored;
     const char *text; /* the prompt without tags */
     bool was_cut;     /* tokens were dropped because of max_chunks */
