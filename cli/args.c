@@ -10,7 +10,7 @@ static const cli_option common[] = {
     {"json", 0, CLI_FLAG, NULL, "print one JSON object on standard output", offsetof(cli, json), 0,
      0, NULL},
     {"quiet", 'q', CLI_FLAG, NULL, "no progress", offsetof(cli, quiet), 0, 0, NULL},
-    {"verbose", 0, CLI_FLAG, NULL, "say more on standard error", offsetof(cli, verbose), 0, 0,
+    {"verbose", 'v', CLI_FLAG, NULL, "say more on standard error", offsetof(cli, verbose), 0, 0,
      NULL},
     {"help", 'h', CLI_FLAG, NULL, "show this", 0, 0, 0, NULL},
     {0},
@@ -109,6 +109,17 @@ static const cli_option *find_in(const cli_option *table, const char *name, size
     return NULL;
 }
 
+/* A long name as this program calls it; *n is its length. */
+static const char *own_name(const cli_alias *table, const char *name, size_t *n)
+{
+    for (const cli_alias *a = table; a && a->name; a++)
+        if (strlen(a->name) == *n && memcmp(a->name, name, *n) == 0) {
+            *n = strlen(a->option);
+            return a->option;
+        }
+    return name;
+}
+
 static int unknown_option(const cli *c, const cli_command *cmd, const char *arg)
 {
     char words[2048] = "", near[64], name[64];
@@ -154,7 +165,7 @@ static bool read_seed(const char *v, uint64_t *out)
     return errno == 0 && *end == 0;
 }
 
-static bool append(ipt_ctx *ctx, cli_list *l, const char *v)
+bool cli_list_add(ipt_ctx *ctx, cli_list *l, const char *v)
 {
     const char **item = ipt_calloc(ctx, l->n + 1, sizeof *item);
     if (!item)
@@ -221,8 +232,8 @@ static int store(cli *c, const cli_option *o, const char *v, void *into)
     case CLI_REPEAT:
         if (v[0] == 0)
             return cli_usage_error(c, "--%s is empty; expected %s", o->name, o->value);
-        return append(c->ctx, (cli_list *)(void *)p, v) ? CLI_GO_ON
-                                                        : cli_fail_status(c, IPT_ERR_NOMEM);
+        return cli_list_add(c->ctx, (cli_list *)(void *)p, v) ? CLI_GO_ON
+                                                              : cli_fail_status(c, IPT_ERR_NOMEM);
     case CLI_LATER:
         break;
     }
@@ -242,6 +253,8 @@ static int take_option(cli *c, const cli_command *cmd, int argc, char **argv, in
     if (!is_long && name[1])
         inline_value = name + 1 + (name[1] == '=');
     void *target = into;
+    if (is_long)
+        name = own_name(cmd->alias, name, &n);
     const cli_option *o = find_in(cmd->option, is_long ? name : NULL, n, name[0]);
     if (!o) {
         o = find_in(common, is_long ? name : NULL, n, name[0]);
@@ -291,7 +304,7 @@ int cli_parse(cli *c, const cli_command *cmd, int argc, char **argv, void *into,
                                  cmd->name);
         } else {
             n_args++;
-            if (!append(c->ctx, args, argv[i]))
+            if (!cli_list_add(c->ctx, args, argv[i]))
                 rc = cli_fail_status(c, IPT_ERR_NOMEM);
         }
         if (rc != CLI_GO_ON)
@@ -315,9 +328,28 @@ static void help_options(const cli_option *table)
                  o->value ? o->value : "");
         cli_own_text("  %-30s%s%s", left, strlen(left) >= 30 ? " " : "", o->help);
         if (o->type == CLI_INT || o->type == CLI_NUMBER)
-            cli_own_text(" (%g..%g)", o->min, o->max);
+            cli_own_text(" (%.9g..%.9g)", o->min, o->max);
         cli_own_text("\n");
     }
+}
+
+/* "Also understood: --cfg-scale (--cfg), ...", in lines of at most 100 columns. */
+static void help_aliases(const cli_alias *table)
+{
+    char item[80];
+    size_t column = 0;
+    for (const cli_alias *a = table; a && a->name; a++) {
+        ipt_name(item, sizeof item, "--%s (--%s)%s", a->name, a->option, a[1].name ? "," : "");
+        if (column == 0)
+            cli_own_text("\nOther programs' words:");
+        else if (column + strlen(item) > 96)
+            cli_own_text("\n ");
+        column = column == 0 ? 23 : column + strlen(item) > 96 ? 2 : column;
+        column += strlen(item) + 1;
+        cli_own_text(" %s", item);
+    }
+    if (column > 0)
+        cli_own_text("\n");
 }
 
 void cli_help(const cli_command *cmd)
@@ -328,6 +360,7 @@ void cli_help(const cli_command *cmd)
     cli_own_text("\nOptions:\n");
     help_options(cmd->option);
     help_options(common);
+    help_aliases(cmd->alias);
     if (cmd->more)
         cmd->more();
     cli_own_text("\nExamples:\n%s", cmd->example);

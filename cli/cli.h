@@ -56,14 +56,20 @@ typedef struct cli_option {
     const char *choices; /* space separated; for CLI_LATER: what to use instead, or NULL */
 } cli_option;
 
+/* Another program's word for an option: a habit that need not be unlearnt. */
+typedef struct cli_alias {
+    const char *name, *option; /* without dashes; NULL ends a table */
+} cli_alias;
+
 typedef struct cli_command {
     const char *name;  /* "generate", "lora inspect" */
     const char *brief; /* one line for `impasto help` */
     const char *usage; /* after "impasto NAME " */
     const char *about; /* paragraphs, may be "" */
     const cli_option *option;
-    const char *example; /* ready lines */
-    void (*more)(void);  /* further help on stdout, may be NULL */
+    const cli_alias *alias; /* may be NULL */
+    const char *example;    /* ready lines */
+    void (*more)(void);     /* further help on stdout, may be NULL */
     int (*run)(cli *c, const struct cli_command *cmd, int argc, char **argv);
     int min_args, max_args; /* positional arguments; max -1: any number */
 } cli_command;
@@ -74,6 +80,7 @@ typedef struct cli_command {
  * cli_list_finish. */
 int cli_parse(cli *c, const cli_command *cmd, int argc, char **argv, void *into, cli_list *args);
 void cli_list_finish(cli_list *l);
+IPT_CHECKED bool cli_list_add(ipt_ctx *ctx, cli_list *l, const char *v); /* false: no memory */
 void cli_help(const cli_command *cmd);
 /* A whole number or a number, nothing after it; false otherwise. */
 bool cli_read_int(const char *text, int64_t min, int64_t max, int64_t *out);

@@ -14,8 +14,8 @@ typedef struct bench_args {
 static const cli_option options[] = {
     {"config", 0, CLI_CHOICE, "sd15|sd21|sdxl", "configuration of unet and vae, default sd15",
      AT(config), 0, 0, "sd15 sd21 sdxl"},
-    {"model", 'm', CLI_TEXT, "MODEL", "model of generate (default: the built-in one)", AT(model), 0,
-     0, NULL},
+    {"model", 'm', CLI_TEXT, "MODEL",
+     "model of generate (default: $IMPASTO_MODEL, else the built-in one)", AT(model), 0, 0, NULL},
     {"width", 'W', CLI_INT, "W", "pixels, default 512", AT(width), 64, 4096, NULL},
     {"height", 'H', CLI_INT, "H", "pixels, default 512", AT(height), 64, 4096, NULL},
     {"batch", 0, CLI_INT, "N", "rows in one evaluation, default 1", AT(batch), 1, 64, NULL},

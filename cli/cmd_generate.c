@@ -27,7 +27,8 @@ static const char compose_later[] = "cmlora clora lego lorahub";
 #define AT(field) offsetof(gen_args, field)
 static const cli_option options[] = {
     {"model", 'm', CLI_TEXT, "MODEL",
-     "checkpoint or diffusers folder (default: the built-in model)", AT(model), 0, 0, NULL},
+     "checkpoint or diffusers folder (default: $IMPASTO_MODEL, else the built-in model)", AT(model),
+     0, 0, NULL},
     {"prompt", 'p', CLI_PROMPT, "TEXT", "what the picture shows", AT(prompt), 0, 0, NULL},
     {"negative", 'n', CLI_PROMPT, "TEXT", "what it should not show", AT(negative), 0, 0, NULL},
     {"output", 'o', CLI_TEXT, "FILE", ".png or .jpg (default: impasto-SEED.png); overwrites",
@@ -43,17 +44,19 @@ static const cli_option options[] = {
     {"steps", 0, CLI_INT, "N", "sampler steps, default 20", AT(steps), 1, 1000, NULL},
     {"cfg", 0, CLI_NUMBER, "G", "guidance, default 7 (1.5 for lcm, tcd)", AT(cfg), 0, 100, NULL},
     {"cfg-rescale", 0, CLI_NUMBER, "PHI", "guidance rescale", AT(cfg_rescale), 0, 1, NULL},
-    {"seed", 0, CLI_SEED, "S", "noise seed (default: random, reported)", AT(seed), 0, 0, NULL},
-    {"count", 0, CLI_INT, "N", "pictures; picture k has seed S + k", AT(count), 1, 10000, NULL},
+    {"seed", 's', CLI_SEED, "S", "noise seed (default: -1, a random one, reported)", AT(seed), 0, 0,
+     NULL},
+    {"count", 'b', CLI_INT, "N", "pictures; picture k has seed S + k", AT(count), 1, 10000, NULL},
     {"width", 'W', CLI_INT, "W", "pixels (default: the model's)", AT(width), 8, 16384, NULL},
     {"height", 'H', CLI_INT, "H", "pixels (default: the model's)", AT(height), 8, 16384, NULL},
     {"clip-skip", 0, CLI_INT, "N", "2: text of the layer before the last", AT(clip_skip), 0, 32,
      NULL},
-    {"sampler", 0, CLI_TEXT, "NAME", "see below (default: the model's)", AT(sampler), 0, 0, NULL},
+    {"sampler", 0, CLI_TEXT, "NAME",
+     "sampler, also with its schedule; below (default: the model's)", AT(sampler), 0, 0, NULL},
     {"schedule", 0, CLI_TEXT, "NAME", "noise schedule, see below", AT(schedule), 0, 0, NULL},
     {"rng", 0, CLI_CHOICE, "NAME", "noise as torch-cpu (default) or philox (CUDA)", AT(rng), 0, 0,
      "torch-cpu philox"},
-    {"init", 0, CLI_TEXT, "IMG", "start from this picture", AT(init), 0, 0, NULL},
+    {"init", 'i', CLI_TEXT, "IMG", "start from this picture", AT(init), 0, 0, NULL},
     {"strength", 0, CLI_NUMBER, "X", "how much of it to change, default 0.75", AT(strength), 0, 1,
      NULL},
     {"mask", 0, CLI_TEXT, "IMG", "repaint only where this is white (with --init)", AT(mask), 0, 0,
@@ -70,8 +73,8 @@ static const cli_option options[] = {
      NULL},
     {"batch", 0, CLI_INT, "N", "UNet rows evaluated at once, 0: by memory", AT(batch), 0, 256,
      NULL},
-    {"lora-dir", 0, CLI_REPEAT, "DIR", "where <lora:name:w> is looked up; repeatable", AT(lora_dir),
-     0, 0, NULL},
+    {"lora-dir", 0, CLI_REPEAT, "DIR", "where <lora:name:w> is looked up first; repeatable",
+     AT(lora_dir), 0, 0, NULL},
     {"embedding-dir", 0, CLI_REPEAT, "DIR", "textual inversions by file name; repeatable",
      AT(embedding_dir), 0, 0, NULL},
     {"config-dir", 0, CLI_TEXT, "DIR", "diffusers folder whose configs a single file follows",
@@ -89,13 +92,38 @@ static const cli_option options[] = {
 };
 #undef AT
 
+/* stable-diffusion.cpp's words, A1111's and diffusers' */
+static const cli_alias aliases[] = {
+    {"negative-prompt", "negative"},
+    {"cfg-scale", "cfg"},
+    {"guidance-scale", "cfg"},
+    {"guidance-rescale", "cfg-rescale"},
+    {"num-inference-steps", "steps"},
+    {"sampling-method", "sampler"},
+    {"scheduler", "schedule"},
+    {"batch-count", "count"},
+    {"init-img", "init"},
+    {"denoising-strength", "strength"},
+    {"lora-model-dir", "lora-dir"},
+    {"embd-dir", "embedding-dir"},
+    {0},
+};
+
 static void more_help(void)
 {
     cli_own_text("\nSamplers:  %s\nSchedules: %s\n", ipt_sampler_names(), ipt_schedule_names());
+    for (int i = 0; i < IPT_SAMPLER_COUNT; i++)
+        if (ipt_sampler_note((ipt_sampler_kind)i))
+            cli_own_text("  %-12s %s\n", ipt_sampler_name((ipt_sampler_kind)i),
+                         ipt_sampler_note((ipt_sampler_kind)i));
+    cli_own_text("Names of A1111, ComfyUI, stable-diffusion.cpp and diffusers are understood: "
+                 "\"DPM++ 2M Karras\",\n\"Euler a\", euler_ancestral, dpm++2m, "
+                 "DDIMScheduler.\n");
     cli_own_text(
         "\n--lora FILE[:W[:TE_W]][@WORD]\n"
         "  W, TE_W    weight in the UNet and in the text encoder (default 1; TE_W = W); -100..100\n"
-        "  WORD       word of the prompt that the concept belongs to\n"
+        "  WORD       word of the prompt that the concept belongs to: kept with the picture, no "
+        "method uses it yet\n"
         "  FILE:W,start=0.0,end=0.5,blocks=down:1/mid:0/up:0.5  acts only in that part of the "
         "steps and with\n"
         "             those weights of the UNet's blocks; also down.1:0.5 for one level\n"
@@ -112,7 +140,13 @@ static void more_help(void)
         "aspect, or its\n"
         "             own size where the model could have made it; one: the other from the "
         "aspect\n"
-        "Prompts follow A1111: (word:1.2), [word], BREAK, <lora:name:0.8>.\n");
+        "Prompts follow A1111: (word:1.2), [word], BREAK, <lora:name:0.8>.  In <lora:name:a:b> a "
+        "is "
+        "the text\n"
+        "encoder's weight and b the UNet's, the other way round than in --lora FILE:W:TE_W.  Names "
+        "are looked\n"
+        "up in --lora-dir, then in $XDG_DATA_HOME/impasto/loras (default "
+        "~/.local/share/impasto/loras).\n");
 }
 
 /* --- output names
@@ -127,6 +161,7 @@ typedef struct gen_run {
     ipt_lora *lora;  /* [a->lora.n] */
     char **lora_text;
     ipt_image init, mask;
+    char lora_home[PATH_MAX]; /* the user's own LoRA folder */
     cli_progress progress;
 } gen_run;
 
@@ -200,11 +235,25 @@ static int prepare_output(gen_run *r)
 
 /* --- the request
  * ---------------------------------------------------------------------------------------- */
+/* A sampler's or schedule's name that is not one of `names`. */
+static int name_error(const cli *c, const char *what, const char *name, ipt_name_is found,
+                      const char *names)
+{
+    char near[64], plain[64];
+    if (found == IPT_NAME_ELSEWHERE)
+        return cli_usage_error(c, "--%s '%.80s' is not built in here; one of: %s", what, name,
+                               names);
+    const char *hint =
+        cli_nearest(ipt_plain_name(name, plain, sizeof plain), names, near, sizeof near);
+    return cli_usage_error(c, "--%s '%.80s' is unknown; %s%s%sone of: %s", what, name,
+                           hint ? "did you mean " : "", hint ? hint : "", hint ? "? " : "", names);
+}
+
 static int check_names(const cli *c, const gen_args *a)
 {
     char near[64];
     ipt_sampler_kind kind;
-    ipt_schedule schedule;
+    ipt_schedule schedule = IPT_SCHEDULE_DEFAULT, of_sampler = IPT_SCHEDULE_DEFAULT;
     const char *method = a->compose ? a->compose : "merge", *hint = NULL;
     if (cli_has_word(method, compose_later))
         return cli_usage_error(c, "--compose %s is not in this version; one of: %s", method,
@@ -215,18 +264,21 @@ static int check_names(const cli *c, const gen_args *a)
                                hint ? "did you mean " : "", hint ? hint : "", hint ? "? " : "",
                                compose_methods);
     }
-    if (a->sampler && !ipt_sampler_from_name(a->sampler, &kind)) {
-        hint = cli_nearest(a->sampler, ipt_sampler_names(), near, sizeof near);
-        return cli_usage_error(c, "--sampler '%s' is unknown; %s%s%sone of: %s", a->sampler,
-                               hint ? "did you mean " : "", hint ? hint : "", hint ? "? " : "",
-                               ipt_sampler_names());
+    if (a->sampler) {
+        ipt_name_is found = ipt_sampler_read(a->sampler, &kind, &of_sampler);
+        if (found != IPT_NAME_KNOWN)
+            return name_error(c, "sampler", a->sampler, found, ipt_sampler_names());
     }
-    if (a->schedule && !ipt_schedule_from_name(a->schedule, &schedule)) {
-        hint = cli_nearest(a->schedule, ipt_schedule_names(), near, sizeof near);
-        return cli_usage_error(c, "--schedule '%s' is unknown; %s%s%sone of: %s", a->schedule,
-                               hint ? "did you mean " : "", hint ? hint : "", hint ? "? " : "",
-                               ipt_schedule_names());
+    if (a->schedule) {
+        ipt_name_is found = ipt_schedule_read(a->schedule, &schedule);
+        if (found != IPT_NAME_KNOWN)
+            return name_error(c, "schedule", a->schedule, found, ipt_schedule_names());
     }
+    if (of_sampler != IPT_SCHEDULE_DEFAULT && schedule != IPT_SCHEDULE_DEFAULT &&
+        of_sampler != schedule)
+        return cli_usage_error(c, "--sampler '%.80s' names the schedule %s, --schedule %s another",
+                               a->sampler, ipt_schedule_name(of_sampler),
+                               ipt_schedule_name(schedule));
     for (size_t i = 0; i < a->compose_opt.n; i++)
         if (!strchr(a->compose_opt.item[i], '=') || a->compose_opt.item[i][0] == '=')
             return cli_usage_error(
@@ -270,6 +322,18 @@ static int read_loras(gen_run *r)
             return cli_fail_status(r->c, s);
     }
     return CLI_GO_ON;
+}
+
+/* The user's own LoRA folder, behind those of --lora-dir. */
+static int add_lora_home(gen_run *r, gen_args *a)
+{
+    char data[PATH_MAX];
+    if (!ipt_data_dir(data, sizeof data) ||
+        !ipt_path_join(r->lora_home, sizeof r->lora_home, data, "loras"))
+        return CLI_GO_ON;
+    return cli_list_add(r->c->ctx, &a->lora_dir, r->lora_home)
+               ? CLI_GO_ON
+               : cli_fail_status(r->c, IPT_ERR_NOMEM);
 }
 
 static ipt_status copy_image(ipt_ctx *ctx, const ipt_image *from, ipt_image *to)
@@ -343,12 +407,6 @@ static void fill_request(const gen_run *r, int32_t tile, ipt_request *q)
 
 /* --- the report
  * ------------------------------------------------------------------------------------------ */
-static json_t *text_or_null(const char *s)
-{
-    json_t *o = s ? json_string(s) : NULL;
-    return o ? o : json_null();
-}
-
 static json_t *adapters_json(const ipt_report *p)
 {
     json_t *list = json_array();
@@ -356,19 +414,21 @@ static json_t *adapters_json(const ipt_report *p)
         const ipt_adapter_report *a = &p->adapter[i];
         json_t *o = json_object(), *unmatched = json_array();
         for (size_t k = 0; k < a->n_unmatched; k++)
-            json_array_append_new(unmatched, text_or_null(a->unmatched[k]));
-        json_object_set_new(o, "file", text_or_null(a->file));
-        json_object_set_new(o, "name", text_or_null(a->name));
-        json_object_set_new(o, "family", text_or_null(a->family));
-        json_object_set_new(o, "algo", text_or_null(a->algo));
+            json_array_append_new(unmatched, ipt_json_text(a->unmatched[k]));
+        json_object_set_new(o, "file", ipt_json_text(a->file));
+        json_object_set_new(o, "name", ipt_json_text(a->name));
+        json_object_set_new(o, "family", ipt_json_text(a->family));
+        json_object_set_new(o, "algo", ipt_json_text(a->algo));
         json_object_set_new(o, "rank", json_integer(a->rank_max));
         json_object_set_new(o, "rank_min", json_integer(a->rank_min));
         json_object_set_new(o, "rank_max", json_integer(a->rank_max));
         json_object_set_new(o, "modules", json_integer((json_int_t)a->modules));
         json_object_set_new(o, "matched", json_integer((json_int_t)a->matched));
         json_object_set_new(o, "unmatched", unmatched);
-        json_object_set_new(o, "sha256", text_or_null(a->sha256));
-        json_object_set_new(o, "autov2", text_or_null(a->autov2));
+        json_object_set_new(o, "sha256", ipt_json_text(a->sha256));
+        json_object_set_new(o, "autov2", ipt_json_text(a->autov2));
+        json_object_set_new(o, "autov3", ipt_json_text(a->autov3));
+        json_object_set_new(o, "a1111_hash", ipt_json_text(a->a1111_hash));
         json_array_append_new(list, o);
     }
     return list;
@@ -378,26 +438,23 @@ static json_t *report_json(const gen_run *r, const ipt_report *p)
 {
     json_t *o = json_object(), *files = json_array(), *opts = json_array();
     for (size_t i = 0; i < r->n_done; i++)
-        json_array_append_new(files, text_or_null(r->file[i]));
+        json_array_append_new(files, ipt_json_text(r->file[i]));
     for (size_t i = 0; i < r->a->compose_opt.n; i++)
-        json_array_append_new(opts, text_or_null(r->a->compose_opt.item[i]));
-    json_object_set_new(o, "model", text_or_null(p->model));
-    json_object_set_new(o, "architecture", text_or_null(p->model_arch));
-    char big[24]; /* JSON's readers have signed 64-bit numbers at best */
-    json_object_set_new(o, "seed",
-                        p->seed <= INT64_MAX
-                            ? json_integer((json_int_t)p->seed)
-                            : json_string(ipt_name(big, sizeof big, "%" PRIu64, p->seed)));
+        json_array_append_new(opts, ipt_json_text(r->a->compose_opt.item[i]));
+    json_object_set_new(o, "model", ipt_json_text(p->model));
+    json_object_set_new(o, "architecture", ipt_json_text(p->model_arch));
+    json_object_set_new(o, "model_sha256", ipt_json_text(p->model_sha256));
+    json_object_set_new(o, "seed", ipt_json_uint(p->seed));
     json_object_set_new(o, "files", files);
-    json_object_set_new(o, "sheet", text_or_null(r->a->sheet));
+    json_object_set_new(o, "sheet", ipt_json_text(r->a->sheet));
     json_object_set_new(o, "width", json_integer(p->width));
     json_object_set_new(o, "height", json_integer(p->height));
     json_object_set_new(o, "steps", json_integer(p->steps));
-    json_object_set_new(o, "sampler", text_or_null(p->sampler));
-    json_object_set_new(o, "schedule", text_or_null(p->schedule));
-    json_object_set_new(o, "rng", text_or_null(p->rng));
-    json_object_set_new(o, "device", text_or_null(p->device));
-    json_object_set_new(o, "precision", text_or_null(p->precision));
+    json_object_set_new(o, "sampler", ipt_json_text(p->sampler));
+    json_object_set_new(o, "schedule", ipt_json_text(p->schedule));
+    json_object_set_new(o, "rng", ipt_json_text(p->rng));
+    json_object_set_new(o, "device", ipt_json_text(p->device));
+    json_object_set_new(o, "precision", ipt_json_text(p->precision));
     json_object_set_new(o, "ms",
                         json_pack("{s:f, s:f, s:f, s:f, s:f}", "load", p->ms_load, "text",
                                   p->ms_text, "sample", p->ms_sample, "vae", p->ms_vae, "total",
@@ -415,8 +472,9 @@ static json_t *report_json(const gen_run *r, const ipt_report *p)
     json_object_set_new(o, "bytes_uploaded", json_integer((json_int_t)p->bytes_uploaded));
     json_object_set_new(o, "adapters", adapters_json(p));
     json_object_set_new(
-        o, "compose", json_pack("{s:o, s:o}", "method", text_or_null(p->compose), "options", opts));
-    json_object_set_new(o, "parameters", text_or_null(p->infotext));
+        o, "compose",
+        json_pack("{s:o, s:o}", "method", ipt_json_text(p->compose), "options", opts));
+    json_object_set_new(o, "parameters", ipt_json_text(p->infotext));
     return o;
 }
 
@@ -493,6 +551,8 @@ static int generate(cli *c, gen_args *a, gen_run *r)
     if (rc == CLI_GO_ON)
         rc = read_loras(r);
     if (rc == CLI_GO_ON)
+        rc = add_lora_home(r, a);
+    if (rc == CLI_GO_ON)
         rc = prepare_output(r);
     if (rc != CLI_GO_ON)
         return rc;
@@ -547,6 +607,7 @@ const cli_command cli_cmd_generate = {
              "layout.  The name of each picture is printed on standard output, progress on "
              "standard error.\n",
     .option = options,
+    .alias = aliases,
     .example =
         "  impasto generate -p \"a red apple, noto style, on a blue background\" -o apple.png\n"
         "  impasto generate -m sd15.safetensors -p \"a lighthouse at dawn\" -n blurry --steps 25 "

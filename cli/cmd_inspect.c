@@ -237,14 +237,16 @@ static const cli_option model_options[] = {
     {0},
 };
 static const cli_option lora_options[] = {
-    {"model", 'm', CLI_TEXT, "MODEL", "model it is matched against (default: the built-in one)",
+    {"model", 'm', CLI_TEXT, "MODEL",
+     "model it is matched against (default: $IMPASTO_MODEL, else the built-in one)",
      offsetof(inspect_args, model), 0, 0, NULL},
     {"config-dir", 0, CLI_TEXT, "DIR", "diffusers folder whose configs a single file follows",
      offsetof(inspect_args, config_dir), 0, 0, NULL},
     {0},
 };
 static const cli_option token_options[] = {
-    {"model", 'm', CLI_TEXT, "MODEL", "model whose tokenizer is used (default: the built-in one)",
+    {"model", 'm', CLI_TEXT, "MODEL",
+     "model whose tokenizer is used (default: $IMPASTO_MODEL, else the built-in one)",
      offsetof(inspect_args, model), 0, 0, NULL},
     {"file", 0, CLI_TEXT, "LINES.txt", "one text a line", offsetof(inspect_args, file), 0, 0, NULL},
     {0},

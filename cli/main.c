@@ -90,6 +90,9 @@ static int print_help(void)
         "  impasto generate -m sd15.safetensors -p \"a cat\" --lora style.safetensors:0.8 -o "
         "cat.png\n"
         "  impasto devices\n"
+        "\nEnvironment: IMPASTO_MODEL, the model where none is given; XDG_CACHE_HOME/impasto "
+        "(~/.cache/impasto),\npipelines and hashes; XDG_DATA_HOME/impasto/loras "
+        "(~/.local/share/impasto/loras), LoRAs of <lora:name>.\n"
         "\nExit codes: 0 done, 2 usage, 64 bad input file, 69 no usable device, 73 cannot write "
         "output,\n"
         "75 try again later (out of memory, device lost), 130 interrupted, 143 terminated.\n");

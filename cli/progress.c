@@ -27,10 +27,9 @@ static const char *duration(double ms, char *buf, size_t n)
 
 static const char *stage_text(const char *stage)
 {
-    static const char *const names[][2] = {{"load", "loading"},
-                                           {"text", "text"},
-                                           {"sample", "sampling"},
-                                           {"vae", "decoding"},
+    static const char *const names[][2] = {{"load", "loading"},    {"text", "text"},
+                                           {"sample", "sampling"}, {"vae", "decoding"},
+                                           {"encode", "encoding"}, {"hash", "hashing the model"},
                                            {"save", "saving"}};
     for (size_t i = 0; i < IPT_COUNT(names); i++)
         if (strcmp(stage, names[i][0]) == 0)

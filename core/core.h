@@ -2,8 +2,8 @@
  * number formats, files, JSON, random numbers, clocks.
  *
  * Must not know: Vulkan, tensors, models.
- * Threads: an ipt_ctx belongs to one thread at a time; only ipt_cancel() may be called from
- *          another thread or from a signal handler. */
+ * Threads: an ipt_ctx belongs to one thread at a time; only ipt_cancel() and ipt_cancelled() may be
+ *          called from another thread, ipt_cancel() from a signal handler. */
 #ifndef IPT_CORE_CORE_H
 #define IPT_CORE_CORE_H
 #include <inttypes.h>
@@ -205,6 +205,13 @@ bool ipt_is_file(const char *path);
 /* Changes when the file is written or replaced (device, inode, size, time); 0: no such file.  Of a
  * folder: when entries come or go. */
 uint64_t ipt_file_stamp(const char *path);
+/* The user's folders for what can be made again and for what is theirs ($XDG_CACHE_HOME/impasto,
+ * default ~/.cache; $XDG_DATA_HOME/impasto, default ~/.local/share); they need not exist.  false:
+ * there is none. */
+IPT_CHECKED bool ipt_cache_dir(char *buf, size_t n);
+IPT_CHECKED bool ipt_data_dir(char *buf, size_t n);
+/* Creates every missing folder of `path`, which is as it was on return; false when impossible. */
+IPT_CHECKED bool ipt_make_dirs(char *path);
 /* dir + "/" + name into buf; false when it does not fit. */
 IPT_CHECKED bool ipt_path_join(char *buf, size_t n, const char *dir, const char *name);
 
@@ -230,6 +237,8 @@ IPT_CHECKED ipt_status ipt_json_load(ipt_ctx *ctx, const char *path, struct json
 /* A JSON string of any bytes, those that are not UTF-8 as ipt_printable shows them; null for NULL.
  * NULL when out of memory.  Ownership: caller. */
 struct json_t *ipt_json_text(const char *s);
+/* A number up to 2^63 - 1, all that signed readers take, and its digits as a string above. */
+struct json_t *ipt_json_uint(uint64_t v);
 /* Member lookup with defaults; a member of another type counts as absent. */
 double ipt_json_num(const struct json_t *o, const char *key, double dflt);
 int64_t ipt_json_int(const struct json_t *o, const char *key, int64_t dflt);

@@ -125,6 +125,19 @@ bool ipt_path_join(char *buf, size_t n, const char *dir, const char *name)
 
 static uint32_t ror(uint32_t x, int n) { return (x >> n) | (x << (32 - n)); }
 
+static uint32_t big_endian(const uint8_t *p)
+{
+    return (uint32_t)p[0] << 24 | (uint32_t)p[1] << 16 | (uint32_t)p[2] << 8 | (uint32_t)p[3];
+}
+
+static inline void sha256_round(uint32_t a, uint32_t b, uint32_t c, uint32_t *d, uint32_t e,
+                                uint32_t f, uint32_t g, uint32_t *h, uint32_t kw)
+{
+    uint32_t t = *h + (ror(e, 6) ^ ror(e, 11) ^ ror(e, 25)) + (g ^ (e & (f ^ g))) + kw;
+    *d += t;
+    *h = t + (ror(a, 2) ^ ror(a, 13) ^ ror(a, 22)) + ((a & b) | (c & (a | b)));
+}
+
 static void sha256_block(uint32_t h[8], const uint8_t *p)
 {
     static const uint32_t k[64] = {
@@ -138,28 +151,30 @@ static void sha256_block(uint32_t h[8], const uint8_t *p)
         0x1e376c08, 0x2748774c, 0x34b0bcb5, 0x391c0cb3, 0x4ed8aa4a, 0x5b9cca4f, 0x682e6ff3,
         0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208, 0x90befffa, 0xa4506ceb, 0xbef9a3f7,
         0xc67178f2};
-    uint32_t w[64], s[8];
-    for (int i = 0; i < 16; i++)
-        w[i] = (uint32_t)p[4 * i] << 24 | (uint32_t)p[4 * i + 1] << 16 |
-               (uint32_t)p[4 * i + 2] << 8 | (uint32_t)p[4 * i + 3];
-    for (int i = 16; i < 64; i++) {
-        uint32_t a = ror(w[i - 15], 7) ^ ror(w[i - 15], 18) ^ (w[i - 15] >> 3);
-        uint32_t b = ror(w[i - 2], 17) ^ ror(w[i - 2], 19) ^ (w[i - 2] >> 10);
-        w[i] = w[i - 16] + a + w[i - 7] + b;
+    uint32_t w[16] = {0}, a = h[0], b = h[1], c = h[2], d = h[3], e = h[4], f = h[5], g = h[6],
+             l = h[7];
+    for (int i = 0; i < 64; i += 16) {
+        for (int t = 0; t < 16; t++) {
+            uint32_t x = w[(t + 1) & 15], y = w[(t + 14) & 15];
+            w[t] = i == 0 ? big_endian(p + 4 * (ptrdiff_t)t)
+                          : w[t] + (ror(x, 7) ^ ror(x, 18) ^ (x >> 3)) + w[(t + 9) & 15] +
+                                (ror(y, 17) ^ ror(y, 19) ^ (y >> 10));
+        }
+        for (int t = 0; t < 16; t += 8) { /* after eight rounds the letters are where they were */
+            const uint32_t *kt = k + i + t, *wt = w + t;
+            sha256_round(a, b, c, &d, e, f, g, &l, kt[0] + wt[0]);
+            sha256_round(l, a, b, &c, d, e, f, &g, kt[1] + wt[1]);
+            sha256_round(g, l, a, &b, c, d, e, &f, kt[2] + wt[2]);
+            sha256_round(f, g, l, &a, b, c, d, &e, kt[3] + wt[3]);
+            sha256_round(e, f, g, &l, a, b, c, &d, kt[4] + wt[4]);
+            sha256_round(d, e, f, &g, l, a, b, &c, kt[5] + wt[5]);
+            sha256_round(c, d, e, &f, g, l, a, &b, kt[6] + wt[6]);
+            sha256_round(b, c, d, &e, f, g, l, &a, kt[7] + wt[7]);
+        }
     }
-    memcpy(s, h, sizeof s);
-    for (int i = 0; i < 64; i++) {
-        uint32_t e1 = ror(s[4], 6) ^ ror(s[4], 11) ^ ror(s[4], 25),
-                 ch = (s[4] & s[5]) ^ (~s[4] & s[6]);
-        uint32_t t1 = s[7] + e1 + ch + k[i] + w[i];
-        uint32_t e0 = ror(s[0], 2) ^ ror(s[0], 13) ^ ror(s[0], 22);
-        uint32_t t2 = e0 + ((s[0] & s[1]) ^ (s[0] & s[2]) ^ (s[1] & s[2]));
-        memmove(s + 1, s, 7 * sizeof *s);
-        s[4] += t1;
-        s[0] = t1 + t2;
-    }
+    const uint32_t add[8] = {a, b, c, d, e, f, g, l};
     for (int i = 0; i < 8; i++)
-        h[i] += s[i];
+        h[i] += add[i];
 }
 
 void ipt_sha256_init(ipt_sha256 *s)
@@ -175,6 +190,13 @@ void ipt_sha256_update(ipt_sha256 *s, const void *data, size_t n)
     const uint8_t *p = data;
     while (n > 0) {
         size_t at = (size_t)(s->n_bytes % 64), take = 64 - at < n ? 64 - at : n;
+        if (take == 64) {
+            sha256_block(s->h, p);
+            s->n_bytes += 64;
+            p += 64;
+            n -= 64;
+            continue;
+        }
         memcpy(s->block + at, p, take);
         s->n_bytes += take;
         p += take;

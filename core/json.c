@@ -44,6 +44,13 @@ json_t *ipt_json_text(const char *s)
     return o;
 }
 
+json_t *ipt_json_uint(uint64_t v)
+{
+    char text[24];
+    return v <= INT64_MAX ? json_integer((json_int_t)v)
+                          : json_string(ipt_name(text, sizeof text, "%" PRIu64, v));
+}
+
 double ipt_json_num(const json_t *o, const char *key, double dflt)
 {
     const json_t *v = json_object_get(o, key);

@@ -10,12 +10,6 @@
 
 enum { MAX_PATH = 4096 };
 
-static json_t *text_or_null(const char *s)
-{
-    json_t *o = s ? json_string(s) : NULL;
-    return o ? o : json_null();
-}
-
 /* Prints the object and takes it. */
 static ipt_status print_json(ipt_ctx *ctx, json_t *o, char **json)
 {
@@ -106,7 +100,7 @@ static json_t *names_json(const char *const *names, size_t n)
 {
     json_t *a = json_array();
     for (size_t i = 0; i < n; i++)
-        json_array_append_new(a, text_or_null(names[i]));
+        json_array_append_new(a, ipt_json_text(names[i]));
     return a;
 }
 
@@ -116,11 +110,11 @@ static json_t *misshaped_json(const ipt_check *k)
     for (size_t i = 0; i < k->n_misshaped; i++) {
         const ipt_misshaped *m = &k->misshaped[i];
         json_t *o = json_object();
-        json_object_set_new(o, "name", text_or_null(m->name));
-        json_object_set_new(o, "key", text_or_null(m->key));
-        json_object_set_new(o, "file", text_or_null(m->file));
-        json_object_set_new(o, "found", text_or_null(m->found));
-        json_object_set_new(o, "expected", text_or_null(m->expected));
+        json_object_set_new(o, "name", ipt_json_text(m->name));
+        json_object_set_new(o, "key", ipt_json_text(m->key));
+        json_object_set_new(o, "file", ipt_json_text(m->file));
+        json_object_set_new(o, "found", ipt_json_text(m->found));
+        json_object_set_new(o, "expected", ipt_json_text(m->expected));
         json_array_append_new(a, o);
     }
     return a;
@@ -140,9 +134,9 @@ static ipt_status component_json(ipt_ctx *ctx, const ipt_model *m, int comp, jso
     IPT_TRY(s);
     json_t *o = json_object(), *files = json_array();
     for (size_t i = 0; i < ipt_model_n_files(m, comp); i++)
-        json_array_append_new(files, text_or_null(ipt_model_file(m, comp, i)));
+        json_array_append_new(files, ipt_json_text(ipt_model_file(m, comp, i)));
     json_object_set_new(o, "files", files);
-    json_object_set_new(o, "dtype", text_or_null(ipt_model_dtype(m, comp)));
+    json_object_set_new(o, "dtype", ipt_json_text(ipt_model_dtype(m, comp)));
     json_object_set_new(o, "parameters", json_integer((json_int_t)values));
     json_object_set_new(o, "bound", json_integer((json_int_t)check.n_bound));
     json_object_set_new(o, "missing", names_json(check.missing, check.n_missing));
@@ -162,8 +156,8 @@ ipt_status ipt_model_describe(ipt_ctx *ctx, const char *model, const char *confi
     const ipt_model_config *c = ipt_model_get_config(m);
     int32_t factor = 1 << ((c->has[IPT_COMP_VAE] && c->vae.n_level > 0 ? c->vae.n_level : 4) - 1);
     json_t *o = json_object(), *parts = json_object();
-    json_object_set_new(o, "path", text_or_null(ipt_model_path(m)));
-    json_object_set_new(o, "layout", text_or_null(ipt_model_layout(m)));
+    json_object_set_new(o, "path", ipt_json_text(ipt_model_path(m)));
+    json_object_set_new(o, "layout", ipt_json_text(ipt_model_layout(m)));
     json_object_set_new(o, "architecture", json_string(arch_name(c->arch)));
     json_object_set_new(o, "prediction", json_string(prediction_name(c->prediction)));
     json_object_set_new(o, "prediction_assumed", json_boolean(c->prediction_assumed));
@@ -310,17 +304,17 @@ static json_t *lora_json(const fit *f)
     json_t *modules = modules_json(f, &lo, &hi, by_comp);
     ipt_adapter_hash(f->file);
     for (size_t i = 0; i < a->n_embedding; i++)
-        json_array_append_new(emb, text_or_null(a->embedding[i].word));
+        json_array_append_new(emb, ipt_json_text(a->embedding[i].word));
     for (int comp = 0; comp < IPT_COMP_COUNT; comp++)
         if (by_comp[comp])
             json_object_set_new(parts, ipt_comp_name(comp),
                                 json_integer((json_int_t)by_comp[comp]));
-    json_object_set_new(o, "path", text_or_null(a->path));
-    json_object_set_new(o, "name", text_or_null(a->name));
-    json_object_set_new(o, "family", text_or_null(ipt_adapter_family_name(a->family)));
+    json_object_set_new(o, "path", ipt_json_text(a->path));
+    json_object_set_new(o, "name", ipt_json_text(a->name));
+    json_object_set_new(o, "family", ipt_json_text(ipt_adapter_family_name(a->family)));
     json_object_set_new(o, "algorithm", json_string(a->has_conv ? "locon" : "lora"));
     json_object_set_new(o, "tucker", json_boolean(a->has_tucker));
-    json_object_set_new(o, "model", text_or_null(f->name));
+    json_object_set_new(o, "model", ipt_json_text(f->name));
     json_object_set_new(o, "rank_min", json_integer(a->rank_min));
     json_object_set_new(o, "rank_max", json_integer(a->rank_max));
     json_object_set_new(o, "alpha_min", json_real(lo));
@@ -333,9 +327,9 @@ static json_t *lora_json(const fit *f)
     json_object_set_new(o, "modules", modules);
     json_object_set_new(o, "embeddings", emb);
     json_object_set_new(o, "trigger_words", words);
-    json_object_set_new(o, "sha256", text_or_null(a->sha256));
-    json_object_set_new(o, "autov2", text_or_null(a->autov2));
-    json_object_set_new(o, "autov3", text_or_null(a->autov3));
+    json_object_set_new(o, "sha256", ipt_json_text(a->sha256));
+    json_object_set_new(o, "autov2", ipt_json_text(a->autov2));
+    json_object_set_new(o, "autov3", ipt_json_text(a->autov3));
     json_object_set_new(o, "metadata", a->metadata ? json_deep_copy(a->metadata) : json_object());
     return o;
 }

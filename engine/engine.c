@@ -1,5 +1,6 @@
 /* engine/engine.c - the device, the model and the adapters that an engine keeps between requests.
  */
+#include "engine/hash.h"
 #include "engine/internal.h"
 
 #include "vae/vae.h"
@@ -138,6 +139,7 @@ void ipt_engine_destroy(ipt_engine **ep)
         return;
     ipt_engine *e = *ep;
     ipt_engine_drop_device(e);
+    ipt_hashes_destroy(&e->hashes);
     ipt_arena_finish(&e->report_arena);
     ipt_free(e);
     *ep = NULL;
@@ -299,8 +301,12 @@ static ipt_status find_lora(ipt_engine *e, const ipt_request *r, const char *nam
             if (ipt_is_file(buf))
                 return IPT_OK;
         }
-    return ipt_fail(e->ctx, IPT_ERR_IO, "%s: no such LoRA file%s", name,
-                    r->n_lora_dirs ? ", nor a LoRA of that name in the LoRA folders" : "");
+    char dirs[512] = "";
+    for (size_t d = 0, at = 0; d < r->n_lora_dirs && at < sizeof dirs; d++)
+        at += (size_t)snprintf(dirs + at, sizeof dirs - at, "%s%s", d ? ", " : "", r->lora_dirs[d]);
+    return ipt_fail(e->ctx, IPT_ERR_IO,
+                    "%.200s: no such LoRA file%s%s; --lora-dir DIR names a folder", name,
+                    dirs[0] ? ", nor one of that name in " : "", dirs);
 }
 
 static ipt_status load_adapters(ipt_engine *e, const ipt_request *r, const ipt_prompt_lora *extra,

@@ -1,6 +1,7 @@
 /* engine/generate.c - one request from prompt to pictures: embeddings, the sampling loop over
  * worlds and rows, guidance, decoding.  Latents are [C,h,w] on the host (the order in which the
  * reference draws noise); the UNet's inputs are channels last. */
+#include "engine/hash.h"
 #include "engine/internal.h"
 
 #include <math.h>
@@ -11,6 +12,7 @@ typedef struct run {
     ipt_engine *e;
     const ipt_request *r;
     ipt_report *rep;
+    ipt_adapter_report *adapter; /* rep's, [e->n_file] */
     ipt_arena arena;
     ipt_settings set;
     /* embeddings: one pair for each distinct vector of text gates */
@@ -462,6 +464,15 @@ static ipt_status emit_picture(run *u, const float *rgb, int32_t k, ipt_image_fn
         return IPT_ERR_NOMEM;
     for (size_t i = 0; i < n; i++)
         im.rgb[i] = (uint8_t)lrintf(rgb[i] * 255.0F);
+    if (k == 0) {
+        if (!ipt_hashes_ready(u->e->hashes))
+            progress(u, "hash", 0, 1, 0);
+        ipt_status hashed = ipt_infotext_hashes(u->e, u->r, u->rep, u->adapter);
+        if (hashed != IPT_OK) {
+            ipt_image_finish(&im);
+            return hashed;
+        }
+    }
     u->rep->ms_total = ipt_now_ms() - u->t_start;
     char *text = ipt_infotext(u->e, u->r, u->rep, seed, &u->e->report_arena);
     char *json = ipt_request_json(u->e, u->r, u->rep, seed, &u->e->report_arena);
@@ -484,6 +495,7 @@ static ipt_status fill_report(run *u)
     rep->model_arch = arch[e->config.arch];
     rep->sampler = ipt_sampler_name(u->set.kind);
     rep->schedule = ipt_schedule_name(u->set.schedule);
+    rep->schedule_label = ipt_schedule_label(u->set.schedule, &u->set.config);
     rep->rng = u->set.philox ? "philox" : "torch-cpu";
     rep->compose = u->r->compose ? u->r->compose : "merge";
     rep->device = ipt_engine_device_name(e);
@@ -504,8 +516,6 @@ static ipt_status fill_report(run *u)
                                     .name = f->name,
                                     .family = ipt_adapter_family_name(f->family),
                                     .algo = f->has_conv ? "locon" : "lora",
-                                    .sha256 = f->sha256,
-                                    .autov2 = f->autov2,
                                     .rank_min = f->rank_min,
                                     .rank_max = f->rank_max,
                                     .modules = f->n_module,
@@ -513,7 +523,7 @@ static ipt_status fill_report(run *u)
                                     .n_unmatched = f->n_unmatched,
                                     .unmatched = f->unmatched};
     }
-    rep->adapter = a;
+    rep->adapter = u->adapter = a;
     return IPT_OK;
 }
 
@@ -543,6 +553,7 @@ static ipt_status run_request(run *u, ipt_image_fn image, void *user)
     IPT_TRY_GOTO(ipt_settings_choose(u->e, u->r, &u->arena, &u->set), done);
     IPT_TRY_GOTO(read_tags(u, &tags), done);
     IPT_TRY_GOTO(ipt_engine_load(e, u->r, tags->loras, tags->n_lora), done);
+    IPT_TRY_GOTO(ipt_infotext_begin(e, u->r), done);
     IPT_TRY_GOTO(make_policy(u, tags), done);
     u->rep->ms_load = ipt_now_ms() - u->t_start;
     IPT_TRY_GOTO(encode_all(u, &worlds), done);

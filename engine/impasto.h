@@ -69,7 +69,7 @@ typedef struct ipt_lora {
 } ipt_lora;
 
 typedef struct ipt_progress {
-    const char *stage;   /* "load", "text", "sample", "vae", "save" */
+    const char *stage;   /* "load", "encode", "text", "sample", "vae", "hash", "save" */
     int32_t done, total; /* units of the stage: UNet evaluations, ... */
     int32_t image, n_image;
     double eta_ms;  /* for the whole request; < 0: not known yet */
@@ -113,7 +113,8 @@ void ipt_request_init(ipt_request *r); /* the defaults above */
 
 typedef struct ipt_adapter_report {
     const char *file, *name, *family, *algo; /* algo "lora" or "locon" */
-    const char *sha256, *autov2;
+    const char *sha256, *autov2;     /* of the file, its first 10 digits (Civitai); NULL: unknown */
+    const char *autov3, *a1111_hash; /* 12 digits: of the tensors; as A1111 names the file */
     int32_t rank_min, rank_max;
     size_t modules, matched, n_unmatched;
     const char *const *unmatched;
@@ -122,7 +123,9 @@ typedef struct ipt_adapter_report {
 /* What one ipt_generate did; strings live until the next request or destroy. */
 typedef struct ipt_report {
     const char *model, *model_arch, *sampler, *schedule, *rng, *compose, *device, *precision;
-    const char *infotext; /* A1111 parameters of picture 0 */
+    const char *schedule_label;            /* A1111's name of what was used, NULL: none */
+    const char *model_sha256, *vae_sha256; /* of single files; NULL: a folder, or unknown */
+    const char *infotext;                  /* A1111 parameters of picture 0 */
     int32_t width, height, steps, n_eval, n_image;
     uint64_t seed;
     double ms_load, ms_text, ms_sample, ms_vae, ms_total, ms_per_step, ms_first_step;

@@ -50,6 +50,7 @@ struct ipt_engine {
     ipt_bank *bank;
 
     ipt_kept_plan unet, text[2], decode, encode;
+    struct ipt_hashes *hashes; /* of the files of the last request */
 
     /* of the request that runs */
     uint64_t n_plans, bytes_uploaded;
@@ -176,6 +177,12 @@ IPT_CHECKED ipt_status ipt_trace_i32(ipt_trace *t, const char *name, const int32
 IPT_CHECKED ipt_status ipt_trace_write(ipt_trace *t, const char *path);
 
 /* --- infotext.c ------------------------------------------------------------------------------- */
+/* Begins to hash the request's files, as soon as they are known.  Errors: IPT_ERR_NOMEM. */
+IPT_CHECKED ipt_status ipt_infotext_begin(ipt_engine *e, const ipt_request *r);
+/* Waits for the hashes and fills them into the report and its adapters a [e->n_file].
+ * Errors: IPT_ERR_CANCELLED. */
+IPT_CHECKED ipt_status ipt_infotext_hashes(ipt_engine *e, const ipt_request *r, ipt_report *rep,
+                                           ipt_adapter_report *a);
 /* A1111 "parameters" and the request as JSON; memory from arena, NULL when it ran out. */
 char *ipt_infotext(ipt_engine *e, const ipt_request *r, const ipt_report *rep, uint64_t seed,
                    ipt_arena *arena);

@@ -43,8 +43,9 @@ static ipt_status choose_sampler(const ipt_engine *e, const ipt_request *r, ipt_
     const json_t *json = ipt_model_scheduler(e->model);
     s->kind = IPT_SAMPLER_DPMPP_2M; /* single files name no scheduler: what their users take */
     s->schedule = IPT_SCHEDULE_DEFAULT;
-    if (r->sampler && !ipt_sampler_from_name(r->sampler, &s->kind))
-        return ipt_fail(ctx, IPT_ERR_ARG, "unknown sampler '%s'; there are: %s", r->sampler,
+    ipt_schedule asked = IPT_SCHEDULE_DEFAULT;
+    if (r->sampler && ipt_sampler_read(r->sampler, &s->kind, &s->schedule) != IPT_NAME_KNOWN)
+        return ipt_fail(ctx, IPT_ERR_ARG, "unknown sampler '%.80s'; there are: %s", r->sampler,
                         ipt_sampler_names());
     if (!r->sampler && json) {
         const char *name = ipt_json_str(json, "_class_name", "");
@@ -55,10 +56,17 @@ static ipt_status choose_sampler(const ipt_engine *e, const ipt_request *r, ipt_
     }
     if (!r->sampler && !json && !r->schedule)
         s->schedule = IPT_SCHEDULE_KARRAS;
-    if (r->schedule && strcmp(r->schedule, "default") != 0 &&
-        !ipt_schedule_from_name(r->schedule, &s->schedule))
-        return ipt_fail(ctx, IPT_ERR_ARG, "unknown schedule '%s'; there are: %s", r->schedule,
+    if (r->schedule && ipt_schedule_read(r->schedule, &asked) != IPT_NAME_KNOWN)
+        return ipt_fail(ctx, IPT_ERR_ARG, "unknown schedule '%.80s'; there are: %s", r->schedule,
                         ipt_schedule_names());
+    if (asked != IPT_SCHEDULE_DEFAULT && s->schedule != IPT_SCHEDULE_DEFAULT &&
+        asked != s->schedule)
+        return ipt_fail(ctx, IPT_ERR_ARG,
+                        "sampler '%.80s' names the schedule %s, schedule '%.80s' another one; give "
+                        "one of them",
+                        r->sampler, ipt_schedule_name(s->schedule), r->schedule);
+    if (asked != IPT_SCHEDULE_DEFAULT)
+        s->schedule = asked;
     if (json) {
         ipt_sampler_config_default(s->kind, &s->config);
         IPT_TRY(overlay_scheduler(e->ctx, arena, json, s));

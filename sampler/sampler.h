@@ -157,7 +157,7 @@ IPT_CHECKED ipt_status ipt_sampler_config_set_bool(ipt_ctx *ctx, ipt_sampler_con
 IPT_CHECKED ipt_status ipt_sampler_config_set_str(ipt_ctx *ctx, ipt_sampler_config *cfg,
                                                   const char *key, const char *value);
 
-/* Names as typed on the command line.  _from_name: false when unknown (out untouched). */
+/* The names of this program.  _from_name: false when unknown (out untouched). */
 const char *ipt_sampler_name(ipt_sampler_kind kind);
 IPT_CHECKED bool ipt_sampler_from_name(const char *name, ipt_sampler_kind *out);
 const char *ipt_schedule_name(ipt_schedule schedule);
@@ -165,6 +165,25 @@ IPT_CHECKED bool ipt_schedule_from_name(const char *name, ipt_schedule *out);
 /* Space-separated lists for messages and --help; static strings. */
 const char *ipt_sampler_names(void);
 const char *ipt_schedule_names(void);
+/* The same in the words of A1111, ComfyUI, stable-diffusion.cpp and diffusers ("Euler a",
+ * "euler_ancestral", "dpm++2m", "DPMSolverMultistepScheduler"), in any case and punctuation; a
+ * sampler's name may end in a schedule ("DPM++ 2M Karras"), else *schedule is untouched. */
+typedef enum ipt_name_is {
+    IPT_NAME_UNKNOWN,
+    IPT_NAME_KNOWN,
+    IPT_NAME_ELSEWHERE, /* another program's, and there is nothing like it here */
+} ipt_name_is;
+IPT_CHECKED ipt_name_is ipt_sampler_read(const char *name, ipt_sampler_kind *kind,
+                                         ipt_schedule *schedule);
+IPT_CHECKED ipt_name_is ipt_schedule_read(const char *name, ipt_schedule *schedule);
+/* A name as these two compare it, "dpmpp2m", for suggestions; "" when longer than buf [n]. */
+const char *ipt_plain_name(const char *name, char *buf, size_t n);
+/* What A1111's texts call it; own words for what A1111 does not have.  The schedule's is NULL when
+ * there is nothing to say; c (NULL allowed) tells what the default one is. */
+const char *ipt_sampler_label(ipt_sampler_kind kind);
+const char *ipt_schedule_label(ipt_schedule schedule, const ipt_sampler_config *c);
+/* For whom a sampler is, when it is not for everyone; else NULL. */
+const char *ipt_sampler_note(ipt_sampler_kind kind);
 /* The kind of a diffusers "_class_name"; algorithm_type (NULL allowed) tells the stochastic from
  * the plain multistep solver.  False when the class is unknown. */
 IPT_CHECKED bool ipt_sampler_from_class(const char *class_name, const char *algorithm_type,

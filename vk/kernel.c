@@ -3,11 +3,8 @@
 #include "shaders/registry.h"
 #include "vk/vk_internal.h"
 
-#include <errno.h>
 #include <limits.h>
-#include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 
 /* --- the cache file: our header, then what the driver gave ------------------------------------ */
 /* Drivers check their own header only, and some crash on damaged content: hence the digest. */
@@ -27,31 +24,10 @@ static void digest_of(const void *data, size_t n, uint8_t out[32])
     ipt_sha256_final(&s, out);
 }
 
-/* Creates every missing folder of `path`; false when that is impossible. */
-static bool make_folders(char *path)
-{
-    for (char *p = path + 1; *p; p++) {
-        if (*p != '/')
-            continue;
-        *p = 0;
-        bool ok = mkdir(path, 0700) == 0 || errno == EEXIST;
-        *p = '/';
-        if (!ok)
-            return false;
-    }
-    return mkdir(path, 0700) == 0 || errno == EEXIST;
-}
-
 /* The folder for cache files in buf, or false: no cache. */
 static bool cache_folder(const char *dir, char *buf, size_t n)
 {
-    const char *base = getenv("XDG_CACHE_HOME");
-    if (dir)
-        return *dir && strlen(dir) < n && (strcpy(buf, dir), true);
-    if (base && *base == '/')
-        return ipt_path_join(buf, n, base, "impasto");
-    base = getenv("HOME");
-    return base && *base == '/' && ipt_path_join(buf, n, base, ".cache/impasto");
+    return dir ? *dir && strlen(dir) < n && (strcpy(buf, dir), true) : ipt_cache_dir(buf, n);
 }
 
 static bool cache_name(ipt_gpu *gpu, const char *dir, char *path, size_t n)
@@ -144,7 +120,7 @@ static void save_cache(ipt_gpu *gpu)
         snprintf(folder, sizeof folder, "%s", gpu->cache_path);
         *strrchr(folder, '/') = 0;
         if (memcmp(head.digest, gpu->cache_digest, sizeof head.digest) != 0 &&
-            make_folders(folder) &&
+            ipt_make_dirs(folder) &&
             ipt_file_write(NULL, gpu->cache_path, file, sizeof head + n) != IPT_OK)
             ipt_log(gpu->ctx, IPT_LOG_DEBUG, "pipeline cache %s was not written", gpu->cache_path);
     }
