@@ -45,8 +45,8 @@ typedef struct ipt_image {
 } ipt_image;
 void ipt_image_finish(ipt_image *im); /* safe on zeroed */
 /* PNG, JPEG, BMP, TGA, GIF (first frame), PNM (P5, P6); 8 bits of 16; alpha over white; EXIF
- * orientation of JPEG and PNG honoured. Limits: 64 megapixels, 256 MB.  Errors: IPT_ERR_IO, IPT_ERR_FORMAT (not a picture: what
- * it is), IPT_ERR_NOMEM. */
+ * orientation of JPEG and PNG honoured. Limits: 64 megapixels, 256 MB.  Errors: IPT_ERR_IO,
+ * IPT_ERR_FORMAT (not a picture: what it is), IPT_ERR_NOMEM. */
 IPT_CHECKED ipt_status ipt_image_load(ipt_ctx *ctx, const char *path, ipt_image *out);
 IPT_CHECKED ipt_status ipt_image_load_memory(ipt_ctx *ctx, const char *name, const void *data,
                                              size_t n, ipt_image *out);

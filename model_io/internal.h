@@ -101,17 +101,16 @@ size_t ipt_adapter_ordinal(const ipt_module *m, size_t n, int comp, bool has_geg
 const char *ipt_adapter_unsupported(const char *key);
 
 /* --- PEFT's patterns (pattern.c) -------------------------------------------------------------- */
-/* Steps that all patterns of a file together may cost: a second or two. */
-#define IPT_PATTERN_BUDGET ((uint64_t)1 << 28)
+/* Steps that matching all patterns of a file may cost: a second or two. */
+#define IPT_PATTERN_BUDGET ((uint64_t)1 << 24)
 typedef struct ipt_pattern ipt_pattern;
-/* Compiles a key of alpha_pattern, an expression of Python's re.  Steps come off *budget.
- * Ownership: arena.  Errors: IPT_ERR_UNSUPPORTED with the reason in *why ("a ( is not closed"),
- * IPT_ERR_NOMEM. */
-IPT_CHECKED ipt_status ipt_pattern_create(ipt_arena *arena, const char *text, uint64_t *budget,
-                                          ipt_pattern **out, const char **why);
+/* Compiles a key of alpha_pattern, an expression of Python's re.  Ownership: arena.  Errors:
+ * IPT_ERR_UNSUPPORTED with the reason in *why ("missing closing parenthesis"), IPT_ERR_NOMEM. */
+IPT_CHECKED ipt_status ipt_pattern_create(ipt_arena *arena, const char *text, ipt_pattern **out,
+                                          const char **why);
 /* Whether PEFT takes the pattern for a module: for the whole name, or for what follows one of its
- * dots.  Steps come off *budget; what is answered when none are left is worthless.
- * Source: peft get_pattern_key. */
+ * dots.  Steps come off *budget; what is answered when none are left is worthless.  Not for two
+ * threads at once.  Source: peft get_pattern_key. */
 bool ipt_pattern_match(const ipt_pattern *p, const char *name, uint64_t *budget);
 
 /* --- single files: what the tensors tell (probe.c) -------------------------------------------- */
