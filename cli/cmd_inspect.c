@@ -120,6 +120,43 @@ static void show_words(const json_t *list)
     cli_line(stdout, "%s", "");
 }
 
+static void show_embeddings(const json_t *list)
+{
+    for (size_t i = 0; i < json_array_size(list) && i < 20; i++) {
+        const json_t *e = json_array_get(list, i);
+        long long n = ipt_json_int(e, "text_encoder", 0), m = ipt_json_int(e, "text_encoder_2", 0);
+        cli_line(stdout, "%-15s %s (%lld vectors%s)", i ? "" : "words inside", member(e, "word"),
+                 n ? n : m,
+                 m == 0 ? ""
+                 : n    ? " for each text encoder"
+                        : " for the second encoder");
+    }
+}
+
+/* What fits, what does not by groups, what it was made for, values that are no numbers. */
+static void show_fit(const json_t *o)
+{
+    const json_t *groups = json_object_get(o, "groups"), *nan = json_object_get(o, "nan");
+    const char *made = ipt_json_str(o, "made_for", NULL), *says = ipt_json_str(o, "claims", NULL);
+    size_t n_unmatched = json_array_size(json_object_get(o, "unmatched"));
+    cli_line(stdout, "%-15s %lld matched, %zu keys unmatched%s, %zu with NaN", "modules",
+             (long long)ipt_json_int(o, "matched", 0), n_unmatched,
+             n_unmatched ? " (generate needs --allow-partial)" : "", json_array_size(nan));
+    if (made)
+        cli_line(stdout, "%-15s %s, by its keys", "made for", made);
+    if (says)
+        cli_line(stdout, "%-15s %.100s, by its metadata", made ? "" : "made for", says);
+    for (size_t i = 0; i < json_array_size(groups); i++) {
+        const json_t *g = json_array_get(groups, i);
+        cli_line(stdout, "%-15s %lld keys %s* (first: %s)", i ? "" : "unmatched",
+                 (long long)ipt_json_int(g, "keys", 0), member(g, "name"), member(g, "first"));
+    }
+    if (json_array_size(nan) > 0)
+        cli_line(stdout, "%-15s %lld values in %zu tensors (first: %s): refused by generate",
+                 "NaN or infinite", (long long)ipt_json_int(o, "nan_values", 0),
+                 json_array_size(nan), json_string_value(json_array_get(nan, 0)));
+}
+
 static void show_lora(const json_t *o)
 {
     const json_t *meta = json_object_get(o, "metadata");
@@ -132,17 +169,14 @@ static void show_lora(const json_t *o)
     cli_line(stdout, "%-15s %lld..%lld, alpha %g..%g", "rank",
              (long long)ipt_json_int(o, "rank_min", 0), (long long)ipt_json_int(o, "rank_max", 0),
              ipt_json_num(o, "alpha_min", 0), ipt_json_num(o, "alpha_max", 0));
-    cli_line(stdout, "%-15s %lld matched, %lld keys unmatched, %lld with NaN", "modules",
-             (long long)ipt_json_int(o, "matched", 0),
-             (long long)json_array_size(json_object_get(o, "unmatched")),
-             (long long)json_array_size(json_object_get(o, "nan")));
+    show_fit(o);
     const json_t *by = json_object_get(o, "components");
     json_object_foreach((json_t *)(uintptr_t)by, key, v)
         cli_line(stdout, "%-15s %lld modules", key, (long long)json_integer_value(v));
+    show_embeddings(json_object_get(o, "embeddings"));
     show_words(json_object_get(o, "trigger_words"));
     field("sha256", member(o, "sha256"));
     cli_line(stdout, "%-15s %s (A1111: %s)", "hash", member(o, "autov2"), member(o, "autov3"));
-    show_list("unmatched keys", json_object_get(o, "unmatched"), 8);
     json_object_foreach((json_t *)(uintptr_t)meta, key, v) if (shown++ < 12)
         cli_line(stdout, "  %s: %.100s", key, json_is_string(v) ? json_string_value(v) : "...");
 }

@@ -294,6 +294,35 @@ static json_t *modules_json(const fit *f, double *alpha_min, double *alpha_max, 
     return a;
 }
 
+/* Keys that fit nothing, counted by how they begin. */
+static json_t *groups_json(const ipt_adapter_file *a)
+{
+    json_t *list = json_array();
+    for (size_t i = 0; i < a->n_group; i++) {
+        json_t *o = json_object();
+        json_object_set_new(o, "name", ipt_json_text(a->group[i].name));
+        json_object_set_new(o, "first", ipt_json_text(a->group[i].first));
+        json_object_set_new(o, "keys", json_integer((json_int_t)a->group[i].n));
+        json_array_append_new(list, o);
+    }
+    return list;
+}
+
+/* A word and how many vectors it has for which text encoder. */
+static json_t *embedding_json(const ipt_adapter_embedding *e)
+{
+    static const char *const names[] = {"text_encoder", "text_encoder_2"};
+    json_t *o = json_object();
+    json_object_set_new(o, "word", ipt_json_text(e->word));
+    for (size_t i = 0; i < IPT_COUNT(names); i++) {
+        const ipt_st_tensor *t = e->vector[i];
+        if (t)
+            json_object_set_new(o, names[i],
+                                json_integer((json_int_t)(t->rank == 2 ? t->dim[0] : 1)));
+    }
+    return o;
+}
+
 static json_t *lora_json(const fit *f)
 {
     const ipt_adapter_file *a = f->file;
@@ -304,7 +333,7 @@ static json_t *lora_json(const fit *f)
     json_t *modules = modules_json(f, &lo, &hi, by_comp);
     ipt_adapter_hash(f->file);
     for (size_t i = 0; i < a->n_embedding; i++)
-        json_array_append_new(emb, ipt_json_text(a->embedding[i].word));
+        json_array_append_new(emb, embedding_json(&a->embedding[i]));
     for (int comp = 0; comp < IPT_COMP_COUNT; comp++)
         if (by_comp[comp])
             json_object_set_new(parts, ipt_comp_name(comp),
@@ -322,7 +351,12 @@ static json_t *lora_json(const fit *f)
     json_object_set_new(o, "model_modules", json_integer((json_int_t)f->modules.n));
     json_object_set_new(o, "matched", json_integer((json_int_t)a->n_module));
     json_object_set_new(o, "unmatched", names_json(a->unmatched, a->n_unmatched));
-    json_object_set_new(o, "nan", json_array()); /* a file with one is refused, naming its key */
+    json_object_set_new(o, "harmless", json_integer((json_int_t)a->n_harmless));
+    json_object_set_new(o, "groups", groups_json(a));
+    json_object_set_new(o, "made_for", ipt_json_text(a->made_for));
+    json_object_set_new(o, "claims", ipt_json_text(a->claims));
+    json_object_set_new(o, "nan", names_json(a->bad, a->n_bad)); /* keys of such tensors */
+    json_object_set_new(o, "nan_values", json_integer((json_int_t)a->bad_values));
     json_object_set_new(o, "components", parts);
     json_object_set_new(o, "modules", modules);
     json_object_set_new(o, "embeddings", emb);

@@ -309,6 +309,19 @@ static ipt_status find_lora(ipt_engine *e, const ipt_request *r, const char *nam
                     dirs[0] ? ", nor one of that name in " : "", dirs);
 }
 
+static ipt_status check_adapters(const ipt_engine *e, const ipt_request *r)
+{
+    for (size_t i = 0; i < e->n_file; i++) {
+        const ipt_adapter_file *f = e->file[i];
+        IPT_TRY(ipt_adapter_check(f, r->allow_partial));
+        if (f->n_unmatched > 0)
+            ipt_log(e->ctx, IPT_LOG_WARN,
+                    "%s: %zu of %zu keys fit nothing in this model (first: %s)", f->path,
+                    f->n_unmatched, f->n_key, f->unmatched[0]);
+    }
+    return IPT_OK;
+}
+
 static ipt_status load_adapters(ipt_engine *e, const ipt_request *r, const ipt_prompt_lora *extra,
                                 size_t n_extra)
 {
@@ -327,6 +340,8 @@ static ipt_status load_adapters(ipt_engine *e, const ipt_request *r, const ipt_p
         same = same && strcmp(key[i], e->file_key[i]) == 0 &&
                ipt_file_stamp(key[i]) == e->file_stamp[i];
     }
+    if (status == IPT_OK && same)
+        status = check_adapters(e, r);
     if (status == IPT_OK && !same) {
         drop_adapters(e);
         for (size_t i = 0; i < n && status == IPT_OK; i++) {
@@ -336,10 +351,9 @@ static ipt_status load_adapters(ipt_engine *e, const ipt_request *r, const ipt_p
                 break;
             e->n_file = i + 1;
             ipt_name(e->file_key[i], IPT_MAX_PATH, "%s", key[i]);
-            if (e->file[i]->n_unmatched > 0)
-                ipt_log(e->ctx, IPT_LOG_WARN, "%s: %zu keys fit nothing in this model (first: %s)",
-                        key[i], e->file[i]->n_unmatched, e->file[i]->unmatched[0]);
         }
+        if (status == IPT_OK)
+            status = check_adapters(e, r);
         if (status == IPT_OK && n > 0)
             status = ipt_bank_create(e->ctx, e->modules.module, e->modules.n, e->file, n, &e->bank);
         if (status != IPT_OK)

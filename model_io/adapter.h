@@ -1,5 +1,6 @@
 /* model_io/adapter.h - what the files that read adapters share: adapter_file.c (modules and
- * factors), adapter_config.c (PEFT's settings), adapter_words.c (words inside a file). */
+ * factors), adapter_config.c (PEFT's settings), adapter_words.c (words inside a file),
+ * adapter_fit.c (what fits nothing). */
 #ifndef IPT_MODEL_IO_ADAPTER_H
 #define IPT_MODEL_IO_ADAPTER_H
 #include "model_io/internal.h"
@@ -21,7 +22,7 @@ struct ipt_adapter_impl {
     ipt_ctx *ctx;
     ipt_safetensors *st;
     ipt_arena arena;
-    bool *used;              /* tensors that a module or a word has claimed */
+    uint8_t *used;           /* tensors that a module (1) or a word (2) has claimed; 0: none */
     struct json_t *config;   /* adapter_config.json or diffusers' lora_adapter_metadata */
     const char *config_name; /* for messages */
     bool config_is_flat;     /* the latter: keys may begin with the component's name */
@@ -48,6 +49,21 @@ IPT_CHECKED ipt_status ipt_adapter_alpha(ipt_adapter_file *f, const ipt_module *
  * Errors: IPT_ERR_NOMEM. */
 IPT_CHECKED ipt_status ipt_adapter_find_words(ipt_adapter_file *f);
 
-/* Marks a tensor (NULL: none) as used. */
-void ipt_adapter_claim(ipt_adapter_file *f, const ipt_st_tensor *t);
+/* --- adapter_fit.c ---------------------------------------------------------------------------- */
+/* What the keys and the metadata tell about the model that the file was made for. */
+void ipt_adapter_guess(ipt_adapter_file *f);
+/* Lists values that are not finite, and, when all modules and words are claimed, what is left.
+ * Errors: IPT_ERR_MISSING (nothing fits), IPT_ERR_NOMEM. */
+IPT_CHECKED ipt_status ipt_adapter_list(ipt_adapter_file *f);
+
+/* --- adapter_file.c --------------------------------------------------------------------------- */
+/* Marks a tensor (NULL: none) as used by a module, or by a word. */
+void ipt_adapter_claim(ipt_adapter_file *f, const ipt_st_tensor *t, bool is_word);
+/* The stem of a factor's key ("x" of "x.lora_up.weight") and both factors' keys; false: the key is
+ * no factor's. */
+typedef struct ipt_adapter_factors {
+    char stem[IPT_KEY_MAX];
+    const ipt_st_tensor *down, *up; /* NULL: not in the file */
+} ipt_adapter_factors;
+bool ipt_adapter_factors_of(const ipt_adapter_file *f, const char *key, ipt_adapter_factors *out);
 #endif

@@ -31,27 +31,36 @@ const char *ipt_adapter_family_name(ipt_adapter_family f)
     return names[f];
 }
 
-static const ipt_st_tensor *take(ipt_adapter_file *f, const char *stem, const char *suffix)
+static const ipt_st_tensor *take(const ipt_adapter_file *f, const char *stem, const char *suffix)
 {
     char key[IPT_KEY_MAX + 64];
     int n = snprintf(key, sizeof key, "%s%s", stem, suffix);
     return n > 0 && (size_t)n < sizeof key ? ipt_safetensors_find(f->impl->st, key) : NULL;
 }
 
-void ipt_adapter_claim(ipt_adapter_file *f, const ipt_st_tensor *t)
+void ipt_adapter_claim(ipt_adapter_file *f, const ipt_st_tensor *t, bool is_word)
 {
     if (t)
-        f->impl->used[t - ipt_safetensors_at(f->impl->st, 0)] = true;
+        f->impl->used[t - ipt_safetensors_at(f->impl->st, 0)] = is_word ? 2 : 1;
 }
 
-static ipt_status need_finite(ipt_adapter_file *f, const ipt_st_tensor *t)
+bool ipt_adapter_factors_of(const ipt_adapter_file *f, const char *key, ipt_adapter_factors *out)
 {
-    size_t bad = 0;
-    if (ipt_st_finite(t, &bad))
-        return IPT_OK;
-    return ipt_fail(f->impl->ctx, IPT_ERR_FORMAT,
-                    "%s: key '%s': element %zu is %s, expected finite numbers", f->path, t->name,
-                    bad, isnan(ipt_st_get(t, bad)) ? "NaN" : "infinite");
+    size_t len = strlen(key);
+    for (size_t k = 0; k < IPT_COUNT(suffixes); k++) {
+        const char *endings[] = {suffixes[k].down, suffixes[k].up, suffixes[k].mid, ".alpha"};
+        for (size_t i = 0; i < IPT_COUNT(endings); i++) {
+            size_t n = endings[i] ? strlen(endings[i]) : len;
+            if (n >= len || len - n >= sizeof out->stem || strcmp(key + len - n, endings[i]) != 0)
+                continue;
+            snprintf(out->stem, sizeof out->stem, "%.*s", (int)(len - n), key);
+            out->down = take(f, out->stem, suffixes[k].down);
+            out->up = take(f, out->stem, suffixes[k].up);
+            if (i < 3 || out->down || out->up) /* an alpha goes with any family's factors */
+                return true;
+        }
+    }
+    return false;
 }
 
 /* --- scale ------------------------------------------------------------------------------------ */
@@ -69,9 +78,9 @@ static ipt_status set_scale(ipt_adapter_file *f, const ipt_module *m, const char
             return ipt_fail(f->impl->ctx, IPT_ERR_SHAPE,
                             "%s: key '%s': found %zu elements, expected 1", f->path, t->name,
                             t->count);
-        IPT_TRY(need_finite(f, t));
-        alpha = (double)ipt_st_get(t, 0);
-        ipt_adapter_claim(f, t);
+        if (ipt_st_finite(t, NULL)) /* else the file is refused before it is used */
+            alpha = (double)ipt_st_get(t, 0);
+        ipt_adapter_claim(f, t, false);
     } else {
         IPT_TRY(ipt_adapter_alpha(f, m, out->rank, &found, &alpha, &divisor));
     }
@@ -89,8 +98,8 @@ static ipt_status bad_shape(const ipt_adapter_file *f, const ipt_st_tensor *t, c
     char found[128];
     ipt_st_shape_text(t, found, sizeof found);
     return ipt_fail(f->impl->ctx, IPT_ERR_SHAPE,
-                    "%s: key '%s': found shape %s, expected %s: made for another model?", f->path,
-                    t->name, found, expected);
+                    "%s: key '%s': found shape %s, expected %s: made for %s?", f->path, t->name,
+                    found, expected, f->made_for ? f->made_for : "another model");
 }
 
 /* down' = mid with down applied to its inputs: up x down' is the Tucker form's product. */
@@ -102,7 +111,6 @@ static ipt_status expand_tucker(ipt_adapter_file *f, const ipt_module *m, const 
     size_t in = (size_t)m->in, taps = (size_t)m->kh * (size_t)m->kw, n = 0;
     size_t r_in = down->rank > 0 && down->dim[0] > 0 ? (size_t)down->dim[0] : 0,
            r = (size_t)out->rank;
-    IPT_TRY(need_finite(f, mid));
     snprintf(text, sizeof text, "[%zu,%zu,%d,%d]", r, r_in, (int)m->kh, (int)m->kw);
     if (r_in > MAX_RANK || mid->count != r * r_in * taps || mid->rank != 4 ||
         mid->dim[0] != out->rank || mid->dim[1] != (int64_t)r_in)
@@ -141,11 +149,9 @@ static ipt_status add_module(ipt_adapter_file *f, size_t index, const ipt_st_ten
                                 .kw = m->kw,
                                 .down = down,
                                 .up = up};
-    ipt_adapter_claim(f, down);
-    ipt_adapter_claim(f, up);
-    ipt_adapter_claim(f, mid);
-    IPT_TRY(need_finite(f, down));
-    IPT_TRY(need_finite(f, up));
+    ipt_adapter_claim(f, down, false);
+    ipt_adapter_claim(f, up, false);
+    ipt_adapter_claim(f, mid, false);
     const ipt_st_tensor *of = mid ? mid : down;
     int64_t rank = of->rank > 0 ? of->dim[0] : 0;
     if (rank < 1 || rank > MAX_RANK)
@@ -266,24 +272,6 @@ static ipt_status check_kind(ipt_adapter_file *f)
     return IPT_OK;
 }
 
-static ipt_status list_unmatched(ipt_adapter_file *f)
-{
-    size_t n = ipt_safetensors_count(f->impl->st);
-    f->unmatched = ipt_arena_alloc(&f->impl->arena, n * sizeof *f->unmatched);
-    if (!f->unmatched)
-        return IPT_ERR_NOMEM;
-    for (size_t i = 0; i < n; i++) {
-        if (!f->impl->used[i])
-            f->unmatched[f->n_unmatched++] = ipt_safetensors_at(f->impl->st, i)->name;
-    }
-    if (f->n_module > 0 || f->n_embedding > 0)
-        return IPT_OK;
-    return ipt_fail(f->impl->ctx, IPT_ERR_MISSING,
-                    "%s: none of its %zu keys ('%s' ...) fits a module of this model: no adapter, "
-                    "or made for another model",
-                    f->path, n, f->unmatched[0]);
-}
-
 static ipt_status resolve(ipt_adapter_file *f)
 {
     const ipt_safetensors *st = f->impl->st;
@@ -296,17 +284,18 @@ static ipt_status resolve(ipt_adapter_file *f)
         return IPT_ERR_NOMEM;
     IPT_TRY(ipt_adapter_read_metadata(f));
     IPT_TRY(check_kind(f));
+    ipt_adapter_guess(f);
     IPT_TRY(ipt_adapter_find_words(f));
     if (ipt_safetensors_find(st, "unet:0:up") || ipt_safetensors_find(st, "text_encoder:0:up")) {
         IPT_TRY(match_ordinals(f));
-        return list_unmatched(f);
+        return ipt_adapter_list(f);
     }
     ipt_key_frame_modules(f->impl->list, f->impl->n_list, &frame);
     for (size_t i = 0; i < f->impl->n_list; i++) {
         bool found = false;
         IPT_TRY(match_module(f, &frame, i, &found));
     }
-    return list_unmatched(f);
+    return ipt_adapter_list(f);
 }
 
 static ipt_status create(ipt_ctx *ctx, const char *path, const ipt_module *modules, size_t n,

@@ -69,7 +69,7 @@ static ipt_status find_vectors(ipt_adapter_file *f, ipt_index *words)
         IPT_TRY(entry_of(f, words, word, len, &e));
         if (!e->vector[which])
             e->vector[which] = t;
-        ipt_adapter_claim(f, t);
+        ipt_adapter_claim(f, t, true);
     }
     return IPT_OK;
 }

@@ -199,13 +199,25 @@ typedef struct ipt_adapter_embedding { /* textual inversion inside the file */
     const char *word;
     const ipt_st_tensor *vector[2]; /* [n,width] or [width] for text encoder 1 and 2; NULL: none */
 } ipt_adapter_embedding;
+typedef struct ipt_adapter_group { /* keys that fit nothing and begin alike */
+    const char *name, *first;      /* "lora_unet_double_blocks_", the first key */
+    size_t n;
+} ipt_adapter_group;
 typedef struct ipt_adapter_file {
     const char *path, *name; /* name: base name without ending */
     ipt_adapter_family family;
     bool has_conv, has_tucker;
     size_t n_module, n_unmatched, n_embedding, n_word;
     ipt_adapter_module *module;
-    const char **unmatched; /* keys that fit no module of the model */
+    const char **unmatched;   /* keys that fit no module of the model and would matter */
+    size_t n_key, n_harmless; /* all keys; those that fit nothing but could change nothing */
+    ipt_adapter_group *group; /* [n_group] of the unmatched */
+    size_t n_group;
+    const char *made_for;     /* "Flux", ...: what the keys tell; NULL: nothing */
+    const char *claims;       /* what the metadata says about it, NULL: nothing */
+    size_t n_bad, bad_values; /* tensors with NaN or infinite values, and how many values */
+    const char **bad;         /* [n_bad] their keys */
+    const char *bad_module;   /* the first of them that a module uses, NULL: none */
     ipt_adapter_embedding *embedding;
     const char **word; /* trigger words found in the metadata */
     int32_t rank_min, rank_max;
@@ -217,9 +229,10 @@ typedef struct ipt_adapter_file {
 } ipt_adapter_file;
 /* Opens a LoRA / LoCon file or a PEFT folder and finds the module of every key among `modules` (the
  * caller's canonical list, in the order of building: level after level).  Keys that fit no module
- * are listed, not an error, unless nothing fits at all. Ownership: caller, ipt_adapter_close; names
- * and modules are only borrowed for the call. Errors: IPT_ERR_IO, IPT_ERR_FORMAT (not safetensors,
- * not an adapter, a whole model, NaN: names key), IPT_ERR_SHAPE (file, key, found, expected),
+ * and values that are not finite are listed, not an error, unless nothing fits at all:
+ * ipt_adapter_check. Ownership: caller, ipt_adapter_close; names and modules are only borrowed for
+ * the call. Errors: IPT_ERR_IO, IPT_ERR_FORMAT (not safetensors, not an adapter, a whole model,
+ * PEFT settings that cannot be read), IPT_ERR_SHAPE (file, key, found, expected),
  * IPT_ERR_UNSUPPORTED (LoHa, LoKr, DoRA, ...: named), IPT_ERR_MISSING (fits no module: made for
  * another model), IPT_ERR_NOMEM. */
 IPT_CHECKED ipt_status ipt_adapter_open(ipt_ctx *ctx, const char *path, const ipt_module *modules,
@@ -229,6 +242,10 @@ IPT_CHECKED ipt_status ipt_adapter_open_memory(ipt_ctx *ctx, const char *name, c
                                                size_t size, const ipt_module *modules,
                                                size_t n_modules, ipt_adapter_file **out);
 void ipt_adapter_close(ipt_adapter_file **f);
+/* Whether pictures can be made with the file: IPT_ERR_MISSING when keys fit nothing (unless
+ * is_partial allows it; the table of what fits goes to the log as errors), IPT_ERR_FORMAT when a
+ * module has values that are not finite. */
+IPT_CHECKED ipt_status ipt_adapter_check(const ipt_adapter_file *f, bool is_partial);
 /* Computes the hashes (reads the whole file). */
 void ipt_adapter_hash(ipt_adapter_file *f);
 const char *ipt_adapter_family_name(ipt_adapter_family f); /* "kohya", ... */

@@ -305,11 +305,11 @@ static void test_refused(void **state)
         {{{Q ".lora_down.weight", {2, 4}, 2, NAN}, {Q ".lora_up.weight", {4, 2}, 2, 0}},
          2,
          IPT_ERR_FORMAT,
-         "element 0 is NaN"},
+         "NaN or infinite, expected finite numbers (8 such values in 1 tensors)"},
         {{{Q ".lora_down.weight", {2, 4}, 2, 0}, {Q ".lora_up.weight", {4, 2}, 2, INFINITY}},
          2,
          IPT_ERR_FORMAT,
-         "is infinite"},
+         "(8 such values in 1 tensors)"},
         {{{Q ".lora_down.weight", {2, 4}, 2, 0}},
          1,
          IPT_ERR_FORMAT,
@@ -357,6 +357,10 @@ static void test_refused(void **state)
         ipt_adapter_file *f = NULL;
         ipt_status s =
             ipt_adapter_open_memory(ctx, "bad.safetensors", p, n, toy, IPT_COUNT(toy), &f);
+        if (s == IPT_OK) {
+            s = ipt_adapter_check(f, false);
+            ipt_adapter_close(&f);
+        }
         const char *text = ipt_last_error(ctx);
         if (s != rows[i].want || !strstr(text, rows[i].says) ||
             strncmp(text, "bad.safetensors: ", 17) != 0)
@@ -595,6 +599,113 @@ static void test_bundled_words(void **state)
     ipt_ctx_destroy(&ctx);
 }
 
+/* --- what does not fit ------------------------------------------------------------------------ */
+#define T_KEY "lora_te_text_model_encoder_layers_0_self_attn_k_proj"
+
+static void test_partial(void **state)
+{
+    (void)state;
+    static const toy_tensor t[] = {
+        {T_KEY ".lora_down.weight", {1, 4}, 2, 5},
+        {T_KEY ".lora_up.weight", {4, 1}, 2, NAN},
+        {"lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight", {1, 4}, 2, 1},
+        {"lora_unet_double_blocks_0_img_attn_qkv.lora_up.weight", {4, 1}, 2, 1},
+        {"lora_unet_double_blocks_0_img_attn_qkv.alpha", {0}, 0, 1},
+        {"lora_unet_single_blocks_10_linear1.lora_down.weight", {1, 4}, 2, INFINITY},
+        {"lora_unet_single_blocks_10_linear1.lora_up.weight", {4, 1}, 2, 1},
+        /* these change nothing in any model */
+        {"lora_te_text_model_encoder_layers_11_mlp_fc1.lora_down.weight", {1, 4}, 2, 1},
+        {"lora_te_text_model_encoder_layers_11_mlp_fc1.lora_up.weight", {1, 1}, 2, 0},
+        {"lora_te_text_model_encoder_layers_11_mlp_fc1.alpha", {0}, 0, 1},
+        {"lora_unet_gone.alpha", {0}, 0, 1},
+        {"nothing", {0}, 1, 1},
+    };
+    static const ipt_st_meta meta[] = {{"modelspec.architecture", "stable-diffusion-v1/lora"}};
+    ipt_ctx *ctx = test_ctx();
+    size_t n = 0;
+    uint8_t *p = toy_file(ctx, t, IPT_COUNT(t), meta, 1, &n);
+    ipt_adapter_file *f = NULL;
+    assert_ok(ctx, ipt_adapter_open_memory(ctx, "p", p, n, toy, IPT_COUNT(toy), &f));
+    assert_int_equal(f->n_key, IPT_COUNT(t));
+    assert_int_equal(f->n_unmatched, 5);
+    assert_int_equal(f->n_harmless, 5);
+    assert_int_equal(f->n_group, 2);
+    for (size_t i = 0; i < 2; i++) {
+        bool twice = f->group[i].n == 2;
+        assert_string_equal(f->group[i].name,
+                            twice ? "lora_unet_single_blocks_" : "lora_unet_double_blocks_");
+        assert_true(twice || f->group[i].n == 3);
+    }
+    assert_string_equal(f->made_for, "Flux");
+    assert_string_equal(f->claims, "stable-diffusion-v1/lora");
+    assert_int_equal(f->n_bad, 2);
+    assert_int_equal(f->bad_values, 8);
+    assert_string_equal(f->bad_module, T_KEY ".lora_up.weight");
+    assert_int_equal(ipt_adapter_check(f, false), IPT_ERR_MISSING);
+    assert_non_null(strstr(ipt_last_error(ctx), "p: 5 of 12 keys fit nothing in this model; by its "
+                                                "keys it was made for Flux, its metadata says "
+                                                "'stable-diffusion-v1/lora'; --allow-partial"));
+    assert_int_equal(ipt_adapter_check(f, true), IPT_ERR_FORMAT);
+    assert_non_null(strstr(ipt_last_error(ctx), "key '" T_KEY ".lora_up.weight'"));
+    ipt_adapter_close(&f);
+    ipt_free(p);
+    ipt_ctx_destroy(&ctx);
+}
+
+/* Published names of other bases, whatever the metadata claims. */
+static void test_made_for(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *key;
+        int64_t dim[2];
+        const char *base; /* NULL: not told */
+    } rows[] = {
+        {"lora_unet_single_blocks_0_linear1.lora_down.weight", {4, 3072}, "Flux"},
+        {"transformer.single_transformer_blocks.3.attn.to_q.lora_A.weight", {4, 3072}, "Flux"},
+        {"lora_unet_double_blocks_19_img_mod_lin.lora_down.weight", {4, 3072}, "HunyuanVideo"},
+        {"lora_unet_double_blocks_3_img_mlp_0.lora_down.weight", {4, 3072}, "Flux"},
+        {"lora_unet_joint_blocks_0_x_block_attn_qkv.lora_down.weight", {4, 1536}, "SD 3"},
+        {"transformer.transformer_blocks.5.attn.add_q_proj.lora_A.weight", {4, 1536}, "SD 3"},
+        {"transformer.transformer_blocks.30.attn.add_q_proj.lora_A.weight",
+         {4, 3072},
+         "Qwen-Image"},
+        {"transformer_blocks.2.img_mlp.net.0.proj.lora_B.weight", {4, 4}, "Qwen-Image"},
+        {"diffusion_model.blocks.0.cross_attn.k.lora_A.weight", {4, 5120}, "Wan"},
+        {"lora_unet_blocks_0_cross_attn_k.lora_down.weight", {4, 5120}, "Wan"},
+        {"transformer.blocks.0.attn2.to_k.lora_A.weight", {4, 5120}, "Wan"},
+        {"unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k.lora_A.weight",
+         {4, 2048},
+         "SDXL"},
+        {"lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k.lora_down.weight",
+         {4, 1024},
+         "SD 2.x"},
+        {"mid_block.attentions.0.transformer_blocks.0.attn2.processor.to_k_lora.down.weight",
+         {4, 768},
+         "SD 1.x"},
+        {"lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_q.lora_down.weight",
+         {4, 768},
+         NULL},
+    };
+    ipt_ctx *ctx = test_ctx();
+    for (size_t i = 0; i < IPT_COUNT(rows); i++) {
+        const toy_tensor t[] = {{T_KEY ".lora_down.weight", {1, 4}, 2, 5},
+                                {T_KEY ".lora_up.weight", {4, 1}, 2, 1},
+                                {rows[i].key, {rows[i].dim[0], rows[i].dim[1]}, 2, 1}};
+        static const ipt_st_meta meta[] = {{"ss_base_model_version", "sd_v1"}};
+        size_t n = 0;
+        uint8_t *p = toy_file(ctx, t, 3, meta, 1, &n);
+        ipt_adapter_file *f = NULL;
+        assert_ok(ctx, ipt_adapter_open_memory(ctx, "p", p, n, toy, IPT_COUNT(toy), &f));
+        if (!rows[i].base != !f->made_for ||
+            (f->made_for && strcmp(f->made_for, rows[i].base) != 0))
+            fail_msg("%s: '%s'", rows[i].key, f->made_for ? f->made_for : "nothing");
+        ipt_adapter_close(&f);
+        ipt_free(p);
+    }
+    ipt_ctx_destroy(&ctx);
+}
+
 static void test_not_adapters(void **state)
 {
     (void)state;
@@ -661,6 +772,8 @@ int main(void)
         cmocka_unit_test(test_ordinals),
         cmocka_unit_test(test_settings),
         cmocka_unit_test(test_bundled_words),
+        cmocka_unit_test(test_partial),
+        cmocka_unit_test(test_made_for),
         cmocka_unit_test(test_not_adapters),
         cmocka_unit_test(test_oom),
     };

@@ -343,8 +343,15 @@ static void test_bad_lora(void **state)
                                   NULL};
         expect_bad(p, generate, name);
         const char *inspect[] = {"lora", "inspect", name, "-m", IPT_TEST_DATA "/models/sd1", NULL};
-        expect_bad(p, inspect, name);
         const char *alone[] = {"lora", "inspect", name, NULL};
+        if (i == HAS_NAN) { /* which is counted */
+            result r = run_args(p, inspect);
+            assert_int_equal(r.rc, 0);
+            assert_non_null(strstr(r.out, "270 values in 270 tensors (first: "));
+            done(&r);
+            continue;
+        }
+        expect_bad(p, inspect, name);
         expect_bad(p, alone, name);
     }
 }

@@ -198,12 +198,75 @@ static void test_words_inside(void **state)
     close_engine(&f);
 }
 
+/* What `lora inspect` shows: words, values that are no numbers, what does not fit. */
+static void test_description(void **state)
+{
+    (void)state;
+    static const char *const parts[] = {
+        "\"word\": \"two\", \"text_encoder\": 2, \"text_encoder_2\": 2",
+        "\"word\": \"<s1>\", \"text_encoder\": 1}",
+        "\"nan\": [\"bundle_emb.two.clip_g\"], \"nan_values\": 3",
+        "\"groups\": [{\"name\": \"lora_unet_joint_blocks_\"",
+        "\"made_for\": \"SD 3\"",
+    };
+    fixture f = {.ctx = test_ctx()};
+    ipt_name(f.lora, sizeof f.lora, "/tmp/impasto-lora-%ld.safetensors", (long)getpid());
+    const float v[32] = {1}, bad[8] = {NAN, 1, INFINITY, 1, 1, -INFINITY, 1, 1};
+    const ipt_st_write more[] = {
+        {"<s1>", IPT_ST_F32, 1, {16}, v},
+        {"bundle_emb.two.clip_l", IPT_ST_F32, 2, {2, 16}, v},
+        {"bundle_emb.two.clip_g", IPT_ST_F32, 2, {2, 4}, bad},
+        {"lora_unet_joint_blocks_1_x.lora_up.weight", IPT_ST_F32, 2, {16, 1}, v},
+    };
+    char *json = NULL;
+    write_lora(&f, "lora_te_text_model_encoder_layers_4_mlp_fc2", 16, 37, more, 4);
+    assert_ok(f.ctx, ipt_lora_describe(f.ctx, f.lora, GOLDEN("models/sd1"), NULL, &json));
+    for (size_t i = 0; i < IPT_COUNT(parts); i++)
+        if (!strstr(json, parts[i]))
+            fail_msg("%s is not in %s", parts[i], json);
+    ipt_free(json);
+    unlink(f.lora);
+    ipt_ctx_destroy(&f.ctx);
+}
+
+/* A file of which half the keys fit nothing is refused in one run and allowed in another. */
+static void test_partial(void **state)
+{
+    (void)state;
+    fixture f = open_engine();
+    const float v[32] = {1};
+    const ipt_st_write more[] = {
+        {"lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight", IPT_ST_F32, 2, {1, 32}, v},
+        {"lora_unet_double_blocks_0_img_attn_qkv.lora_up.weight", IPT_ST_F32, 2, {32, 1}, v},
+    };
+    ipt_lora l = {f.lora, 1, 1, NULL, 0, 1, NULL};
+    ipt_request r;
+    ipt_report rep;
+    write_lora(&f, "lora_te_text_model_encoder_layers_4_mlp_fc2", 16, 37, more, 2);
+    small_request(&f, &r, GOLDEN("models/sd1"));
+    r.lora = &l;
+    r.n_lora = 1;
+    for (int round = 0; round < 2; round++) { /* also when the engine has kept the file */
+        r.allow_partial = false;
+        assert_int_equal(ipt_generate(f.engine, &r, NULL, NULL, NULL), IPT_ERR_MISSING);
+        assert_non_null(strstr(ipt_last_error(f.ctx), "2 of 4 keys fit nothing in this model; by "
+                                                      "its keys it was made for Flux; "
+                                                      "--allow-partial"));
+        r.allow_partial = true;
+        assert_ok(f.ctx, ipt_generate(f.engine, &r, NULL, NULL, &rep));
+        assert_int_equal(rep.adapter[0].n_unmatched, 2);
+    }
+    close_engine(&f);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_sdxl_leaves_out_a_layer),
         cmocka_unit_test(test_every_layer_skipped),
         cmocka_unit_test(test_words_inside),
+        cmocka_unit_test(test_description),
+        cmocka_unit_test(test_partial),
     };
     return cmocka_run_group_tests_name("lora", tests, NULL, NULL);
 }
