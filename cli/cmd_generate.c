@@ -71,7 +71,7 @@ static const cli_option options[] = {
      AT(precision), 0, 0, "auto f16 f32"},
     {"vram-limit", 0, CLI_INT, "MIB", "device memory to take at most", AT(vram_limit), 64, 1 << 24,
      NULL},
-    {"batch", 0, CLI_INT, "N", "UNet rows evaluated at once, 0: by memory", AT(batch), 0, 256,
+    {"batch", 0, CLI_INT, "N", "UNet rows evaluated at once at most, 0: auto", AT(batch), 0, 256,
      NULL},
     {"lora-dir", 0, CLI_REPEAT, "DIR", "where <lora:name:w> is looked up first; repeatable",
      AT(lora_dir), 0, 0, NULL},

@@ -149,32 +149,6 @@ static ipt_status encode_all(run *u, size_t *max_worlds)
 }
 
 /* --- the UNet --------------------------------------------------------------------------------- */
-static ipt_status record_unet(run *u, const ipt_unet_key *key, const int32_t want[8])
-{
-    ipt_engine *e = u->e;
-    ipt_graph *g = NULL;
-    ipt_weights *store = NULL;
-    size_t n_site = 0;
-    ipt_plan_destroy(&e->unet.plan);
-    IPT_TRY(ipt_engine_store(e, IPT_COMP_UNET, &store));
-    IPT_TRY(ipt_graph_create(e->ctx, &g));
-    const ipt_adapter_site *site = ipt_bank_sites(e->bank, IPT_COMP_UNET, &n_site);
-    ipt_graph_adapters(g, site, n_site, IPT_GATE_ROWS, key->batch, (int)ipt_bank_n_slot(e->bank));
-    ipt_unet_build(g, &e->config.unet, key);
-    ipt_plan_opts o = {.gpu = e->gpu, .weights = store};
-    ipt_status status = ipt_plan_create(g, &o, &e->unet.plan);
-    ipt_graph_destroy(&g);
-    if (status == IPT_OK)
-        status = ipt_bank_write(e->bank, IPT_COMP_UNET, e->unet.plan, &e->bytes_uploaded);
-    if (status != IPT_OK) {
-        ipt_plan_destroy(&e->unet.plan);
-        return status;
-    }
-    memcpy(e->unet.key, want, sizeof e->unet.key);
-    e->n_plans++;
-    return IPT_OK;
-}
-
 /* A plan for all rows at once, or for fewer at a time when they do not fit in device memory. */
 static ipt_status unet_plan(run *u, size_t rows)
 {
@@ -184,24 +158,7 @@ static ipt_status unet_plan(run *u, size_t rows)
     const ipt_unet_config *c = &e->config.unet;
     ipt_unet_key key = {limit < (int32_t)rows ? limit : (int32_t)rows, u->set.h, u->set.w,
                         u->text[0][0].tokens, e->act_type};
-    for (;;) {
-        const int32_t want[8] = {key.batch,
-                                 key.h,
-                                 key.w,
-                                 key.tokens,
-                                 (int32_t)key.act,
-                                 (int32_t)ipt_bank_n_slot(e->bank),
-                                 0,
-                                 1};
-        if (e->unet.plan && memcmp(e->unet.key, want, sizeof want) == 0)
-            break;
-        ipt_status status = record_unet(u, &key, want);
-        if (status == IPT_OK)
-            break;
-        if (status != IPT_ERR_DEVICE_MEM || key.batch == 1 || u->r->batch > 0)
-            return status;
-        key.batch = (key.batch + 1) / 2;
-    }
+    IPT_TRY(ipt_unet_plan(e, &key));
     u->batch = key.batch;
     u->unet = e->unet.plan;
     size_t b = (size_t)u->batch, hw = (size_t)u->set.h * (size_t)u->set.w;

@@ -103,7 +103,7 @@ typedef struct ipt_request {
         *const *embedding_dirs; /* searched for <lora:name> and names in prompts */
     size_t n_lora_dirs, n_embedding_dirs;
     int32_t vae_tile;   /* 0 auto, -1 never, else tile size in pixels */
-    int32_t batch;      /* UNet rows evaluated at once; 0: auto */
+    int32_t batch;      /* UNet rows evaluated at once at most; 0: auto */
     bool allow_partial; /* take a LoRA of which some modules do not fit */
     const char *trace;  /* safetensors file of every intermediate of picture 0, or NULL */
     ipt_progress_fn progress;

@@ -158,6 +158,20 @@ IPT_CHECKED ipt_status ipt_encode(ipt_engine *e, const ipt_request *r, const ipt
                                   int which, const float *gates, ipt_arena *arena,
                                   ipt_encoded *out);
 
+/* --- fit.c: when a graph passes what the device holds ----------------------------------------- */
+/* Less at once may do: device memory, or a limit on bindings, indices, work groups. */
+bool ipt_too_large(ipt_status s);
+/* Whether a plan for a picture of that size can be made: IPT_OK, or why not. */
+typedef ipt_status (*ipt_fit_fn)(ipt_engine *e, int32_t width, int32_t height);
+/* After a failure `s` of ipt_too_large: returns it with a message that names the largest picture of
+ * this aspect that fits, found by asking `fits`; as it was when none does. */
+ipt_status ipt_fit_advise(ipt_engine *e, ipt_status s, int32_t width, int32_t height,
+                          ipt_fit_fn fits);
+/* e->unet becomes a plan for key->batch rows, or for fewer where so many are too large: the batch
+ * is halved, *key tells the result.  Errors: IPT_ERR_DEVICE_MEM and IPT_ERR_TOO_LARGE when one row
+ * is too large: the message names a size that fits; those of the weights. */
+IPT_CHECKED ipt_status ipt_unet_plan(ipt_engine *e, ipt_unet_key *key);
+
 /* --- latent.c: pictures to latents and back --------------------------------------------------- */
 /* z [C,h,w] sampler latent -> rgb [3,8h,8w]... f32 in 0..1, stored [H,W,3]. */
 IPT_CHECKED ipt_status ipt_decode(ipt_engine *e, const ipt_request *r, const float *latent,

@@ -128,6 +128,22 @@ static ipt_status decode_tiled(ipt_engine *e, const float *z, int32_t h, int32_t
 }
 
 enum { AUTO_TILE = 512, AUTO_WHOLE = 1024 * 1024 }; /* pixels */
+enum { MIN_TILE = 16 };                             /* latent pixels */
+
+/* In tiles of `side` latent pixels, or of half as many again and again while they are too large. */
+static ipt_status decode_fitting(ipt_engine *e, const float *z, int32_t h, int32_t w, int32_t side,
+                                 float *rgb)
+{
+    ipt_status status = decode_tiled(e, z, h, w, side, rgb);
+    for (; ipt_too_large(status) && side / 2 >= MIN_TILE;
+         status = decode_tiled(e, z, h, w, side, rgb)) {
+        side /= 2;
+        ipt_log(e->ctx, IPT_LOG_WARN,
+                "a tile does not fit the device: decoding in tiles of %d pixels",
+                side * ipt_vae_factor(&e->config.vae));
+    }
+    return status;
+}
 
 ipt_status ipt_decode(ipt_engine *e, const ipt_request *r, const float *latent, int32_t h,
                       int32_t w, float *rgb)
@@ -143,23 +159,52 @@ ipt_status ipt_decode(ipt_engine *e, const ipt_request *r, const float *latent, 
                                ? latent[k * hw + i]
                                : latent[k * hw + i] / v->scaling_factor + v->shift_factor;
     int32_t f = ipt_vae_factor(v), side = r->vae_tile > 0 ? r->vae_tile / f : AUTO_TILE / f;
-    bool fits = h <= side && w <= side;
-    bool whole =
-        r->vae_tile < 0 || fits || (r->vae_tile == 0 && hw * (size_t)(f * f) <= AUTO_WHOLE);
+    int32_t longer = h > w ? h : w;
+    bool whole = r->vae_tile < 0 || longer <= side ||
+                 (r->vae_tile == 0 && hw * (size_t)(f * f) <= AUTO_WHOLE);
     side = side > 8 ? side : 8;
-    ipt_status status = IPT_ERR_DEVICE_MEM;
-    if (whole)
-        status = decode_whole(e, z, h, w, rgb);
-    if (!whole || (status == IPT_ERR_DEVICE_MEM && r->vae_tile == 0 && !fits)) {
+    ipt_status status = whole ? decode_whole(e, z, h, w, rgb) : IPT_OK;
+    if (whole && ipt_too_large(status) && r->vae_tile < 0) {
+        char why[800];
+        ipt_name(why, sizeof why, "%s", ipt_last_error(e->ctx));
+        status = ipt_fail(e->ctx, status,
+                          "the picture cannot be decoded whole, --vae-tile auto "
+                          "decodes it in tiles (%s)",
+                          why);
+    } else if (!whole || (ipt_too_large(status) && longer > MIN_TILE)) {
+        if (longer <= side)
+            side = longer / 2;
         if (whole)
-            ipt_log(
-                e->ctx, IPT_LOG_WARN,
-                "the picture does not fit in device memory at once: decoding in tiles of %d pixels",
-                side * f);
-        status = decode_tiled(e, z, h, w, side, rgb);
+            ipt_log(e->ctx, IPT_LOG_WARN,
+                    "the picture does not fit the device at once: decoding in tiles of %d pixels",
+                    side * f);
+        status = decode_fitting(e, z, h, w, side, rgb);
     }
     ipt_free(z);
     return status;
+}
+
+/* --- pictures to latents ---------------------------------------------------------------------- */
+/* dry: only whether it fits; *out stays NULL. */
+static ipt_status create_encode(ipt_engine *e, int32_t H, int32_t W, bool dry, ipt_plan **out)
+{
+    ipt_graph *g = NULL;
+    ipt_weights *store = NULL;
+    IPT_TRY(ipt_engine_store(e, IPT_COMP_VAE, &store));
+    IPT_TRY(ipt_graph_create(e->ctx, &g));
+    ipt_vae_encode_build(g, &e->config.vae, 1, H, W, vae_act(e));
+    ipt_plan_opts o = {.gpu = e->gpu, .weights = store, .dry = dry};
+    ipt_status status = ipt_plan_create(g, &o, out);
+    ipt_graph_destroy(&g);
+    if (status == IPT_OK && dry)
+        ipt_plan_destroy(out);
+    return status;
+}
+
+static ipt_status encode_fits(ipt_engine *e, int32_t width, int32_t height)
+{
+    ipt_plan *none = NULL;
+    return create_encode(e, height, width, true, &none);
 }
 
 ipt_status ipt_encode_image(ipt_engine *e, const float *rgb, int32_t H, int32_t W, float *mean,
@@ -172,16 +217,11 @@ ipt_status ipt_encode_image(ipt_engine *e, const float *rgb, int32_t H, int32_t 
         return ipt_fail(e->ctx, IPT_ERR_UNSUPPORTED,
                         "the model's tiny VAE cannot encode pictures; give one with --vae");
     if (!e->encode.plan || memcmp(e->encode.key, want, sizeof want) != 0) {
-        ipt_graph *g = NULL;
-        ipt_weights *store = NULL;
         ipt_plan_destroy(&e->encode.plan);
-        IPT_TRY(ipt_engine_store(e, IPT_COMP_VAE, &store));
-        IPT_TRY(ipt_graph_create(e->ctx, &g));
-        ipt_vae_encode_build(g, &e->config.vae, 1, H, W, vae_act(e));
-        ipt_plan_opts o = {.gpu = e->gpu, .weights = store};
-        ipt_status status = ipt_plan_create(g, &o, &e->encode.plan);
-        ipt_graph_destroy(&g);
-        IPT_TRY(status);
+        ipt_status made = create_encode(e, H, W, false, &e->encode.plan);
+        if (ipt_too_large(made))
+            return ipt_fit_advise(e, made, W, H, encode_fits);
+        IPT_TRY(made);
         memcpy(e->encode.key, want, sizeof want);
         e->n_plans++;
     }

@@ -207,7 +207,9 @@ typedef struct ipt_plan_opts {
     bool check;           /* also run each node's reference on the device's inputs and name the
                              first node that differs (also env IPT_PLAN_CHECK=1) */
     bool profile;         /* time stamps around every node: ipt_plan_profile */
-    bool guard;           /* tests: guard bands around every value and NaN poison before each run */
+    bool dry;   /* only whether it can be made: described and placed, its memory taken, but
+                   nothing recorded; it can only be destroyed */
+    bool guard; /* tests: guard bands around every value and NaN poison before each run */
 } ipt_plan_opts;
 /* Keeps gpu and weights until destroy; the graph may be destroyed at once.
  * Errors: the poison; IPT_ERR_DEVICE_MEM with need / have; IPT_ERR_TOO_LARGE when a tensor passes a

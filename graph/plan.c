@@ -54,7 +54,8 @@ ipt_status ipt_plan_create(ipt_graph *g, const ipt_plan_opts *o, ipt_plan **out)
         IPT_TRY_GOTO(ipt_device_create(p), fail);
     else
         IPT_TRY_GOTO(ipt_host_create(p), fail);
-    IPT_TRY_GOTO(write_constants(p), fail);
+    if (!p->opts.dry)
+        IPT_TRY_GOTO(write_constants(p), fail);
     *out = p;
     return IPT_OK;
 fail:

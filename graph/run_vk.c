@@ -169,8 +169,8 @@ static ipt_status describe(ipt_plan *p, uint32_t i)
         char shape[64];
         ipt_shape_text(&pn->n.in_shape[0], shape, sizeof shape);
         return ipt_fail(p->ctx, s,
-                        "%s: %s of %s passes what %s takes at once (a binding holds %" PRIu64
-                        " bytes); try a smaller picture",
+                        "%s: %s of %s passes what %s takes at once: a binding holds %" PRIu64
+                        " bytes",
                         pn->n.name, def->name, shape, ipt_gpu_get_info(p->gpu)->name,
                         ipt_gpu_traits(p->gpu)->max_range);
     }
@@ -334,7 +334,7 @@ ipt_status ipt_device_create(ipt_plan *p)
                         " MiB; try a smaller picture, --vae-tile auto or a higher --vram-limit",
                         p->arena_bytes >> 20, p->opts.arena_limit >> 20);
     IPT_TRY(ipt_buffer_create(p->gpu, p->arena_bytes, &p->dev->arena));
-    return make_pieces(p);
+    return p->opts.dry ? IPT_OK : make_pieces(p);
 }
 
 void ipt_device_destroy(ipt_plan *p)
