@@ -29,7 +29,8 @@ typedef struct run {
     float *in_x, *in_text, *in_add, *in_gates, *eps;
     ipt_start start; /* img2img and inpainting */
     /* progress */
-    double t_start, step_ms, vae_ms;
+    double t_start, step_ms, vae_ms; /* the last two: 0, not known yet */
+    double step_macs;                /* of all replays of an evaluation */
     int32_t n_eval, done_eval;
 } run;
 
@@ -53,18 +54,45 @@ static void progress(run *u, const char *stage, int32_t done, int32_t total, int
                       .step_ms = u->step_ms};
     if (u->step_ms > 0) {
         int32_t left = u->n_eval * u->set.count - u->done_eval;
-        double vae = u->vae_ms > 0 ? u->vae_ms : 0;
+        double vae = u->vae_ms; /* before the first: as much slower as it is more work */
+        if (vae <= 0 && u->step_macs > 0)
+            vae = u->step_ms / u->step_macs * ipt_decode_macs(u->e, u->set.h, u->set.w);
         p.eta_ms = left * u->step_ms + (u->set.count - image) * vae;
     }
     u->r->progress(u->r->user, &p);
 }
 
 /* --- adapters and embeddings ------------------------------------------------------------------ */
+/* Says what a prompt holds that does not act. */
+static void warn_of_syntax(ipt_ctx *ctx, const char *which, const char *text)
+{
+    static const struct {
+        unsigned bit;
+        const char *what;
+    } syntax[] = {
+        {IPT_PROMPT_EDITS, "[from:to:when] (prompt editing)"},
+        {IPT_PROMPT_ALTERNATES, "[a|b] (alternating words)"},
+        {IPT_PROMPT_AND, "AND (several prompts in one)"},
+    };
+    unsigned found = text ? ipt_prompt_not_built(text, strlen(text)) : 0;
+    for (size_t i = 0; i < IPT_COUNT(syntax); i++)
+        if (found & syntax[i].bit)
+            ipt_log(ctx, IPT_LOG_WARN, "%s: %s is not built in and taken literally", which,
+                    syntax[i].what);
+}
+
 /* <lora:...> tags of the prompt (the negative's are ignored, as in A1111). */
 static ipt_status read_tags(run *u, ipt_prompt **out)
 {
     const char *text = u->r->prompt ? u->r->prompt : "";
-    return ipt_prompt_create(u->e->ctx, u->e->tokenizer[0], text, strlen(text), NULL, out);
+    ipt_ctx *ctx = u->e->ctx;
+    IPT_TRY(ipt_prompt_create(ctx, u->e->tokenizer[0], text, strlen(text), NULL, out));
+    warn_of_syntax(ctx, "prompt", u->r->prompt);
+    warn_of_syntax(ctx, "negative prompt", u->r->negative);
+    for (size_t i = 0; i < (*out)->n_ignored; i++)
+        ipt_log(ctx, IPT_LOG_WARN, "prompt: %.100s has no meaning here and is left out",
+                (*out)->ignored[i]);
+    return IPT_OK;
 }
 
 static ipt_status make_policy(run *u, const ipt_prompt *tags)
@@ -137,6 +165,9 @@ static ipt_status encode_all(run *u, size_t *max_worlds)
     double t = ipt_now_ms();
     progress(u, "text", 0, 1, 0);
     IPT_TRY(ipt_prompts_read(u->e, u->r, &u->prompts));
+    if (u->prompts.prompt[1][0]->n_lora > 0)
+        ipt_log(u->e->ctx, IPT_LOG_WARN, "negative prompt: <lora:%.100s> has no effect there",
+                u->prompts.prompt[1][0]->loras[0].name);
     for (int32_t i = 0; i < u->set.steps; i++) {
         size_t n = 0, index = 0;
         const ipt_world *w = ipt_policy_step(u->policy, i, &n);
@@ -161,6 +192,8 @@ static ipt_status unet_plan(run *u, size_t rows)
     IPT_TRY(ipt_unet_plan(e, &key));
     u->batch = key.batch;
     u->unet = e->unet.plan;
+    u->step_macs =
+        ipt_plan_macs(u->unet) * (double)((rows + (size_t)key.batch - 1) / (size_t)key.batch);
     size_t b = (size_t)u->batch, hw = (size_t)u->set.h * (size_t)u->set.w;
     u->in_x = ipt_arena_alloc(&u->arena, b * hw * (size_t)c->in_channels * 4);
     u->in_text = ipt_arena_alloc(&u->arena, b * (size_t)key.tokens * (size_t)c->cross_dim[0] * 4);

@@ -176,6 +176,8 @@ IPT_CHECKED ipt_status ipt_unet_plan(ipt_engine *e, ipt_unet_key *key);
 /* z [C,h,w] sampler latent -> rgb [3,8h,8w]... f32 in 0..1, stored [H,W,3]. */
 IPT_CHECKED ipt_status ipt_decode(ipt_engine *e, const ipt_request *r, const float *latent,
                                   int32_t h, int32_t w, float *rgb);
+/* Multiply-adds of ipt_decode, near enough to say how long it will take beside a UNet's. */
+double ipt_decode_macs(const ipt_engine *e, int32_t h, int32_t w);
 /* rgb [H,W,3] in -1..1 -> mean and standard deviation [C,h,w] of the unscaled latent. */
 IPT_CHECKED ipt_status ipt_encode_image(ipt_engine *e, const float *rgb, int32_t H, int32_t W,
                                         float *mean, float *deviation);

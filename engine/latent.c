@@ -145,6 +145,26 @@ static ipt_status decode_fitting(ipt_engine *e, const float *z, int32_t h, int32
     return status;
 }
 
+/* The decoder's 3x3 convolutions and its attention; a tiny decoder's: one block of three and an
+ * upsampler a level. */
+double ipt_decode_macs(const ipt_engine *e, int32_t h, int32_t w)
+{
+    const ipt_vae_config *v = e->taesd ? &ipt_model_get_config(e->taesd)->vae : &e->config.vae;
+    double px = (double)h * (double)w, top = v->channels[v->n_level - 1], before = top, macs = 0;
+    if (!v->tiny) /* two resnets; four projections, scores and their sum */
+        macs = px * (4 * 9 * top * top + 4 * top * top + 2 * px * top);
+    for (int32_t i = v->n_level - 1; i >= 0; i--) {
+        double c = v->channels[i], blocks = v->n_layer + (v->tiny ? 0 : 1);
+        macs += px * 9 * (v->tiny ? 3 * blocks * c * c : before * c + (2 * blocks - 1) * c * c);
+        if (i > 0) {
+            px *= 4;
+            macs += px * 9 * c * c;
+        }
+        before = c;
+    }
+    return macs;
+}
+
 ipt_status ipt_decode(ipt_engine *e, const ipt_request *r, const float *latent, int32_t h,
                       int32_t w, float *rgb)
 {

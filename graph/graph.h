@@ -227,6 +227,7 @@ IPT_CHECKED ipt_status ipt_plan_run(ipt_plan *p, uint32_t segment);
 IPT_CHECKED ipt_status ipt_plan_read(ipt_plan *p, const char *out, void *dst, size_t n);
 uint64_t ipt_plan_arena_bytes(const ipt_plan *p);
 size_t ipt_plan_n_dispatch(const ipt_plan *p);
+double ipt_plan_macs(const ipt_plan *p); /* multiply-adds of a whole run; 0 on the host */
 /* Per-node device times of the last run (profile): op name, milliseconds, multiply-adds. */
 typedef struct ipt_plan_row {
     const char *op, *name;

@@ -133,6 +133,15 @@ ipt_status ipt_plan_run(ipt_plan *p, uint32_t segment)
 
 uint64_t ipt_plan_arena_bytes(const ipt_plan *p) { return p->arena_bytes; }
 
+double ipt_plan_macs(const ipt_plan *p)
+{
+    double macs = 0;
+    for (uint32_t i = 0; i < p->n_node; i++)
+        for (uint32_t k = 0; k < p->node[i].launch.n_d; k++)
+            macs += p->node[i].launch.d[k].macs;
+    return macs;
+}
+
 size_t ipt_plan_n_dispatch(const ipt_plan *p)
 {
     size_t n = 0;

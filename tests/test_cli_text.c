@@ -9,6 +9,7 @@
 
 #include "cli/cli.h"
 #include "model_io/model_io.h"
+#include "text_encoder/tokenizer.h"
 
 /* Colour, title of the window, C1 in UTF-8, DEL, override, isolate, tab, line end. */
 #define EVIL                                                                                       \
@@ -271,12 +272,118 @@ static void test_full_stdout(void **state)
     p->stdout_path = NULL;
 }
 
+/* --- prompts ---------------------------------------------------------------------------------- */
+static void test_syntax_that_is_not_built(void **state)
+{
+    enum { E = IPT_PROMPT_EDITS, A = IPT_PROMPT_ALTERNATES, N = IPT_PROMPT_AND };
+    static const struct {
+        const char *text;
+        unsigned found;
+    } cases[] = {
+        {"", 0},
+        {"a cat", 0},
+        {"[a cat]", 0},
+        {"[[a]]", 0},
+        {"(a:1.2) [b]", 0},
+        {"[(a:1.2)]", 0},
+        {"[a, (b:1.2), c]", 0},
+        {"a:b, c|d", 0},
+        {"\\[a|b\\] \\[a:b:0.5\\]", 0},
+        {"[a: b]", 0},
+        {"[a:]", 0},
+        {"]a|b[", 0},
+        {"SAND ANDy BRAND and AND_", 0},
+        {"[a:b:0.5]", E},
+        {"[a:0.5]", E},
+        {"[a::0.5]", E},
+        {"[:b:10]", E},
+        {"[a:b: .25 ]", E},
+        {"[(a:1.2):b:0.5]", E},
+        {"[a:[b:c:0.2]:0.5]", E},
+        {"x [a|b] y", A},
+        {"[a|]", A},
+        {"[[a|b]:0.5]", A | E},
+        {"a AND b", N},
+        {"AND", N},
+        {"a:1.2 AND [b|c]", N | A},
+        {"(a AND b)", N},
+    };
+    (void)state;
+    for (size_t i = 0; i < IPT_COUNT(cases); i++) {
+        unsigned found = ipt_prompt_not_built(cases[i].text, strlen(cases[i].text));
+        if (found != cases[i].found)
+            fail_msg("%s: %u, expected %u", cases[i].text, found, cases[i].found);
+    }
+    char *deep = calloc(1, 100001); /* no recursion, nothing written past the stack of brackets */
+    assert_non_null(deep);
+    memset(deep, '[', 50000);
+    memset(deep + 50000, ']', 50000);
+    assert_int_equal(ipt_prompt_not_built(deep, 100000), 0);
+    for (size_t i = 0; i < 100000; i++)
+        deep[i] = "[](|:1\\)"[(i * 7 + i / 11) % 8];
+    (void)ipt_prompt_not_built(deep, 100000);
+    free(deep);
+}
+
+/* Each said once, on one line each; a missing LoRA says where it was looked for. */
+static void test_warnings_of_a_prompt(void **state)
+{
+    static const char *const said[] = {"warning: prompt: [from:to:when]",
+                                       "warning: prompt: [a|b]",
+                                       "warning: prompt: AND",
+                                       "warning: negative prompt: [a|b]",
+                                       "warning: prompt: <hypernet:x:1>",
+                                       "warning: prompt: dyn=8",
+                                       "warning: negative prompt: <lora:b>"};
+    place *p = *state;
+    char path[PATH_MAX], env[1][PATH_MAX + 32];
+    need_device(p);
+    ipt_name(env[0], sizeof env[0], "XDG_DATA_HOME=%s", in(p, path, "data"));
+    const char *const list[] = {env[0], NULL};
+    p->env = list;
+    result r = RUN(p, "generate", "-m", IPT_TEST_DATA "/models/sd1", "-p", "a <lora:nix:0.5> cat",
+                   "-o", "w.png", "--lora-dir", "some/where");
+    expect_line(&r, 64, "data/impasto/loras; --lora-dir DIR names a folder", "a missing LoRA");
+    r = RUN(p, "generate", "-m", IPT_TEST_DATA "/models/sd1", "-p", "a <lora:nix:0.5> cat", "-o",
+            "w.png", "--lora-dir", "some/where");
+    expect_line(&r, 64, "nor one of that name in some/where, ", "a missing LoRA");
+    char *data = NULL; /* in the user's own folder it is found */
+    size_t n = 0;
+    ipt_name(path, sizeof path, "%s/data/impasto/loras", p->dir);
+    assert_true(ipt_make_dirs(path));
+    assert_ok(p->ctx, ipt_file_read(p->ctx, IPT_TEST_DATA "/golden_lora_kohya.safetensors", 1 << 24,
+                                    &data, &n));
+    write_text(p, "data/impasto/loras/mine.safetensors", data, n);
+    ipt_free(data);
+    r = RUN(p, "generate", "-m", IPT_TEST_DATA "/models/sd1", "-p",
+            "a [b:c:0.5] [d|e] AND [f:0.1] <hypernet:x:1> <lora:mine:0.5:dyn=8>", "-n",
+            "[g|h] <lora:b:1>", "-o", "w.png", "--steps", "4", "--sampler", "ddim", "-W", "64",
+            "-H", "64");
+    if (r.rc != 0)
+        fail_msg("exit %d: %s", r.rc, r.err);
+    for (size_t i = 0; i < IPT_COUNT(said); i++) {
+        const char *first = strstr(r.err, said[i]);
+        if (!first || strstr(first + 1, said[i]))
+            fail_msg("'%s' %s: %s", said[i], first ? "said twice" : "not said", r.err);
+    }
+    /* what is left after the last step is the decoding */
+    const char *last = strstr(r.err, "sampling 4/4");
+    if (!last || !strstr(last, " left") || strstr(last, ", 0 ms left"))
+        fail_msg("the time left does not count the decoding: %s", r.err);
+    done(&r);
+    p->env = NULL;
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_printable),   cmocka_unit_test(test_no_control_reaches_the_terminal),
-        cmocka_unit_test(test_lora_texts),  cmocka_unit_test(test_empty_and_odd_values),
+        cmocka_unit_test(test_printable),
+        cmocka_unit_test(test_no_control_reaches_the_terminal),
+        cmocka_unit_test(test_lora_texts),
+        cmocka_unit_test(test_empty_and_odd_values),
         cmocka_unit_test(test_full_stdout),
+        cmocka_unit_test(test_syntax_that_is_not_built),
+        cmocka_unit_test(test_warnings_of_a_prompt),
     };
     return cmocka_run_group_tests(tests, set_up, place_destroy);
 }

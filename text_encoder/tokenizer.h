@@ -194,4 +194,11 @@ IPT_CHECKED ipt_status ipt_prompt_parse(ipt_arena *arena, const char *text, size
  * norm), never to the pooled output.
  * Source: A1111 sd_emphasis.EmphasisOriginal. */
 void ipt_prompt_apply_weights(float *z, const float *weights, size_t T, size_t D);
+/* A1111's syntax that is taken literally here, among the n bytes of a prompt: bits of these. */
+enum {
+    IPT_PROMPT_EDITS = 1,      /* [a:b:0.5], [a:0.5], [a::0.5] */
+    IPT_PROMPT_ALTERNATES = 2, /* [a|b] */
+    IPT_PROMPT_AND = 4,        /* a AND b */
+};
+unsigned ipt_prompt_not_built(const char *text, size_t n);
 #endif
