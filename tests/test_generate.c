@@ -240,6 +240,22 @@ static void default_model(void **state)
     close_engine(&f);
 }
 
+/* diffusers loads a folder in f32, transformers in the type that the configuration names: another
+ * one than f32 stops `DiffusionPipeline.from_pretrained(folder)` at its first product. */
+static void default_model_names_f32(void **state)
+{
+    char path[512], *text = NULL;
+    size_t n = 0;
+    ipt_ctx *ctx = NULL;
+    (void)state;
+    assert_int_equal(ipt_ctx_create(print_line, NULL, &ctx), IPT_OK);
+    ipt_name(path, sizeof path, "%s/models/default/text_encoder/config.json", IPT_SOURCE_DIR);
+    assert_ok(ctx, ipt_file_read(ctx, path, 1 << 16, &text, &n));
+    assert_non_null(strstr(text, "\"dtype\": \"float32\""));
+    ipt_free(text);
+    ipt_ctx_destroy(&ctx);
+}
+
 /* --- pictures kept for comparison ------------------------------------------------------------- */
 typedef struct gallery {
     uint8_t *rgb[4];
@@ -440,6 +456,7 @@ int main(void)
                                        cmocka_unit_test(starts),
                                        cmocka_unit_test(traces_f16),
                                        cmocka_unit_test(default_model),
+                                       cmocka_unit_test(default_model_names_f32),
                                        cmocka_unit_test(batch_equals_singles),
                                        cmocka_unit_test(gates_are_data),
                                        cmocka_unit_test(replaced_adapter_is_read_again),

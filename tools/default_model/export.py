@@ -49,6 +49,16 @@ def published_names(folder):
     save_file(named, path, metadata={"format": "pt"})
 
 
+def computed_in_f32(folder):
+    """transformers computes in the type that config.json names, diffusers in f32: the same here."""
+    path = os.path.join(folder, "text_encoder", "config.json")
+    with open(path) as f:
+        config = json.load(f)
+    config["dtype"] = "float32"
+    with open(path, "w") as f:
+        f.write(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
 def main():
     ap = argparse.ArgumentParser()
     ap.add_argument("--out", default=os.path.join(MODELS, "default"))
@@ -58,6 +68,7 @@ def main():
     shutil.rmtree(args.out, ignore_errors=True)
     pipe.save_pretrained(args.out, safe_serialization=True)
     published_names(args.out)
+    computed_in_f32(args.out)
     for name in ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json"):
         shutil.copy(os.path.join(WORK, "tokenizer", name), os.path.join(args.out, "tokenizer", name))
     extra = os.path.join(args.out, "tokenizer", "tokenizer.json")
@@ -69,6 +80,7 @@ def main():
         for key, value in ours.items():
             if not torch.equal(value.float(), theirs[key].float()):
                 raise SystemExit(f"{part}: {key} did not come back")
+    check("a picture", num_inference_steps=1)  # without a dtype, as the README says
     total = 0
     for base, _, files in os.walk(args.out):
         for f in files:
