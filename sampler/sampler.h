@@ -15,8 +15,9 @@
  *     }
  *
  * What every name means is what diffusers 0.42 means by it, to rounding; where diffusers has no
- * such thing (sgm_uniform, simple, ays with other than 10 steps, dpmpp_3m_sde), what k-diffusion
- * and ComfyUI mean.  Coefficients are taken in double from the f32 tables the reference uses.
+ * such thing (sgm_uniform, simple, beta, ays with other than 10 steps, dpmpp_3m_sde), what
+ * k-diffusion and ComfyUI mean.  Coefficients are taken in double from the f32 tables the reference
+ * uses.
  *
  * Must not know: GPU types, models, files.  Threads: one sampler, one thread at a time. */
 #ifndef IPT_SAMPLER_SAMPLER_H
@@ -57,7 +58,8 @@ typedef enum ipt_schedule {
     IPT_SCHEDULE_EXPONENTIAL, /* use_exponential_sigmas */
     IPT_SCHEDULE_SGM_UNIFORM, /* even timesteps from T-1, the one at 0 left out (ComfyUI) */
     IPT_SCHEDULE_SIMPLE,      /* every (T/N)-th sigma from the end (ComfyUI) */
-    IPT_SCHEDULE_BETA,        /* use_beta_sigmas: quantiles of Beta(0.6, 0.6) */
+    IPT_SCHEDULE_BETA,        /* timesteps at quantiles of Beta(0.6, 0.6) (ComfyUI); diffusers'
+                                 use_beta_sigmas spreads sigmas and is DEFAULT's alone */
     IPT_SCHEDULE_AYS,         /* Align Your Steps tables of SD 1.5 or SDXL */
     IPT_SCHEDULE_TRAILING,    /* timestep_spacing trailing */
     IPT_SCHEDULE_COUNT
@@ -220,7 +222,8 @@ void ipt_sampler_rewind(ipt_sampler *s);
 
 /* Model evaluations from the start (after `skip`) to the end; at least 1. */
 int32_t ipt_sampler_n_evals(const ipt_sampler *s);
-/* Steps of the user's count that these make: steps - skip (fewer never; PNDM's doubled first
+/* Steps of the user's count that these make: steps - skip (fewer only where timesteps of the beta
+ * schedule fall together, from about 150 steps; PNDM's doubled first
  * evaluation and second-order halves are not steps). */
 int32_t ipt_sampler_n_steps(const ipt_sampler *s);
 /* Whether evaluation i ends a step of the user's count, and which step (0-based) it is part of. */

@@ -4,7 +4,7 @@
  * The reference keeps its tables in f32; the same roundings are made here (rounded()), because a
  * published result depends on them in its seventh digit and a truncated timestep in its first.
  * Source: diffusers set_timesteps of each class; Karras et al. 2022 eq. 5; Sabour et al. 2024
- * (Align Your Steps) for its tables; ComfyUI for sgm_uniform and simple. */
+ * (Align Your Steps) for its tables; ComfyUI for sgm_uniform, simple and beta. */
 #include "sampler/internal.h"
 
 #define MAX_TRAIN_STEPS 100000
@@ -310,6 +310,21 @@ static double ays_sigma(bool sdxl, int32_t n, int32_t i)
     return j >= 10 ? v[10] : exp(log(v[j]) + (at - j) * (log(v[j + 1]) - log(v[j])));
 }
 
+/* Quantiles of Beta(0.6, 0.6) over the timesteps: many at both ends, few in the middle.  Timesteps
+ * that fall together at the ends are one step, as in ComfyUI: steps and skip shrink with them. */
+static void beta_timesteps(ipt_sampler *s)
+{
+    int32_t n = s->steps, count = 0;
+    double last = s->cfg.num_train_timesteps - 1;
+    for (int32_t i = 0; i < n; i++) {
+        double t = rint(ipt_beta_ppf(1 - i * (1.0 / n), 0.6, 0.6) * last);
+        if (count == 0 || t < s->t[count - 1])
+            s->t[count++] = t;
+    }
+    s->skip = (int32_t)((int64_t)s->skip * count / n);
+    s->steps = count;
+}
+
 /* The schedules that diffusers does not build itself. */
 static void foreign_sigmas(ipt_sampler *s, int32_t n)
 {
@@ -323,6 +338,8 @@ static void foreign_sigmas(ipt_sampler *s, int32_t n)
             s->t[i] = T - 1 - (int32_t)(i * ((double)T / n));
         } else if (s->schedule == IPT_SCHEDULE_SGM_UNIFORM) {
             s->t[i] = cast_timestep(s, SPREAD_NONE, linspace0(T - 1, n + 1, n - i));
+        } else if (s->schedule == IPT_SCHEDULE_BETA) {
+            /* beta_timesteps has set t */
         } else if (n == 10 && T == 1000) {
             s->t[i] = ays_t[s->cfg.ays_sdxl][i];
         } else {
@@ -342,8 +359,6 @@ static spread spread_of(const ipt_sampler *s)
         return SPREAD_KARRAS;
     case IPT_SCHEDULE_EXPONENTIAL:
         return SPREAD_EXP;
-    case IPT_SCHEDULE_BETA:
-        return SPREAD_BETA;
     case IPT_SCHEDULE_DEFAULT:
         if (s->kind == IPT_SAMPLER_EULER_A || s->cls->frame == FRAME_ALPHA)
             return SPREAD_NONE; /* the class has no such field */
@@ -358,6 +373,7 @@ static spread spread_of(const ipt_sampler *s)
     case IPT_SCHEDULE_NORMAL:
     case IPT_SCHEDULE_SGM_UNIFORM:
     case IPT_SCHEDULE_SIMPLE:
+    case IPT_SCHEDULE_BETA:
     case IPT_SCHEDULE_AYS:
     case IPT_SCHEDULE_TRAILING:
     case IPT_SCHEDULE_COUNT:
@@ -393,7 +409,7 @@ static void base_schedule(ipt_sampler *s, int32_t n)
 {
     spread how = spread_of(s);
     if (s->schedule == IPT_SCHEDULE_SIMPLE || s->schedule == IPT_SCHEDULE_SGM_UNIFORM ||
-        s->schedule == IPT_SCHEDULE_AYS) {
+        s->schedule == IPT_SCHEDULE_BETA || s->schedule == IPT_SCHEDULE_AYS) {
         foreign_sigmas(s, n);
     } else {
         if (s->cls->frame == FRAME_VP)
@@ -610,6 +626,8 @@ static ipt_status check_signal(const ipt_sampler *s)
 
 static ipt_status run_schedule(ipt_sampler *s, double *scratch)
 {
+    if (s->schedule == IPT_SCHEDULE_BETA)
+        beta_timesteps(s);
     int32_t n = s->steps;
     s->n_all = n;
     bool distilled = s->kind == IPT_SAMPLER_LCM || s->kind == IPT_SAMPLER_TCD;

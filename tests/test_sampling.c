@@ -367,7 +367,7 @@ static double run_golden(ipt_ctx *ctx, const golden_case *c)
         same = fabs(t - (double)c->data[i]) <= 2e-3 + 2e-6 * fabs(t);
         if (!same)
             print_error("timestep %d: %.9g, reference %.9g\n", (int)i, t, (double)c->data[i]);
-        if (ipt_sampler_needs_noise(s, i) || kind == IPT_SAMPLER_SA)
+        if (ipt_sampler_needs_noise(s, i))
             ipt_rng_torch_randn(&rng, z, N);
         ipt_sampler_scale_input(s, i, x, in);
         toy(in, t, out);
@@ -734,6 +734,39 @@ static void test_guidance(void **state)
     assert_true(out[0] == 1.0f);
 }
 
+/* Timesteps of ComfyUI's beta_scheduler with scipy 1.17: rint(beta.ppf(1 - i/n, 0.6, 0.6) * 999),
+ * those that fall together once. */
+static void test_beta_schedule(void **state)
+{
+    static const int16_t twenty[] = {999, 986, 959, 922, 876, 823, 765, 703, 637, 569,
+                                     500, 430, 362, 296, 234, 176, 123, 77,  40,  13};
+    static const struct {
+        int32_t steps, skip, evals;
+        double sum, last;
+    } cases[] = {{1, 0, 1, 999, 999},       {2, 0, 2, 1499, 500},    {4, 0, 4, 2498, 176},
+                 {20, 0, 20, 10490, 13},    {150, 0, 149, 74426, 0}, {300, 0, 293, 146354, 0},
+                 {1000, 0, 847, 423077, 0}, {300, 150, 147, -1, 0}};
+    for (size_t i = 0; i < IPT_COUNT(cases); i++) {
+        ipt_sampler_config cfg;
+        ipt_sampler_config_single_file(IPT_SAMPLER_DDIM, &cfg);
+        ipt_sampler *s = make(*state, &cfg, IPT_SAMPLER_DDIM, IPT_SCHEDULE_BETA, cases[i].steps,
+                              cases[i].skip, N);
+        double sum = 0;
+        assert_int_equal(ipt_sampler_n_evals(s), cases[i].evals);
+        for (int32_t k = 0; k < cases[i].evals; k++) {
+            double t = ipt_sampler_timestep(s, k);
+            sum += t;
+            if (cases[i].steps == 20)
+                assert_int_equal((int)t, twenty[k]);
+            assert_true(k == 0 || t < ipt_sampler_timestep(s, k - 1));
+        }
+        if (cases[i].sum > 0)
+            assert_int_equal((int)sum, (int)cases[i].sum);
+        assert_int_equal((int)ipt_sampler_timestep(s, cases[i].evals - 1), (int)cases[i].last);
+        ipt_sampler_destroy(&s);
+    }
+}
+
 static void test_embeddings(void **state)
 {
     (void)state;
@@ -812,6 +845,7 @@ int main(void)
         cmocka_unit_test(test_guidance),
         cmocka_unit_test(test_embeddings),
         cmocka_unit_test(test_beta_quantiles),
+        cmocka_unit_test(test_beta_schedule),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

@@ -8,8 +8,8 @@ Needs torch, numpy, diffusers, scipy, torchsde (versions are written into the fi
 The toy model is evaluated in double and rounded to f32, so that both sides see the same numbers.
 Every case lists: sampler, schedule, configuration as KEY=VALUE pairs, steps, skipped steps, then
 timesteps of all evaluations, one probed value after every evaluation, the first 8 final values.
-What diffusers does not have (dpmpp_3m_sde, simple, sgm_uniform, ays of other than 10 steps) comes
-from the formulas written out below, in numpy.
+What diffusers does not have (dpmpp_3m_sde, simple, sgm_uniform, beta, ays of other than 10 steps)
+comes from the formulas written out below, in numpy and scipy.
 """
 import math
 import sys
@@ -62,7 +62,6 @@ def build(sampler, schedule, config):
         config.setdefault("algorithm_type", "sde-dpmsolver++")
     config.update({"karras": {"use_karras_sigmas": True},
                    "exponential": {"use_exponential_sigmas": True},
-                   "beta": {"use_beta_sigmas": True},
                    "trailing": {"timestep_spacing": "trailing"},
                    "normal": {"timestep_spacing": "linspace"}}.get(schedule, {}))
     cls = getattr(diffusers, CLASSES[sampler])
@@ -88,7 +87,7 @@ class Brownian:
 
 
 def foreign(table, schedule, steps, sdxl):
-    """Sigmas and timesteps of ComfyUI's simple, sgm_uniform, and the AYS interpolation."""
+    """Sigmas and timesteps of ComfyUI's simple, sgm_uniform, beta, and the AYS interpolation."""
     T, logs = len(table), np.log(table.astype(np.float64))
     if schedule == "simple":
         t = np.array([T - 1 - int(i * (T / steps)) for i in range(steps)], dtype=float)
@@ -96,6 +95,11 @@ def foreign(table, schedule, steps, sdxl):
     if schedule == "sgm_uniform":
         t = np.linspace(T - 1, 0, steps + 1)[:-1]
         return np.exp(np.interp(t, np.arange(T), logs)), t
+    if schedule == "beta":  # comfy/samplers.py beta_scheduler
+        t = np.rint(scipy.stats.beta.ppf(1 - np.linspace(0, 1, steps, endpoint=False), 0.6, 0.6)
+                    * (T - 1))
+        t = np.array([x for i, x in enumerate(t) if i == 0 or x != t[i - 1]])
+        return table[t.astype(int)].astype(float), t
     levels = {False: [14.6146412293, 6.4745760956, 3.8636745985, 2.6946151520, 1.8841921177,
                       1.3943805092, 0.9642583904, 0.6523686016, 0.3977456272, 0.1515232662,
                       0.0291671582],
@@ -107,18 +111,31 @@ def foreign(table, schedule, steps, sdxl):
     return s, np.interp(np.log(s), logs, np.arange(T))
 
 
+def place(sched, sampler, sigmas, timesteps):
+    """Makes a scheduler run on these levels, ending at zero."""
+    if sampler == "euler":
+        sched.set_timesteps(sigmas=list(sigmas) + [0.0])
+        sched.timesteps = torch.tensor(timesteps, dtype=torch.float32)
+    elif sampler in ("heun", "dpmpp_2m", "dpmpp_2m_sde", "dpm_single", "ddpm", "lcm", "tcd"):
+        whole = [int(t) for t in timesteps]
+        sched.set_timesteps(timesteps=whole)
+    else:  # classes that take no list: lms, euler_a, unipc
+        sched.set_timesteps(len(timesteps))
+        sched.sigmas = torch.tensor(list(sigmas) + [0.0], dtype=torch.float32)
+        sched.timesteps = torch.tensor(timesteps, dtype=torch.float32)
+
+
 def run_diffusers(sampler, schedule, config, steps, skip):
     sched, eta = build(sampler, schedule, config)
     if schedule == "ays" and steps == 10:
         xl = "XL" if config.get("ays_sdxl") else ""
         name = "StableDiffusion%sTimesteps" % xl
         sched.set_timesteps(timesteps=AysSchedules[name])
-    elif schedule in ("simple", "sgm_uniform", "ays"):
+    elif schedule in ("simple", "sgm_uniform", "beta", "ays"):
         a = sched.alphas_cumprod
         table = (((1 - a) / a) ** 0.5).numpy()
         s, t = foreign(table, schedule, steps, bool(config.get("ays_sdxl")))
-        sched.set_timesteps(sigmas=list(s) + [0.0])
-        sched.timesteps = torch.tensor(t, dtype=torch.float32)
+        place(sched, sampler, s, t)
     else:
         sched.set_timesteps(steps)
     begin = skip * getattr(sched, "order", 1)
@@ -213,10 +230,10 @@ def cases():
     yield from add(every.replace("dpm_single ", "") + " euler_a dpm_2_a dpmpp_2m_sde ddpm", lin)
     yield from add(every.replace("dpm_single ", "") + " euler_a dpmpp_sde sa", {},
                    schedule="trailing", steps=7)
-    for how in ("karras", "exponential", "beta"):
-        yield from add(k + " " + vp + " dpm_2_a dpmpp_2m_sde dpmpp_sde dpmpp_3m_sde sa", {},
+    for how, more in (("karras", {}), ("exponential", {}), ("default", {"use_beta_sigmas": True})):
+        yield from add(k + " " + vp + " dpm_2_a dpmpp_2m_sde dpmpp_sde dpmpp_3m_sde sa", more,
                        schedule=how)
-        yield from add("euler heun lms dpmpp_2m unipc", {**v, **lin}, schedule=how)
+        yield from add("euler heun lms dpmpp_2m unipc", {**v, **lin, **more}, schedule=how)
     yield from add("euler dpmpp_2m unipc deis", {**lin, "use_karras_sigmas": True})
     yield from add("ddim euler euler_a dpmpp_2m unipc ddpm lcm tcd", zero)
     yield from add("ddim euler dpmpp_2m unipc lms", cosine, {**cosine, "use_karras_sigmas": True})
@@ -270,6 +287,9 @@ def cases():
     for sdxl in (False, True):
         yield from add("euler dpmpp_2m", dict(ays_sdxl=sdxl), schedule="ays", steps=10)
         yield from add("euler", dict(ays_sdxl=sdxl), schedule="ays", steps=20)
+    yield from add("euler heun lms euler_a dpmpp_2m dpmpp_2m_sde unipc ddpm lcm tcd", {},
+                   schedule="beta")
+    yield from add("euler dpmpp_2m", v, schedule="beta", steps=7, skip=2)
     yield from add("euler", {}, schedule="simple")
     yield from add("euler", v, schedule="sgm_uniform", steps=13)
     yield from add("euler", {}, schedule="sgm_uniform")

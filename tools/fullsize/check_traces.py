@@ -17,7 +17,7 @@ from pathlib import Path
 from PIL import Image
 from safetensors import safe_open
 
-SCHEDULES = ("karras", "exponential", "beta", "trailing")
+SCHEDULES = ("karras", "exponential", "trailing")
 
 
 def picture(golden, key, path):
