@@ -89,6 +89,7 @@ static ipt_status read_adapter_vectors(ipt_engine *e, ipt_prompts *p, const char
                         "%s: key '%s': found shape %s, expected [1..%d,%d] for this model's %s",
                         file, t->name, found, ti->n > 0 ? ti->n : IPT_TOKEN_CONTENT, c->width,
                         ipt_comp_name(encoder ? IPT_COMP_TEXT2 : IPT_COMP_TEXT));
+    IPT_TRY(ipt_st_load(t));
     if (!ipt_st_finite(t, &bad))
         return ipt_fail(e->ctx, IPT_ERR_FORMAT,
                         "%s: key '%s': element %zu is not finite, expected finite numbers", file,

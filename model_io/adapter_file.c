@@ -78,6 +78,7 @@ static ipt_status set_scale(ipt_adapter_file *f, const ipt_module *m, const char
             return ipt_fail(f->impl->ctx, IPT_ERR_SHAPE,
                             "%s: key '%s': found %zu elements, expected 1", f->path, t->name,
                             t->count);
+        IPT_TRY(ipt_st_load(t));
         if (ipt_st_finite(t, NULL)) /* else the file is refused before it is used */
             alpha = (double)ipt_st_get(t, 0);
         ipt_adapter_claim(f, t, false);
@@ -411,25 +412,45 @@ void ipt_adapter_close(ipt_adapter_file **pf)
     *pf = NULL;
 }
 
-void ipt_adapter_hash(ipt_adapter_file *f)
+/* Of the whole file and of its data part; false when it cannot be read. */
+static bool hash_file(const ipt_safetensors *st, uint8_t *block, size_t n_block, uint8_t whole[32],
+                      uint8_t part[32])
 {
-    size_t size = 0, start = 0;
-    uint8_t digest[32];
-    char hex[65];
-    const uint8_t *p = ipt_safetensors_bytes(f->impl->st, &size, &start);
+    uint64_t size = 0, start = 0;
     ipt_sha256 all, data;
-    if (f->sha256[0])
-        return;
+    ipt_safetensors_size(st, &size, &start);
     ipt_sha256_init(&all);
     ipt_sha256_init(&data);
-    ipt_sha256_update(&all, p, size);
-    ipt_sha256_update(&data, p + start, size - start);
-    ipt_sha256_final(&all, digest);
-    ipt_hex(digest, sizeof digest, f->sha256);
-    ipt_sha256_final(&data, digest);
-    ipt_hex(digest, sizeof digest, hex);
-    memcpy(f->autov2, f->sha256, 10);
-    memcpy(f->autov3, hex, 12);
+    for (uint64_t at = 0; at < size;) {
+        uint64_t end = at < start ? start : size; /* no block lies in both parts */
+        size_t n = end - at < n_block ? (size_t)(end - at) : n_block;
+        if (ipt_safetensors_read(st, at, n, block) != IPT_OK)
+            return false;
+        ipt_sha256_update(&all, block, n);
+        if (at >= start)
+            ipt_sha256_update(&data, block, n);
+        at += n;
+    }
+    ipt_sha256_final(&all, whole);
+    ipt_sha256_final(&data, part);
+    return true;
+}
+
+void ipt_adapter_hash(ipt_adapter_file *f)
+{
+    enum { BLOCK = 1 << 20 };
+    uint8_t whole[32], part[32];
+    char hex[65];
+    if (f->sha256[0])
+        return;
+    uint8_t *block = ipt_alloc(f->impl->ctx, BLOCK);
+    if (block && hash_file(f->impl->st, block, BLOCK, whole, part)) {
+        ipt_hex(whole, sizeof whole, f->sha256);
+        ipt_hex(part, sizeof part, hex);
+        memcpy(f->autov2, f->sha256, 10);
+        memcpy(f->autov3, hex, 12);
+    }
+    ipt_free(block);
 }
 
 /* --- factors ---------------------------------------------------------------------------------- */

@@ -104,13 +104,16 @@ static ipt_status list_bad_values(ipt_adapter_file *f)
         return IPT_ERR_NOMEM;
     for (size_t i = 0; i < n; i++) {
         const ipt_st_tensor *t = ipt_safetensors_at(st, i);
-        if (ipt_st_finite(t, &bad))
-            continue;
-        for (; bad < t->count; bad++)
-            f->bad_values += isfinite(ipt_st_get(t, bad)) ? 0 : 1;
-        f->bad[f->n_bad++] = t->name;
-        if (!f->bad_module && f->impl->used[i] == 1)
-            f->bad_module = t->name;
+        IPT_TRY(ipt_st_load(t));
+        if (!ipt_st_finite(t, &bad)) {
+            for (; bad < t->count; bad++)
+                f->bad_values += isfinite(ipt_st_get(t, bad)) ? 0 : 1;
+            f->bad[f->n_bad++] = t->name;
+            if (!f->bad_module && f->impl->used[i] == 1)
+                f->bad_module = t->name;
+        }
+        if (f->impl->used[i] == 0)
+            ipt_st_release(t);
     }
     return IPT_OK;
 }

@@ -23,6 +23,7 @@ static ipt_status take(ipt_ctx *ctx, const ipt_safetensors *st, const ipt_st_ten
     if (e->n_vector != 0 && e->n_vector != n)
         return ipt_fail(ctx, IPT_ERR_SHAPE, "%s: key '%s': found shape %s, expected %d vectors",
                         path, t->name, found, (int)e->n_vector);
+    IPT_TRY(ipt_st_load(t));
     if (!ipt_st_finite(t, &bad))
         return ipt_fail(ctx, IPT_ERR_FORMAT,
                         "%s: key '%s': element %zu is %s, expected finite numbers", path, t->name,

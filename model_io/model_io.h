@@ -36,15 +36,17 @@ typedef struct ipt_st_tensor {
     ipt_st_dtype dtype;
     uint8_t rank; /* 0: one element */
     int64_t dim[IPT_ST_MAX_RANK];
-    const uint8_t *data; /* little endian, any alignment; NULL when empty */
+    const uint8_t *data; /* little endian, any alignment; NULL when empty or not read (yet) */
     size_t count, bytes;
+    uint64_t place;             /* of its first byte in the file */
+    struct ipt_safetensors *of; /* reads `data`; NULL: it is there */
 } ipt_st_tensor;
 typedef struct ipt_safetensors ipt_safetensors;
 
-/* Maps a file and checks its whole header: length within the file and <= 100 MB, JSON, known
- * dtypes, rank <= 8, dims >= 0, offsets inside, equal to shape x size and without overlap, unique
- * names. Errors: IPT_ERR_IO (cannot open, a folder), IPT_ERR_FORMAT (also: pickle, zip, GGUF, text,
- * picture, empty, truncated: the message says which), IPT_ERR_NOMEM. */
+/* Opens a file, reads its header and checks its whole header: length within the file and <= 100 MB,
+ * JSON, known dtypes, rank <= 8, dims >= 0, offsets inside, equal to shape x size and without
+ * overlap, unique names. Errors: IPT_ERR_IO (cannot open, a folder), IPT_ERR_FORMAT (also: pickle,
+ * zip, GGUF, text, picture, empty, truncated: the message says which), IPT_ERR_NOMEM. */
 IPT_CHECKED ipt_status ipt_safetensors_open(ipt_ctx *ctx, const char *path, ipt_safetensors **out);
 /* The same for bytes in memory, which must outlive the object; `name` is used in messages. */
 IPT_CHECKED ipt_status ipt_safetensors_open_memory(ipt_ctx *ctx, const char *name, const void *data,
@@ -60,15 +62,24 @@ const ipt_st_tensor *ipt_safetensors_find(const ipt_safetensors *st,
 const char *ipt_safetensors_meta(const ipt_safetensors *st, const char *key);
 /* The metadata object (strings only), NULL when absent; borrowed. */
 const struct json_t *ipt_safetensors_metadata(const ipt_safetensors *st);
-/* Lets the pages of a tensor leave this process' memory; they come back when read again. */
-void ipt_safetensors_release(const ipt_safetensors *st, const ipt_st_tensor *t);
-/* Whole file (8 + header + data) and the data part alone, for hashes. */
-const uint8_t *ipt_safetensors_bytes(const ipt_safetensors *st, size_t *size, size_t *data_start);
+/* Bytes of the file and where its data part begins. */
+void ipt_safetensors_size(const ipt_safetensors *st, uint64_t *size, uint64_t *data_start);
+/* Bytes at .. at + n - 1 of the file, for hashes.  Errors: IPT_ERR_IO, also when the file became
+ * shorter. */
+IPT_CHECKED ipt_status ipt_safetensors_read(const ipt_safetensors *st, uint64_t at, size_t n,
+                                            void *buf);
+/* Reads a tensor's values into memory, where they stay until released or the file is closed;
+ * nothing when they are there.  Errors: IPT_ERR_IO (also: the file became shorter), IPT_ERR_NOMEM.
+ */
+IPT_CHECKED ipt_status ipt_st_load(const ipt_st_tensor *t);
+/* Gives the memory of the values back; they are read again at the next use. */
+void ipt_st_release(const ipt_st_tensor *t);
 
 size_t ipt_st_dtype_bytes(ipt_st_dtype t);
 const char *ipt_st_dtype_name(ipt_st_dtype t);                       /* "F16" */
 void ipt_st_shape_text(const ipt_st_tensor *t, char *buf, size_t n); /* "[320,4,3,3]" */
-/* Elements first .. first + n - 1 as f32. */
+/* Elements first .. first + n - 1 as f32.  This and the next two load what is not loaded; values
+ * that cannot be read are NaN: call ipt_st_load before, for its message. */
 void ipt_st_to_f32(const ipt_st_tensor *t, size_t first, size_t n, float *dst);
 float ipt_st_get(const ipt_st_tensor *t, size_t i);
 /* True when no element is NaN or infinite; else *bad (may be NULL) is the first such element. */

@@ -1,10 +1,9 @@
-/* model_io/safetensors.c - reads and writes the safetensors container.
+/* model_io/safetensors.c - reads the safetensors container: the header when it is opened, each
+ * tensor when it is asked for.  Nothing is mapped: a file that becomes shorter is a failed read.
  *
  * u64 header length, that many bytes of JSON, then the tensors' bytes (offsets count from there).
  * All numbers are little endian, as the hosts this program runs on.
  * Source: the format description of huggingface/safetensors. */
-/* The C library's own name; for madvise, as posix_madvise does not release pages in glibc. */
-#define _DEFAULT_SOURCE /* NOLINT(readability-identifier-naming) */
 #include "model_io/internal.h"
 
 #include <errno.h>
@@ -13,18 +12,25 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 enum { MAX_HEADER = 100 * 1000 * 1000 };
+#define MAX_TENSOR (UINT64_C(4) << 30) /* of one that is read; a file may be sparse */
+
+typedef struct chunk {
+    uint8_t *p;
+    size_t room;
+} chunk;
 
 struct ipt_safetensors {
     ipt_ctx *ctx;
     char *path;
-    const uint8_t *bytes;
-    size_t size, data_start;
-    void *map; /* NULL: the bytes belong to the caller */
+    int fd;               /* -1: the bytes belong to the caller */
+    const uint8_t *bytes; /* then */
+    uint64_t size, data_start;
     ipt_st_tensor *tensor;
+    chunk *memory; /* [n_tensor] of what is loaded */
+    chunk spare;   /* of a released tensor, for the next one */
     size_t n_tensor;
     ipt_index index;
     ipt_arena names;
@@ -133,7 +139,8 @@ static ipt_status parse_entry(ipt_safetensors *st, ipt_st_tensor *t, const json_
 {
     const char *dtype = ipt_json_str(o, "dtype", NULL);
     const json_t *offs = json_object_get(o, "data_offsets");
-    size_t k = 0, data_bytes = st->size - st->data_start;
+    size_t k = 0;
+    uint64_t data_bytes = st->size - st->data_start;
     if (!json_is_object(o) || !dtype)
         return ipt_fail(st->ctx, IPT_ERR_FORMAT,
                         "%s: key '%.200s': expected an object with dtype, shape and data_offsets",
@@ -156,7 +163,7 @@ static ipt_status parse_entry(ipt_safetensors *st, ipt_st_tensor *t, const json_
     if (begin < 0 || end < begin || (uint64_t)end > data_bytes)
         return ipt_fail(st->ctx, IPT_ERR_FORMAT,
                         "%s: key '%.200s': bytes %" PRId64 " to %" PRId64
-                        " are outside the file's %zu data bytes%s",
+                        " are outside the file's %" PRIu64 " data bytes%s",
                         st->path, t->name, (int64_t)begin, (int64_t)end, data_bytes,
                         begin >= 0 && end >= begin ? " (truncated file?)" : "");
     if ((uint64_t)(end - begin) != t->bytes) {
@@ -166,15 +173,17 @@ static ipt_status parse_entry(ipt_safetensors *st, ipt_st_tensor *t, const json_
                         "%s: key '%.200s': found %" PRId64 " bytes, expected %zu for %s %s",
                         st->path, t->name, (int64_t)(end - begin), t->bytes, dtypes[k].name, shape);
     }
-    t->data = st->bytes + st->data_start + (size_t)begin;
+    t->place = st->data_start + (uint64_t)begin;
+    t->data = st->bytes && t->bytes ? st->bytes + t->place : NULL;
+    t->of = st->bytes ? NULL : st;
     return IPT_OK;
 }
 
 static int by_place(const void *pa, const void *pb)
 {
     const ipt_st_tensor *a = pa, *b = pb;
-    if (a->data != b->data)
-        return a->data < b->data ? -1 : 1;
+    if (a->place != b->place)
+        return a->place < b->place ? -1 : 1;
     if (a->bytes != b->bytes) /* empty ones first: they overlap nothing */
         return a->bytes < b->bytes ? -1 : 1;
     return strcmp(a->name, b->name);
@@ -189,13 +198,11 @@ static ipt_status sort_and_index(ipt_safetensors *st)
         ipt_st_tensor *t = &st->tensor[i];
         bool added = false;
         if (t->bytes != 0) {
-            if (last && t->data < last->data + last->bytes)
+            if (last && t->place < last->place + last->bytes)
                 return ipt_fail(st->ctx, IPT_ERR_FORMAT,
                                 "%s: keys '%.200s' and '%.200s' overlap in the file", st->path,
                                 last->name, t->name);
             last = t;
-        } else {
-            t->data = NULL;
         }
         IPT_TRY(ipt_index_put(&st->index, t->name, (uint32_t)i, &added));
         if (!added)
@@ -228,7 +235,8 @@ static ipt_status parse_header(ipt_safetensors *st, json_t *root)
     if (!json_is_object(root))
         return ipt_fail(st->ctx, IPT_ERR_FORMAT, "%s: the header is not a JSON object", st->path);
     st->tensor = ipt_calloc(st->ctx, json_object_size(root), sizeof *st->tensor);
-    if (!st->tensor)
+    st->memory = ipt_calloc(st->ctx, json_object_size(root), sizeof *st->memory);
+    if (!st->tensor || !st->memory)
         return IPT_ERR_NOMEM;
     json_object_foreach(root, key, value)
     {
@@ -248,32 +256,43 @@ static ipt_status parse_header(ipt_safetensors *st, json_t *root)
 
 static ipt_status read_header(ipt_safetensors *st)
 {
-    const uint8_t *p = st->bytes;
+    uint8_t head[64] = {0};
     uint64_t n = 0;
+    size_t n_head = st->size < sizeof head ? (size_t)st->size : sizeof head;
     if (st->size == 0)
         return ipt_fail(st->ctx, IPT_ERR_FORMAT,
                         "%s: the file is empty, expected a safetensors file", st->path);
-    const char *what = ipt_sniff(p, st->size);
+    IPT_TRY(ipt_safetensors_read(st, 0, n_head, head));
+    const char *what = ipt_sniff(head, n_head);
     if (what)
         return ipt_fail(st->ctx, IPT_ERR_FORMAT, "%s: this is %s, expected a .safetensors file",
                         st->path, what);
     if (st->size < 8)
         return ipt_fail(st->ctx, IPT_ERR_FORMAT,
-                        "%s: file has %zu bytes, expected a safetensors file (8 bytes and more)",
+                        "%s: file has %" PRIu64
+                        " bytes, expected a safetensors file (8 bytes and more)",
                         st->path, st->size);
     for (int i = 7; i >= 0; i--)
-        n = n << 8 | p[i];
+        n = n << 8 | head[i];
     if (n > st->size - 8)
-        return ipt_fail(st->ctx, IPT_ERR_FORMAT, "%s: header says %" PRIu64 " bytes, file has %zu",
-                        st->path, n, st->size);
+        return ipt_fail(st->ctx, IPT_ERR_FORMAT,
+                        "%s: header says %" PRIu64 " bytes, file has %" PRIu64, st->path, n,
+                        st->size);
     if (n > MAX_HEADER)
         return ipt_fail(st->ctx, IPT_ERR_FORMAT,
                         "%s: header says %" PRIu64 " bytes, expected at most %d", st->path, n,
                         (int)MAX_HEADER);
-    st->data_start = 8 + (size_t)n;
+    st->data_start = 8 + n;
     json_t *root = NULL;
-    IPT_TRY(ipt_json_parse(st->ctx, st->path, (const char *)p + 8, (size_t)n, &root));
-    ipt_status status = parse_header(st, root);
+    char *text = ipt_alloc(st->ctx, (size_t)n + 1);
+    if (!text)
+        return IPT_ERR_NOMEM;
+    ipt_status status = ipt_safetensors_read(st, 8, (size_t)n, text);
+    if (status == IPT_OK)
+        status = ipt_json_parse(st->ctx, st->path, text, (size_t)n, &root);
+    ipt_free(text);
+    if (status == IPT_OK)
+        status = parse_header(st, root);
     json_decref(root);
     return status;
 }
@@ -286,6 +305,7 @@ static ipt_status create(ipt_ctx *ctx, const char *path, ipt_safetensors **out)
     if (!st)
         return IPT_ERR_NOMEM;
     st->ctx = ctx;
+    st->fd = -1;
     ipt_arena_init(&st->names, ctx);
     st->path = ipt_strdup(ctx, path);
     if (!st->path) {
@@ -312,31 +332,11 @@ ipt_status ipt_safetensors_open_memory(ipt_ctx *ctx, const char *name, const voi
     return IPT_OK;
 }
 
-static ipt_status map_file(ipt_safetensors *st)
-{
-    int fd = -1;
-    uint64_t size = 0;
-    IPT_TRY(ipt_file_open(st->ctx, st->path, "a safetensors file", &fd, &size));
-    st->size = (size_t)size;
-    if (st->size > 0) {
-        void *map = mmap(NULL, st->size, PROT_READ, MAP_PRIVATE, fd, 0);
-        if (map == MAP_FAILED) {
-            int err = errno;
-            close(fd);
-            return ipt_fail(st->ctx, IPT_ERR_IO, "%s: cannot map: %s", st->path, strerror(err));
-        }
-        st->map = map;
-        st->bytes = map;
-    }
-    close(fd);
-    return IPT_OK;
-}
-
 ipt_status ipt_safetensors_open(ipt_ctx *ctx, const char *path, ipt_safetensors **out)
 {
     ipt_safetensors *st = NULL;
     IPT_TRY(create(ctx, path, &st));
-    ipt_status status = map_file(st);
+    ipt_status status = ipt_file_open(ctx, path, "a safetensors file", &st->fd, &st->size);
     if (status == IPT_OK)
         status = read_header(st);
     if (status != IPT_OK) {
@@ -352,8 +352,12 @@ void ipt_safetensors_close(ipt_safetensors **pst)
     if (!pst || !*pst)
         return;
     ipt_safetensors *st = *pst;
-    if (st->map)
-        munmap(st->map, st->size);
+    for (size_t i = 0; st->memory && i < st->n_tensor; i++)
+        ipt_free(st->memory[i].p);
+    ipt_free(st->memory);
+    ipt_free(st->spare.p);
+    if (st->fd >= 0)
+        close(st->fd);
     json_decref(st->meta);
     ipt_index_finish(&st->index);
     ipt_arena_finish(&st->names);
@@ -382,23 +386,70 @@ const char *ipt_safetensors_meta(const ipt_safetensors *st, const char *key)
     return st->meta ? ipt_json_str(st->meta, key, NULL) : NULL;
 }
 
-const uint8_t *ipt_safetensors_bytes(const ipt_safetensors *st, size_t *size, size_t *data_start)
+void ipt_safetensors_size(const ipt_safetensors *st, uint64_t *size, uint64_t *data_start)
 {
     *size = st->size;
     *data_start = st->data_start;
-    return st->bytes;
 }
 
-void ipt_safetensors_release(const ipt_safetensors *st, const ipt_st_tensor *t)
+ipt_status ipt_safetensors_read(const ipt_safetensors *st, uint64_t at, size_t n, void *buf)
 {
-    long page = sysconf(_SC_PAGESIZE);
-    if (!st->map || t->bytes == 0 || page <= 0)
-        return;
-    size_t p = (size_t)page, first = (size_t)(t->data - st->bytes) / p * p,
-           end = (size_t)(t->data - st->bytes) + t->bytes;
-    /* Only a hint: the mapping is read-only and private, so that nothing can be lost. */
-    (void)madvise((uint8_t *)st->map + first, end - first, MADV_DONTNEED);
+    if (st->fd >= 0)
+        return ipt_file_read_at(st->ctx, st->fd, st->path, at, n, buf);
+    if (n > 0)
+        memcpy(buf, st->bytes + at, n);
+    return IPT_OK;
 }
+
+/* --- one tensor's bytes ----------------------------------------------------------------------- */
+enum {
+    MAX_SPARE = 32 << 20
+}; /* kept between tensors: fresh memory costs a page fault every 4 KiB */
+
+ipt_status ipt_st_load(const ipt_st_tensor *t)
+{
+    ipt_safetensors *st = t->of;
+    chunk c = {0};
+    if (!st || t->data || t->bytes == 0)
+        return IPT_OK;
+    if (t->bytes > MAX_TENSOR)
+        return ipt_fail(st->ctx, IPT_ERR_UNSUPPORTED,
+                        "%s: key '%.200s': %zu bytes, expected at most %" PRIu64, st->path, t->name,
+                        t->bytes, MAX_TENSOR);
+    if (st->spare.room >= t->bytes) {
+        c = st->spare;
+        st->spare = (chunk){0};
+    } else {
+        c = (chunk){ipt_alloc(st->ctx, t->bytes), t->bytes};
+    }
+    ipt_status status = c.p ? ipt_safetensors_read(st, t->place, t->bytes, c.p) : IPT_ERR_NOMEM;
+    if (status != IPT_OK) {
+        ipt_free(c.p);
+        return status;
+    }
+    st->memory[t - st->tensor] = c;
+    st->tensor[t - st->tensor].data = c.p;
+    return IPT_OK;
+}
+
+void ipt_st_release(const ipt_st_tensor *t)
+{
+    ipt_safetensors *st = t->of;
+    if (!st || !t->data)
+        return;
+    chunk *c = &st->memory[t - st->tensor], none = {0};
+    st->tensor[t - st->tensor].data = NULL;
+    if (c->room > st->spare.room && c->room <= MAX_SPARE) {
+        chunk old = st->spare;
+        st->spare = *c;
+        *c = old;
+    }
+    ipt_free(c->p);
+    *c = none;
+}
+
+/* For functions that cannot fail: false when there are no values to look at. */
+static bool is_loaded(const ipt_st_tensor *t) { return ipt_st_load(t) == IPT_OK; }
 
 /* --- values -------------------------------------------------------------------------------------
  */
@@ -423,6 +474,8 @@ static uint64_t load64(const uint8_t *p)
 
 float ipt_st_get(const ipt_st_tensor *t, size_t i)
 {
+    if (!t->data && !is_loaded(t))
+        return NAN;
     const uint8_t *p = t->data + i * dtypes[t->dtype].bytes;
     double d;
     float f;
@@ -463,6 +516,11 @@ void ipt_st_to_f32(const ipt_st_tensor *t, size_t first, size_t n, float *dst)
 {
     if (n == 0)
         return;
+    if (!t->data && !is_loaded(t)) {
+        for (size_t i = 0; i < n; i++)
+            dst[i] = NAN;
+        return;
+    }
     const uint8_t *p = t->data + first * dtypes[t->dtype].bytes;
     if (t->dtype == IPT_ST_F32) {
         memcpy(dst, p, n * sizeof *dst);
@@ -521,7 +579,9 @@ static bool has_full_exponent(const ipt_st_tensor *t)
 
 bool ipt_st_finite(const ipt_st_tensor *t, size_t *bad)
 {
-    if (t->count == 0 || !has_full_exponent(t))
+    if (t->count == 0)
+        return true;
+    if (is_loaded(t) && !has_full_exponent(t))
         return true;
     for (size_t i = 0; i < t->count; i++) {
         if (!isfinite(ipt_st_get(t, i))) {

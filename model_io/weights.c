@@ -1,8 +1,8 @@
 /* model_io/weights.c - weight stores: canonical names -> device memory, converted and packed on the
  * way, once for each name and use.
  *
- * Values go from the mapped file straight into device memory (or through one bounce buffer where
- * the device's memory is not visible), then the file's pages are released. */
+ * One tensor at a time is read from its file and goes straight into device memory (or through one
+ * bounce buffer where the device's memory is not visible). */
 #include "model_io/internal.h"
 
 #include "vk/vk.h"
@@ -34,7 +34,7 @@ typedef struct store {
 /* Values of one weight in file order; element (o,i,ky,kx) is number o*so + i*si + ky*sy + kx*sx. */
 typedef struct elems {
     const void *p;
-    float *owned; /* freed after use; NULL: p is the file's memory */
+    float *owned; /* freed after use; NULL: p is the loaded tensor */
     ipt_panel_type type;
     size_t so, si, sy, sx;
 } elems;
@@ -133,13 +133,20 @@ static ipt_status find_tensor(const store *s, const char *name, const ipt_shape 
                         : f->part.transposed ? " transposed"
                                              : "");
     }
-    size_t bad = 0;
-    if (!ipt_st_finite(f->tensor, &bad))
-        return ipt_fail(s->ctx, IPT_ERR_FORMAT,
-                        "%s: key '%s': element %zu is %s, expected finite numbers",
-                        ipt_safetensors_path(f->file), f->tensor->name, bad,
-                        isnan(ipt_st_get(f->tensor, bad)) ? "NaN" : "infinite");
     return IPT_OK;
+}
+
+/* Reads a found tensor; the caller releases it, also after failure. */
+static ipt_status load_finite(const store *s, const ipt_found *f)
+{
+    size_t bad = 0;
+    IPT_TRY(ipt_st_load(f->tensor));
+    if (ipt_st_finite(f->tensor, &bad))
+        return IPT_OK;
+    return ipt_fail(s->ctx, IPT_ERR_FORMAT,
+                    "%s: key '%s': element %zu is %s, expected finite numbers",
+                    ipt_safetensors_path(f->file), f->tensor->name, bad,
+                    isnan(ipt_st_get(f->tensor, bad)) ? "NaN" : "infinite");
 }
 
 /* --- values ----------------------------------------------------------------------------------- */
@@ -221,7 +228,7 @@ static ipt_status convert(const store *s, const ipt_found *f, size_t first, size
     return IPT_OK;
 }
 
-/* Borrows the file's memory where packing can read it as it is, else converts to f32. */
+/* Borrows the loaded tensor where packing can read it as it is, else converts to f32. */
 static ipt_status get_elems(const store *s, const char *name, const ipt_shape *shape,
                             const ipt_found *f, elems *e)
 {
@@ -341,13 +348,15 @@ static ipt_status upload(store *s, const char *name, const ipt_shape *shape, ipt
         if (!dst)
             status = IPT_ERR_NOMEM;
     }
+    if (status == IPT_OK && f.tensor)
+        status = load_finite(s, &f);
     if (status == IPT_OK)
         status = fill(s, name, shape, use, &f, to, dst);
     if (status == IPT_OK && bounce)
         status = ipt_buffer_write(s->gpu, out->buf, 0, bounce, bytes);
     ipt_free(bounce);
-    if (f.file)
-        ipt_safetensors_release(f.file, f.tensor);
+    if (f.tensor)
+        ipt_st_release(f.tensor);
     if (status != IPT_OK) {
         ipt_buffer_destroy(s->gpu, &out->buf);
         return status;
@@ -412,19 +421,25 @@ static ipt_status store_read(ipt_weights *w, const char *name, const ipt_shape *
 {
     store *s = (store *)w;
     ipt_found f = {0};
-    elems e;
+    elems e = {0};
     int64_t d[4];
+    ipt_status status = IPT_OK;
     name = strip(s, name);
     if (!s->is_random)
         IPT_TRY(find_tensor(s, name, shape, &f));
-    IPT_TRY(get_elems(s, name, shape, &f, &e));
+    if (f.tensor)
+        status = load_finite(s, &f);
+    if (status == IPT_OK)
+        status = get_elems(s, name, shape, &f, &e);
     file_dims(shape, d);
-    for (size_t o = 0; o < (size_t)d[0]; o++)
+    for (size_t o = 0; status == IPT_OK && o < (size_t)d[0]; o++)
         for (size_t k = 0; k < (size_t)(d[2] * d[3]); k++)
             for (size_t i = 0; i < (size_t)d[1]; i++)
                 *out++ = (double)elem(&e, o * e.so + i * e.si + k);
     ipt_free(e.owned);
-    return IPT_OK;
+    if (f.tensor)
+        ipt_st_release(f.tensor);
+    return status;
 }
 
 /* --- life ------------------------------------------------------------------------------------- */

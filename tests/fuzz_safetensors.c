@@ -60,7 +60,7 @@ static void use_tensor(ipt_ctx *ctx, const ipt_safetensors *st, const ipt_st_ten
     ipt_st_to_f32(t, t->count - n, n, values);
     if (!ipt_st_finite(t, &bad))
         REQUIRE(bad < t->count);
-    ipt_safetensors_release(st, t);
+    ipt_st_release(t);
     if (t->rank > 2 || t->rank < 1 || t->count > 4096 || t->count == 0)
         return;
     ipt_shape s = t->rank == 1 ? ipt_shape1(IPT_F32, (int32_t)t->dim[0])

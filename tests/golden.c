@@ -48,6 +48,7 @@ int32_t *golden_i32(ipt_ctx *ctx, const ipt_safetensors *st, const char *name, s
     int32_t *v = ipt_calloc(ctx, t->count, sizeof *v);
     assert_non_null(v);
     assert_int_equal(t->dtype, IPT_ST_I32);
+    assert_ok(ctx, ipt_st_load(t));
     memcpy(v, t->data, t->bytes);
     if (n)
         *n = t->count;

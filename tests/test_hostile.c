@@ -275,6 +275,106 @@ static void added_conditions(void **state)
     EXPECT(p, 64, "label_emb", "model", "inspect", "narrow.safetensors");
 }
 
+/* --- files that shrink while they are read ---------------------------------------------------- */
+static void copy_file(const place *p, const char *from, const char *to)
+{
+    char path[PATH_MAX], *data = NULL;
+    size_t n = 0;
+    assert_ok(p->ctx, ipt_file_read(p->ctx, from, 1 << 26, &data, &n));
+    assert_ok(p->ctx, ipt_file_write(p->ctx, in(p, path, to), data, n));
+    ipt_free(data);
+}
+
+/* Opened, then cut short: every reader says so. */
+static void shrunk_after_opening(void **state)
+{
+    place *p = *state;
+    char path[PATH_MAX];
+    ipt_safetensors *st = NULL;
+    ipt_weights *w = NULL;
+    double *values = calloc(1 << 20, sizeof *values);
+    assert_non_null(values);
+    copy_file(p, SD1 "/unet/diffusion_pytorch_model.safetensors", "shrinks");
+    assert_ok(p->ctx, ipt_safetensors_open(p->ctx, in(p, path, "shrinks"), &st));
+    assert_int_equal(truncate(path, 4096), 0);
+    assert_ok(p->ctx, ipt_weights_file(p->ctx, st, NULL, IPT_F32, NULL, &w));
+    const ipt_st_tensor *t = ipt_safetensors_at(st, ipt_safetensors_count(st) - 1);
+    assert_int_equal(ipt_st_load(t), IPT_ERR_IO);
+    assert_non_null(strstr(ipt_last_error(p->ctx), "shorter"));
+    assert_true(isnan(ipt_st_get(t, 0)));
+    assert_false(ipt_st_finite(t, NULL));
+    const ipt_shape shape = ipt_shape1(IPT_F32, (int32_t)t->dim[0]);
+    if (t->rank == 1)
+        assert_int_equal(w->read(w, t->name, &shape, values), IPT_ERR_IO);
+    ipt_weights_destroy(&w);
+    ipt_safetensors_close(&st);
+    free(values);
+}
+
+/* True when the process has the file open or mapped; false as well when it has ended. */
+static bool holds(const place *p, pid_t pid, const char *name)
+{
+    char dir[64], path[PATH_MAX], at[PATH_MAX], link[PATH_MAX], line[PATH_MAX];
+    bool found = false;
+    in(p, path, name);
+    for (int fd = 3; fd < 64 && !found; fd++) {
+        ipt_name(at, sizeof at, "/proc/%ld/fd/%d", (long)pid, fd);
+        ssize_t n = readlink(at, link, sizeof link - 1);
+        link[n > 0 ? n : 0] = 0;
+        found = strcmp(link, path) == 0;
+    }
+    FILE *maps = fopen(ipt_name(dir, sizeof dir, "/proc/%ld/maps", (long)pid), "r");
+    while (maps && !found && fgets(line, sizeof line, maps))
+        found = strstr(line, path) != NULL;
+    if (maps)
+        fclose(maps);
+    return found;
+}
+
+/* Runs the program and cuts `name` short as soon as it is open. */
+static int run_shrinking(const place *p, const char *const *args, const char *name)
+{
+    char path[PATH_MAX];
+    pid_t pid = start(p, args);
+    for (int t = 0; t < PATIENCE_MS && !holds(p, pid, name); t++) {
+        siginfo_t ended = {.si_pid = 0};
+        wait_ms(1);
+        if (waitid(P_PID, (id_t)pid, &ended, WEXITED | WNOHANG | WNOWAIT) == 0 &&
+            ended.si_pid == pid)
+            break;
+    }
+    assert_int_equal(truncate(in(p, path, name), 600), 0);
+    return finish(pid);
+}
+
+/* The program, with somebody who cuts its files short: exit 64 and one sentence, never a signal.
+ * Who is faster is open, so that several runs are made, of which one must be cut in time. */
+static void shrinking_under_the_program(void **state)
+{
+    static const struct {
+        const char *from, *name, *args[24];
+    } rows[] = {
+        {IPT_TEST_DATA "/model_sd1_single_f16.safetensors",
+         "m.safetensors",
+         {GENERATE, "-m", "m.safetensors"}},
+        {LORA, "l.safetensors", {GENERATE, "-m", SD1, "--lora", "l.safetensors"}},
+    };
+    place *p = *state;
+    need_device(p);
+    for (size_t i = 0; i < IPT_COUNT(rows); i++) {
+        int n_cut = 0;
+        for (int run = 0; run < 10 && n_cut == 0; run++) {
+            copy_file(p, rows[i].from, rows[i].name);
+            int rc = run_shrinking(p, rows[i].args, rows[i].name);
+            if (rc != 0)
+                expect_end(p, rc, 64, rows[i].name, "shrinking");
+            n_cut += rc == 64;
+        }
+        if (n_cut == 0 && i == 0) /* an adapter may be read faster than it can be cut */
+            fail_msg("%s was never cut in time", rows[i].name);
+    }
+}
+
 /* --- one engine after refused requests -------------------------------------------------------- */
 typedef struct wrong {
     ipt_request r;
@@ -500,8 +600,9 @@ static void engine_after_refusals(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(no_regular_files), cmocka_unit_test(no_regular_files_on_a_device),
-        cmocka_unit_test(file_size_limit), cmocka_unit_test(added_conditions),
+        cmocka_unit_test(no_regular_files),     cmocka_unit_test(no_regular_files_on_a_device),
+        cmocka_unit_test(file_size_limit),      cmocka_unit_test(added_conditions),
+        cmocka_unit_test(shrunk_after_opening), cmocka_unit_test(shrinking_under_the_program),
         cmocka_unit_test(engine_after_refusals)};
     return cmocka_run_group_tests_name("hostile", tests, set_up, tear_down);
 }
