@@ -101,6 +101,7 @@ void ipt_graph_destroy(ipt_graph **gp)
     ipt_free(g->cut);
     ipt_free(g->recompute);
     ipt_free(g->name_slot);
+    ipt_free(g->weight);
     ipt_arena_finish(&g->arena);
     ipt_free(g);
     *gp = NULL;
@@ -234,6 +235,11 @@ ipt_val ipt_leaf(ipt_graph *g, ipt_role role, const char *name, ipt_shape s)
     g->value[id].role = role;
     if (!name_add(g, id))
         return (ipt_val){0};
+    if (role == IPT_WEIGHT) {
+        if (!ipt_graph_grow(g, (void **)&g->weight, &g->cap_weight, g->n_weight, sizeof *g->weight))
+            return (ipt_val){0};
+        g->weight[g->n_weight++] = id;
+    }
     return (ipt_val){id};
 }
 
@@ -302,22 +308,15 @@ void ipt_recompute(ipt_graph *g, bool begin)
     }
 }
 
-size_t ipt_graph_n_weights(const ipt_graph *g)
-{
-    size_t n = 0;
-    for (uint32_t i = 1; i < g->n_value; i++)
-        n += !g->value[i].node && g->value[i].role == IPT_WEIGHT;
-    return n;
-}
+size_t ipt_graph_n_weights(const ipt_graph *g) { return g->n_weight; }
 
 const char *ipt_graph_weight(const ipt_graph *g, size_t i, ipt_shape *s)
 {
-    for (uint32_t v = 1; v < g->n_value; v++)
-        if (!g->value[v].node && g->value[v].role == IPT_WEIGHT && i-- == 0) {
-            *s = g->value[v].shape;
-            return g->value[v].name;
-        }
-    return NULL;
+    if (i >= g->n_weight)
+        return NULL;
+    const ipt_value *v = &g->value[g->weight[i]];
+    *s = v->shape;
+    return v->name;
 }
 
 /* --- signatures ------------------------------------------------------------------------------- */

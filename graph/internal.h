@@ -33,6 +33,8 @@ struct ipt_graph {
     const char *prefix;
     uint32_t *name_slot; /* open addressing: value ids by name */
     uint32_t n_name, cap_name;
+    uint32_t *weight; /* value ids of the weights, in order of use */
+    uint32_t n_weight, cap_weight;
     ipt_adapter_site *site; /* sorted by name */
     size_t n_site;
     int gate_rows, gate_batch, gate_slots;

@@ -323,8 +323,22 @@ static void unet_levels(reader *r, ipt_unet_config *c)
     }
 }
 
+void ipt_unet_count(const ipt_unet_config *c, int32_t *resnets, int32_t *transformers)
+{
+    int32_t n = 2, layers = c->mid_attn ? c->depth[c->n_level - 1] : 0;
+    for (int32_t i = 0; i < c->n_level; i++) {
+        int32_t up = c->n_layer[c->n_level - 1 - i] + 1; /* of up block i */
+        n += c->n_layer[i] + up;
+        layers += c->down_attn[i] ? c->n_layer[i] * c->depth[i] : 0;
+        layers += c->up_attn[i] ? up * c->up_depth[i] : 0;
+    }
+    *resnets = n;
+    *transformers = layers;
+}
+
 static void unet_check(reader *r, const ipt_unet_config *c)
 {
+    int32_t resnets = 0, transformers = 0;
     for (int32_t i = 0; i < c->n_level && r->status == IPT_OK; i++) {
         if (c->n_layer[i] > MAX_LAYER)
             unsupported(r, "layers_per_block", "at most 64");
@@ -337,6 +351,14 @@ static void unet_check(reader *r, const ipt_unet_config *c)
         if (c->channels[i] % c->norm_groups != 0)
             bad_value(r, "norm_num_groups", "a number that divides block_out_channels");
     }
+    if (r->status != IPT_OK)
+        return;
+    ipt_unet_count(c, &resnets, &transformers);
+    if (resnets > IPT_MAX_RESNET)
+        unsupported(r, "layers_per_block", "at most 240 resnets in all blocks");
+    if (transformers > IPT_MAX_TRANSFORMER)
+        unsupported(r, "transformer_layers_per_block",
+                    "at most 1024 transformer layers in all blocks");
     if (c->conv_in_kernel % 2 == 0 || c->conv_out_kernel % 2 == 0 || c->conv_in_kernel > 15 ||
         c->conv_out_kernel > 15)
         unsupported(r, "conv_in_kernel", "an odd number up to 15");

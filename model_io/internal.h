@@ -76,6 +76,11 @@ IPT_CHECKED ipt_status ipt_store_create(ipt_ctx *ctx, const ipt_source *src, str
                                         ipt_dtype precision, const char *prefix, ipt_weights **out);
 
 /* --- configs ---------------------------------------------------------------------------------- */
+/* Of a whole UNet; the largest published one (SDXL) has 17 and 70.  unet/ keeps 128 skips. */
+enum { IPT_MAX_RESNET = 240, IPT_MAX_TRANSFORMER = 1024 };
+/* Resnets and transformer layers of all blocks together: what the time to build a graph grows with.
+ */
+void ipt_unet_count(const ipt_unet_config *c, int32_t *resnets, int32_t *transformers);
 IPT_CHECKED ipt_status ipt_config_unet(ipt_ctx *ctx, const char *path, struct json_t *o,
                                        ipt_unet_config *out);
 IPT_CHECKED ipt_status ipt_config_vae(ipt_ctx *ctx, const char *path, struct json_t *o,

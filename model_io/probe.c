@@ -159,6 +159,7 @@ static ipt_status probe_unet(ipt_ctx *ctx, const ipt_safetensors *st, const char
     memset(c.cross_dim, 0, sizeof c.cross_dim);
     memset(c.down_attn, 0, sizeof c.down_attn);
     memset(c.up_attn, 0, sizeof c.up_attn);
+    int32_t resnets = 0, transformers = 0;
     walk w = {ctx, st, prefix, &c};
     IPT_TRY(walk_down(&w));
     IPT_TRY(walk_rest(&w));
@@ -177,6 +178,14 @@ static ipt_status probe_unet(ipt_ctx *ctx, const ipt_safetensors *st, const char
     if (!c.in_channels || !c.out_channels || !c.conv_in_kernel || !c.conv_out_kernel ||
         !c.time_embed_dim || (label && !c.add_in_dim))
         return odd(&w, "input_blocks", 0);
+    ipt_unet_count(&c, &resnets, &transformers);
+    if (resnets > IPT_MAX_RESNET || transformers > IPT_MAX_TRANSFORMER)
+        return ipt_fail(
+            ctx, IPT_ERR_UNSUPPORTED,
+            "%s: a UNet of %d resnets and %d transformer layers, expected at most %d and "
+            "%d",
+            ipt_safetensors_path(st), (int)resnets, (int)transformers, IPT_MAX_RESNET,
+            IPT_MAX_TRANSFORMER);
     c.norm_groups = groups_for(c.channels, c.n_level);
     *out = c;
     return IPT_OK;

@@ -275,6 +275,56 @@ static void added_conditions(void **state)
     EXPECT(p, 64, "label_emb", "model", "inspect", "narrow.safetensors");
 }
 
+/* --- bombs ------------------------------------------------------------------------------------ */
+static void write_text(const place *p, const char *name, const void *data, size_t n)
+{
+    char path[PATH_MAX];
+    assert_ok(p->ctx, ipt_file_write(p->ctx, in(p, path, name), data, n));
+}
+
+/* A configuration of a few hundred bytes asks for 8 levels x `layers` x `depth` transformer layers.
+ */
+static void inspect_config(const place *p, int layers, int depth, int rc, const char *said)
+{
+    char json[2048], list[2][512] = {"", ""};
+    for (int i = 0; i < 8; i++) {
+        snprintf(list[0] + strlen(list[0]), 64, "%s\"CrossAttnDownBlock2D\"", i ? "," : "");
+        snprintf(list[1] + strlen(list[1]), 64, "%s\"CrossAttnUpBlock2D\"", i ? "," : "");
+    }
+    snprintf(json, sizeof json,
+             "{\"block_out_channels\":[32,32,32,32,32,32,32,32],\"layers_per_block\":%d,"
+             "\"transformer_layers_per_block\":%d,\"attention_head_dim\":1,"
+             "\"down_block_types\":[%s],\"up_block_types\":[%s]}",
+             layers, depth, list[0], list[1]);
+    write_text(p, "bomb/unet/config.json", json, strlen(json));
+    double t = ipt_now_ms();
+    if (rc == 0)
+        assert_int_equal(finish(start(p, (const char *const[]){"model", "inspect", "bomb", NULL})),
+                         0);
+    else
+        EXPECT(p, rc, said, "model", "inspect", "bomb");
+    t = ipt_now_ms() - t;
+    if (t > 20e3)
+        fail_msg("%d layers of depth %d: %.0f ms", layers, depth, t);
+}
+
+static void config_bombs(void **state)
+{
+    place *p = *state;
+    char path[PATH_MAX];
+    const ipt_st_write none = {"x", IPT_ST_F16, 1, {0}, NULL};
+    assert_int_equal(mkdir(in(p, path, "bomb"), 0700), 0);
+    assert_int_equal(mkdir(in(p, path, "bomb/unet"), 0700), 0);
+    assert_ok(p->ctx, ipt_safetensors_write(
+                          p->ctx, in(p, path, "bomb/unet/diffusion_pytorch_model.safetensors"),
+                          &none, 1, NULL, 0));
+    inspect_config(p, 15, 64, 64, "at most 240 resnets in all blocks");
+    inspect_config(p, 14, 64, 64, "at most 1024 transformer layers in all blocks");
+    inspect_config(p, 64, 1, 64, "at most 240 resnets in all blocks");
+    inspect_config(p, 2, 24, 0, NULL); /* 984: taken, and quick */
+    inspect_config(p, 14, 2, 0, NULL);
+}
+
 /* --- files that shrink while they are read ---------------------------------------------------- */
 static void copy_file(const place *p, const char *from, const char *to)
 {
@@ -599,10 +649,13 @@ static void engine_after_refusals(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {
-        cmocka_unit_test(no_regular_files),     cmocka_unit_test(no_regular_files_on_a_device),
-        cmocka_unit_test(file_size_limit),      cmocka_unit_test(added_conditions),
-        cmocka_unit_test(shrunk_after_opening), cmocka_unit_test(shrinking_under_the_program),
-        cmocka_unit_test(engine_after_refusals)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(no_regular_files),
+                                       cmocka_unit_test(no_regular_files_on_a_device),
+                                       cmocka_unit_test(file_size_limit),
+                                       cmocka_unit_test(added_conditions),
+                                       cmocka_unit_test(config_bombs),
+                                       cmocka_unit_test(shrunk_after_opening),
+                                       cmocka_unit_test(shrinking_under_the_program),
+                                       cmocka_unit_test(engine_after_refusals)};
     return cmocka_run_group_tests_name("hostile", tests, set_up, tear_down);
 }
