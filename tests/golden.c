@@ -154,18 +154,11 @@ static void set_up(bench *b, const char *kernels)
         abort();
     if (!kernels)
         return;
-    ipt_gpu_opts o = {
-        .device = getenv("IPT_TEST_DEVICE"), .kernels = kernels, .cache_dir = "", .validate = true};
-    ipt_status s = ipt_gpu_create(b->ctx, &o, &b->gpu);
-    if (s == IPT_ERR_MISSING) {
-        o.validate = false;
-        s = ipt_gpu_create(b->ctx, &o, &b->gpu);
-    }
-    b->no_device = s == IPT_ERR_NO_DEVICE;
-    if (s != IPT_OK && !b->no_device) {
-        print_error("%s: %s\n", ipt_status_name(s), ipt_last_error(b->ctx));
-        abort();
-    }
+    ipt_gpu_opts o = {.device = getenv("IPT_TEST_DEVICE"),
+                      .kernels = kernels,
+                      .cache_dir = "",
+                      .validate = test_wants_validation()};
+    b->gpu_status = ipt_gpu_create(b->ctx, &o, &b->gpu);
 }
 
 int bench_run(const struct CMUnitTest *tests, size_t n)
@@ -199,10 +192,11 @@ int bench_run(const struct CMUnitTest *tests, size_t n)
 bench *bench_ready(void **state)
 {
     bench *b = *state;
-    if (b->no_device) {
+    if (b->gpu_status == IPT_ERR_NO_DEVICE) {
         print_message("skipped: no Vulkan device\n");
         skip();
     }
+    assert_ok(b->ctx, b->gpu_status);
     b->weights = b->act = IPT_F32;
     return b;
 }

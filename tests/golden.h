@@ -38,7 +38,7 @@ typedef struct bench {
     ipt_gpu *gpu; /* NULL: host references in double */
     const char *name;
     int n_line;             /* log lines so far; the first few are printed */
-    bool no_device;         /* nothing to run on: tests skip themselves with bench_ready */
+    ipt_status gpu_status;  /* why there is no device: bench_ready skips or fails the test */
     ipt_dtype weights, act; /* element types to use now; F32 unless a test sets them */
 } bench;
 /* Runs `tests` (an array) on the host and on a device with both kernel shapes; *state is the bench.
@@ -46,7 +46,9 @@ typedef struct bench {
  */
 #define bench_run_all(tests) bench_run(tests, IPT_COUNT(tests))
 int bench_run(const struct CMUnitTest *tests, size_t n);
-bench *bench_ready(void **state); /* the bench; skips the test when there is no device */
+/* The bench; skips the test when there is no device, fails it when the device or the validation
+ * layer cannot be had. */
+bench *bench_ready(void **state);
 
 ipt_model *bench_model(bench *b, const char *path, const char *config_dir);
 ipt_weights *bench_weights(bench *b, ipt_model *m, int comp);

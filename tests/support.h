@@ -27,10 +27,14 @@ ipt_ctx *test_ctx(void);
  * removed again. */
 const char *test_nowhere(char *buf, size_t n, const char *name);
 
-/* A gpu with validation on (off, with a note, where the layer is not installed) and no pipeline
- * cache file; env IPT_TEST_DEVICE chooses the device as --device does.  Skips the test, printing
- * the reason, when there is no device.  `limit`: as ipt_gpu_opts.memory_limit.
- * Ownership: caller, test_gpu_done. */
+/* Whether tests run under the validation layer: always, but for IPT_TEST_VALIDATION=0, which is for
+ * machines that cannot have it and is printed, so that CI sees it. */
+bool test_wants_validation(void);
+
+/* A gpu with validation on and no pipeline cache file; a layer that is not installed fails the
+ * test. Env IPT_TEST_DEVICE chooses the device as --device does.  Skips the test, printing the
+ * reason, when there is no device.  `limit`: as ipt_gpu_opts.memory_limit. Ownership: caller,
+ * test_gpu_done. */
 ipt_gpu *test_gpu(ipt_ctx **ctx);
 ipt_gpu *test_gpu_limited(ipt_ctx **ctx, uint64_t limit);
 /* Destroys both; fails the test when the validation layer said anything. */
