@@ -89,7 +89,8 @@ static ipt_status read_patterns(ipt_adapter_file *f, json_t *patterns, ipt_adapt
             return bad_setting(f, text, v);
         s->pattern[i].text = text;
         s->pattern[i].alpha = json_number_value(v);
-        ipt_status status = ipt_pattern_create(&f->impl->arena, text, &s->pattern[i].pattern, &why);
+        ipt_status status = ipt_pattern_create(&f->impl->arena, text, &f->impl->budget,
+                                               &s->pattern[i].pattern, &why);
         if (status == IPT_ERR_UNSUPPORTED)
             return ipt_fail(f->impl->ctx, status,
                             "%s: %s: alpha_pattern '%.100s' is no name or expression that can be "

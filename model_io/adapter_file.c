@@ -184,6 +184,20 @@ static ipt_status missing_half(const ipt_adapter_file *f, const ipt_st_tensor *t
                     t->name, stem, suffix);
 }
 
+/* With two text encoders in the model: factors that are the other one's by their shape, or taken.
+ */
+static bool is_others(const ipt_adapter_file *f, const ipt_module *m, const ipt_st_tensor *down,
+                      const ipt_st_tensor *up)
+{
+    bool two = false;
+    for (size_t i = 0; i < f->impl->n_list && !two; i++)
+        two = f->impl->list[i].comp == IPT_COMP_TEXT2;
+    if (!two || !down || !up)
+        return false;
+    return f->impl->used[down - ipt_safetensors_at(f->impl->st, 0)] || down->rank < 2 ||
+           up->rank < 2 || down->dim[1] != m->in || up->dim[0] != m->out;
+}
+
 /* Looks for one module under every spelling.  *found false: the file has nothing for it. */
 static ipt_status match_module(ipt_adapter_file *f, const ipt_key_frame *frame, size_t index,
                                bool *found)
@@ -197,7 +211,7 @@ static ipt_status match_module(ipt_adapter_file *f, const ipt_key_frame *frame, 
             const ipt_st_tensor *down = take(f, stem.text, suffixes[k].down),
                                 *up = take(f, stem.text, suffixes[k].up);
             const ipt_st_tensor *mid = suffixes[k].mid ? take(f, stem.text, suffixes[k].mid) : NULL;
-            if (!down && !up)
+            if ((!down && !up) || (stem.any_encoder && is_others(f, m, down, up)))
                 continue;
             if (!down || !up)
                 return missing_half(f, down ? down : up, stem.text,

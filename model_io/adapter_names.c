@@ -2,7 +2,8 @@
  * from the canonical name; underscores are never taken apart.
  *
  * Sources: kohya-ss/sd-scripts (lora_unet_, lora_te_), diffusers loaders (attn processors, 0.2x),
- * PEFT, cloneofsimo/lora (ordinals), LyCORIS (algorithms). */
+ * PEFT, ComfyUI's SaveLoRA (diffusion_model., text_encoders.), cloneofsimo/lora (ordinals), LyCORIS
+ * (algorithms). */
 #include "model_io/internal.h"
 
 #include <string.h>
@@ -80,13 +81,19 @@ static const spelling spellings[] = {
     {IPT_COMP_TEXT, "base_model.model.", PLAIN},
     {IPT_COMP_TEXT, "base_model.model.", SHORT},
     {IPT_COMP_TEXT, "text_encoder.base_model.model.", PLAIN},
+    {IPT_COMP_TEXT, "text_encoders.clip_l.transformer.", PLAIN},
+    {IPT_COMP_TEXT, "text_encoders.clip_h.transformer.", PLAIN},
     {IPT_COMP_TEXT, "text_encoder.", ATTN},
     {IPT_COMP_TEXT, "text_encoder.", ATTN_SHORT},
     {IPT_COMP_TEXT2, "lora_te2_", UNDERSCORES},
     {IPT_COMP_TEXT2, "lora_te2_", SHORT_UNDERSCORES},
     {IPT_COMP_TEXT2, "text_encoder_2.", PLAIN},
     {IPT_COMP_TEXT2, "text_encoder_2.", SHORT},
+    {IPT_COMP_TEXT2, "", PLAIN},
+    {IPT_COMP_TEXT2, "base_model.model.", PLAIN},
+    {IPT_COMP_TEXT2, "base_model.model.", SHORT},
     {IPT_COMP_TEXT2, "text_encoder_2.base_model.model.", PLAIN},
+    {IPT_COMP_TEXT2, "text_encoders.clip_g.transformer.", PLAIN},
     {IPT_COMP_TEXT2, "text_encoder_2.", ATTN},
 };
 
@@ -149,6 +156,8 @@ bool ipt_adapter_name(const ipt_key_frame *f, const ipt_module *m, int i, ipt_ad
          is_short = s->form == SHORT || s->form == SHORT_UNDERSCORES || s->form == ATTN_SHORT;
     const char *base = is_short ? without_model(m->name) : m->name;
     out->attn_procs = s->form == ATTN || s->form == ATTN_SHORT;
+    out->any_encoder = m->comp != IPT_COMP_UNET &&
+                       (s->prefix[0] == '\0' || strcmp(s->prefix, "base_model.model.") == 0);
     if (out->attn_procs)
         ok = attn_name(m->comp, base, name, sizeof name);
     else if (s->form == LDM_PLAIN || s->form == LDM_UNDERSCORES)

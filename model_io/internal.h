@@ -96,7 +96,8 @@ void ipt_key_frame_modules(const ipt_module *m, size_t n, ipt_key_frame *f);
  * with too long a name are "". */
 typedef struct ipt_adapter_stem {
     char text[IPT_KEY_MAX];
-    bool attn_procs; /* takes the suffixes .down.weight and .up.weight only */
+    bool attn_procs;  /* takes the suffixes .down.weight and .up.weight only */
+    bool any_encoder; /* PEFT's names of one text model: either encoder's, the shapes tell whose */
 } ipt_adapter_stem;
 bool ipt_adapter_name(const ipt_key_frame *f, const ipt_module *m, int i, ipt_adapter_stem *out);
 /* Canonical name of cloneofsimo's index-th module of a component, from the caller's list (the
@@ -109,10 +110,11 @@ const char *ipt_adapter_unsupported(const char *key);
 /* Steps that matching all patterns of a file may cost: a second or two. */
 #define IPT_PATTERN_BUDGET ((uint64_t)1 << 24)
 typedef struct ipt_pattern ipt_pattern;
-/* Compiles a key of alpha_pattern, an expression of Python's re.  Ownership: arena.  Errors:
- * IPT_ERR_UNSUPPORTED with the reason in *why ("missing closing parenthesis"), IPT_ERR_NOMEM. */
-IPT_CHECKED ipt_status ipt_pattern_create(ipt_arena *arena, const char *text, ipt_pattern **out,
-                                          const char **why);
+/* Compiles a key of alpha_pattern, an expression of Python's re.  Its memory comes off *budget.
+ * Ownership: arena.  Errors: IPT_ERR_UNSUPPORTED with the reason in *why ("missing closing
+ * parenthesis", too many), IPT_ERR_NOMEM. */
+IPT_CHECKED ipt_status ipt_pattern_create(ipt_arena *arena, const char *text, uint64_t *budget,
+                                          ipt_pattern **out, const char **why);
 /* Whether PEFT takes the pattern for a module: for the whole name, or for what follows one of its
  * dots.  Steps come off *budget; what is answered when none are left is worthless.  Not for two
  * threads at once.  Source: peft get_pattern_key. */

@@ -13,9 +13,12 @@ enum {
     MAX_TEXT = 512,
     MAX_HEAP = 4096, /* KiB, of one match */
     MAX_NEST = 100,
+    COMPILED = 1 << 14, /* steps that an expression costs by its memory: a file has 1024 at most */
+    NAMED = 64,         /* and a plain name */
 };
 
 struct ipt_pattern {
+    const char *plain; /* a name, dots being any character; the rest is not used then */
     pcre2_code *code;
     pcre2_match_context *context;
     pcre2_match_data *data;
@@ -61,23 +64,58 @@ static int count_step(pcre2_callout_block *block, void *budget)
     return 0;
 }
 
-ipt_status ipt_pattern_create(ipt_arena *arena, const char *text, ipt_pattern **out,
-                              const char **why)
+static bool spend(uint64_t *budget, uint64_t cost)
+{
+    *budget = *budget > cost ? *budget - cost : 0;
+    return *budget > 0;
+}
+
+/* Files have a pattern for each of a thousand modules, and a thousand modules look for theirs:
+ * names without syntax are compared from their end. */
+static bool is_plain(const char *text)
+{
+    for (text += *text == '^'; *text; text++)
+        if (*text != '.' && *text != '_' && !(*text >= '0' && *text <= '9') &&
+            !(*text >= 'a' && *text <= 'z') && !(*text >= 'A' && *text <= 'Z'))
+            return false;
+    return true;
+}
+
+static bool match_plain(const char *text, const char *name, uint64_t *budget)
+{
+    bool whole = *text == '^';
+    size_t n = strlen(text += whole), len = strlen(name), at = len - n, i = n;
+    if (!spend(budget, 1) || n > len || (at > 0 && (whole || name[at - 1] != '.')))
+        return false;
+    while (i > 0 && (text[i - 1] == '.' || text[i - 1] == name[at + i - 1]))
+        i--;
+    return i == 0;
+}
+
+ipt_status ipt_pattern_create(ipt_arena *arena, const char *text, uint64_t *budget,
+                              ipt_pattern **out, const char **why)
 {
     char python[2 * MAX_TEXT + 1], whole[sizeof python + 16];
     int error = 0;
     PCRE2_SIZE at = 0;
-    if (strlen(text) > MAX_TEXT) {
-        *why = "longer than 512 bytes";
+    *why = strlen(text) > MAX_TEXT                             ? "longer than 512 bytes"
+           : !spend(budget, is_plain(text) ? NAMED : COMPILED) ? "the file has too many"
+                                                               : NULL;
+    if (*why)
         return IPT_ERR_UNSUPPORTED;
+    ipt_pattern *p = ipt_arena_alloc(arena, sizeof *p);
+    if (!p)
+        return IPT_ERR_NOMEM;
+    if (is_plain(text)) {
+        p->plain = ipt_arena_strdup(arena, text);
+        *out = p;
+        return p->plain ? IPT_OK : IPT_ERR_NOMEM;
     }
     translate(text, python);
     snprintf(whole, sizeof whole, "(.*\\.)?(%s)$", python);
-    ipt_pattern *p = ipt_arena_alloc(arena, sizeof *p);
     pcre2_general_context *memory = pcre2_general_context_create(take_memory, leave_memory, arena);
     pcre2_compile_context *limits = memory ? pcre2_compile_context_create(memory) : NULL;
-    p = limits ? p : NULL;
-    if (!p)
+    if (!limits)
         return IPT_ERR_NOMEM;
     pcre2_set_parens_nest_limit(limits, MAX_NEST);
     p->code = pcre2_compile((PCRE2_SPTR)whole, PCRE2_ZERO_TERMINATED,
@@ -102,6 +140,8 @@ ipt_status ipt_pattern_create(ipt_arena *arena, const char *text, ipt_pattern **
 
 bool ipt_pattern_match(const ipt_pattern *p, const char *name, uint64_t *budget)
 {
+    if (p->plain)
+        return match_plain(p->plain, name, budget);
     pcre2_set_callout(p->context, count_step, budget);
     int rc =
         pcre2_match(p->code, (PCRE2_SPTR)name, PCRE2_ZERO_TERMINATED, 0, 0, p->data, p->context);

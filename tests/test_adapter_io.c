@@ -566,6 +566,36 @@ static void test_settings(void **state)
     ipt_ctx_destroy(&ctx);
 }
 
+/* PEFT's file of one text model says nothing of which of two it is; the shapes do. */
+static void test_either_encoder(void **state)
+{
+    (void)state;
+    static const ipt_module two[] = {{IPT_COMP_TEXT, K_NAME, 4, 4, 1, 1},
+                                     {IPT_COMP_TEXT2, K_NAME, 5, 5, 1, 1}};
+    static const char *const names[] = {"base_model.model." K_NAME, K_NAME,
+                                        "base_model.model.encoder.layers.0.self_attn.k_proj"};
+    ipt_ctx *ctx = test_ctx();
+    for (int64_t width = 4; width < 7; width++)
+        for (size_t i = 0; i < IPT_COUNT(names); i++) {
+            char key[2][200];
+            ipt_name(key[0], sizeof key[0], "%s.lora_A.weight", names[i]);
+            ipt_name(key[1], sizeof key[1], "%s.lora_B.weight", names[i]);
+            const toy_tensor t[] = {{key[0], {1, width}, 2, 1}, {key[1], {width, 1}, 2, 1}};
+            size_t n = 0;
+            uint8_t *p = toy_file(ctx, t, 2, NULL, 0, &n);
+            ipt_adapter_file *f = NULL;
+            ipt_status s = ipt_adapter_open_memory(ctx, "p", p, n, two, 2, &f);
+            assert_int_equal(s, width == 6 ? IPT_ERR_MISSING : IPT_OK);
+            if (s == IPT_OK) {
+                assert_int_equal(f->n_module, 1);
+                assert_int_equal(f->module[0].module, width - 4);
+            }
+            ipt_adapter_close(&f);
+            ipt_free(p);
+        }
+    ipt_ctx_destroy(&ctx);
+}
+
 /* Words of OneTrainer and A1111: several vectors, one list an encoder, a dot in the word. */
 static void test_bundled_words(void **state)
 {
@@ -763,19 +793,13 @@ static void test_oom(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_families),
-        cmocka_unit_test(test_words_and_hashes),
-        cmocka_unit_test(test_merged_weights),
-        cmocka_unit_test(test_refused),
-        cmocka_unit_test(test_pack),
-        cmocka_unit_test(test_tucker),
-        cmocka_unit_test(test_ordinals),
-        cmocka_unit_test(test_settings),
-        cmocka_unit_test(test_bundled_words),
-        cmocka_unit_test(test_partial),
-        cmocka_unit_test(test_made_for),
-        cmocka_unit_test(test_not_adapters),
-        cmocka_unit_test(test_oom),
+        cmocka_unit_test(test_families),       cmocka_unit_test(test_words_and_hashes),
+        cmocka_unit_test(test_merged_weights), cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_pack),           cmocka_unit_test(test_tucker),
+        cmocka_unit_test(test_ordinals),       cmocka_unit_test(test_settings),
+        cmocka_unit_test(test_either_encoder), cmocka_unit_test(test_bundled_words),
+        cmocka_unit_test(test_partial),        cmocka_unit_test(test_made_for),
+        cmocka_unit_test(test_not_adapters),   cmocka_unit_test(test_oom),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -81,6 +81,53 @@ static void test_sdxl_leaves_out_a_layer(void **state)
     close_engine(&f);
 }
 
+/* Files that diffusers saved with metadata (old and new keys, rank and alpha patterns,
+ * rank-stabilised scaling, text encoders) at every clip skip: latents beside PEFT in memory. */
+static void test_patterns(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *model;
+        int w, h, skip[3];
+    } rows[] = {{"sd1", 32, 24, {0, 1, 2}}, {"sdxl", 40, 24, {0, 2, 3}}};
+    fixture f = open_engine();
+    ipt_safetensors *st = golden_open(f.ctx, IPT_TEST_DATA, "golden_lora_patterns"), *got = NULL;
+    for (size_t i = 0; i < IPT_COUNT(rows); i++) {
+        char model[512], lora[512], key[64];
+        ipt_lora l = {lora, 1, 1, NULL, 0, 1, NULL};
+        ipt_request r;
+        ipt_name(model, sizeof model, IPT_TEST_DATA "/models/%s", rows[i].model);
+        ipt_name(lora, sizeof lora, IPT_TEST_DATA "/golden_lora_%s_patterns.safetensors",
+                 rows[i].model);
+        small_request(&f, &r, model);
+        r.prompt = ipt_safetensors_meta(st, "prompt");
+        r.negative = ipt_safetensors_meta(st, "negative");
+        r.steps = 3;
+        r.cfg = 5;
+        r.seed = 11;
+        r.width = rows[i].w;
+        r.height = rows[i].h;
+        r.lora = &l;
+        r.n_lora = 1;
+        for (int k = 0; k < 3; k++) {
+            size_t n = 0, m = 0;
+            r.clip_skip = rows[i].skip[k];
+            assert_ok(f.ctx, ipt_generate(f.engine, &r, NULL, NULL, NULL));
+            assert_ok(f.ctx, ipt_safetensors_open(f.ctx, f.trace, &got));
+            ipt_name(key, sizeof key, "%s.skip%d", rows[i].model, r.clip_skip);
+            float *a = golden_f32(f.ctx, st, key, &n),
+                  *b = golden_f32(f.ctx, got, "latent_step2", &m);
+            assert_int_equal(n, m);
+            golden_at_most(golden_nmse(a, b, n), 1e-6, "%s", key);
+            ipt_free(a);
+            ipt_free(b);
+            ipt_safetensors_close(&got);
+        }
+    }
+    ipt_safetensors_close(&st);
+    close_engine(&f);
+}
+
 /* One module of rank 1 with constant factors, and other tensors beside it. */
 static void write_lora(fixture *f, const char *stem, int32_t out, int32_t in,
                        const ipt_st_write *more, size_t n_more)
@@ -263,6 +310,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_sdxl_leaves_out_a_layer),
+        cmocka_unit_test(test_patterns),
         cmocka_unit_test(test_every_layer_skipped),
         cmocka_unit_test(test_words_inside),
         cmocka_unit_test(test_description),

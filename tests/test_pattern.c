@@ -28,7 +28,7 @@ static void test_matches(void **state)
                                              (size_t)json_integer_value(json_array_get(row, 1)));
         ipt_pattern *p = NULL;
         uint64_t budget = IPT_PATTERN_BUDGET;
-        ipt_status s = ipt_pattern_create(&arena, text, &p, &why);
+        ipt_status s = ipt_pattern_create(&arena, text, &budget, &p, &why);
         if (s != IPT_OK)
             fail_msg("'%s': %s", text, why ? why : ipt_status_name(s));
         json_array_foreach(names, k, name)
@@ -57,7 +57,8 @@ static void test_refused(void **state)
     {
         const char *why = NULL;
         ipt_pattern *p = NULL;
-        ipt_status s = ipt_pattern_create(&arena, json_string_value(row), &p, &why);
+        uint64_t budget = IPT_PATTERN_BUDGET;
+        ipt_status s = ipt_pattern_create(&arena, json_string_value(row), &budget, &p, &why);
         if (s != IPT_ERR_UNSUPPORTED || !why)
             fail_msg("'%s': %s", json_string_value(row), ipt_status_name(s));
     }
@@ -83,7 +84,7 @@ static void test_costs(void **state)
         const char *why = NULL;
         ipt_pattern *p = NULL;
         uint64_t budget = (uint64_t)1 << 20;
-        assert_ok(ctx, ipt_pattern_create(&arena, texts[i], &p, &why));
+        assert_ok(ctx, ipt_pattern_create(&arena, texts[i], &budget, &p, &why));
         assert_false(ipt_pattern_match(p, name, &budget));
         assert_true(budget == 0);
         budget = 1000;
@@ -94,12 +95,47 @@ static void test_costs(void **state)
     ipt_ctx_destroy(&ctx);
 }
 
+/* A thousand modules that look for their names among a thousand stay within the budget; expressions
+ * by the thousand, whose memory is large, do not. */
+static void test_many(void **state)
+{
+    (void)state;
+    enum { N = 1500 };
+    ipt_ctx *ctx = test_ctx();
+    ipt_arena arena;
+    ipt_arena_init(&arena, ctx);
+    static ipt_pattern *p[N];
+    const char *why = NULL;
+    uint64_t budget = IPT_PATTERN_BUDGET;
+    char name[128];
+    for (int i = 0; i < N; i++) {
+        ipt_name(name, sizeof name, "^up_blocks.0.attentions.%d.transformer_blocks.0.attn1.to_q",
+                 i);
+        assert_ok(ctx, ipt_pattern_create(&arena, name, &budget, &p[i], &why));
+    }
+    for (int i = 0; i < N; i++) {
+        ipt_name(name, sizeof name, "up_blocks.0.attentions.%d.transformer_blocks.0.attn1.to_q", i);
+        for (int k = 0; k < N; k++)
+            assert_int_equal(ipt_pattern_match(p[k], name, &budget), i == k);
+    }
+    assert_true(budget > IPT_PATTERN_BUDGET / 2);
+    budget = IPT_PATTERN_BUDGET;
+    int n = 0;
+    while (ipt_pattern_create(&arena, "(a{250}){250}x", &budget, &p[0], &why) == IPT_OK)
+        n++;
+    assert_true(n > 500 && n < 1100);
+    assert_string_equal(why, "the file has too many");
+    ipt_arena_finish(&arena);
+    ipt_ctx_destroy(&ctx);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_matches),
         cmocka_unit_test(test_refused),
         cmocka_unit_test(test_costs),
+        cmocka_unit_test(test_many),
     };
     return cmocka_run_group_tests_name("pattern", tests, NULL, NULL);
 }
