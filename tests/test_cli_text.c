@@ -29,11 +29,11 @@ static void expect_clean(const char *s, const char *what)
     }
 }
 
-/* A LoRA of the small SD 1 model with hostile metadata and one key that fits nothing. */
+/* A LoRA of the small SD 1 model with hostile metadata and one module that fits nothing. */
 static void write_hostile_lora(const place *p, const char *name)
 {
     ipt_safetensors *st = NULL;
-    static const float zero[4] = {0};
+    static const float one[4] = {1, 1, 1, 1};
     static const ipt_st_meta meta[] = {
         {"ss_" EVIL, "value " EVIL},
         {"modelspec.title", EVIL},
@@ -44,7 +44,7 @@ static void write_hostile_lora(const place *p, const char *name)
     assert_ok(p->ctx,
               ipt_safetensors_open(p->ctx, IPT_TEST_DATA "/golden_lora_kohya.safetensors", &st));
     size_t n = ipt_safetensors_count(st);
-    ipt_st_write *w = calloc(n + 1, sizeof *w);
+    ipt_st_write *w = calloc(n + 2, sizeof *w);
     float **values = calloc(n, sizeof *values);
     assert_non_null(w);
     assert_non_null(values);
@@ -61,9 +61,11 @@ static void write_hostile_lora(const place *p, const char *name)
                           .dtype = IPT_ST_F32,
                           .rank = 2,
                           .dim = {2, 2},
-                          .data = zero};
+                          .data = one};
+    w[n + 1] = w[n];
+    w[n + 1].name = "lora_unet_" EVIL ".lora_up.weight";
     assert_ok(p->ctx,
-              ipt_safetensors_write(p->ctx, in(p, path, name), w, n + 1, meta, IPT_COUNT(meta)));
+              ipt_safetensors_write(p->ctx, in(p, path, name), w, n + 2, meta, IPT_COUNT(meta)));
     for (size_t i = 0; i < n; i++)
         free(values[i]);
     free(values);
