@@ -18,7 +18,7 @@ typedef struct gen_args {
     int32_t steps, count, width, height, clip_skip, vram_limit, batch;
     double cfg, cfg_rescale, strength;
     uint64_t seed;
-    bool allow_partial;
+    bool allow_partial, no_paste;
 } gen_args;
 
 static const char compose_methods[] = "merge switch composite";
@@ -61,6 +61,8 @@ static const cli_option options[] = {
      NULL},
     {"mask", 0, CLI_TEXT, "IMG", "repaint only where this is white (with --init)", AT(mask), 0, 0,
      NULL},
+    {"no-paste", 0, CLI_FLAG, NULL, "the raw result also where the mask is black", AT(no_paste), 0,
+     0, NULL},
     {"vae", 0, CLI_TEXT, "FILE", "another VAE", AT(vae), 0, 0, NULL},
     {"taesd", 0, CLI_TEXT, "FILE", "decode with this tiny autoencoder", AT(taesd), 0, 0, NULL},
     {"vae-tile", 0, CLI_TEXT, "auto|never|N", "decode in tiles of N pixels", AT(vae_tile), 0, 0,
@@ -136,6 +138,9 @@ static void more_help(void)
         "--count N    NAME.png becomes NAME-1.png .. NAME-N.png when N > 1\n"
         "-o FILE      a device or a pipe takes PNGs one after the other, and its name is not "
         "printed\n"
+        "--mask IMG   white is repainted; black keeps the picture's own pixels, up to a soft edge "
+        "of half a\n"
+        "             latent pixel (4 pixels) around the white; --no-paste gives the raw result\n"
         "-W, -H       with --init and neither: the model's number of pixels in the picture's "
         "aspect, or its\n"
         "             own size where the model could have made it; one: the other from the "
@@ -295,6 +300,8 @@ static int check_args(const cli *c, const gen_args *a, int32_t *tile)
         return cli_usage_error(c, "generate needs a prompt: -p TEXT; see impasto generate --help");
     if (a->mask && !a->init)
         return cli_usage_error(c, "--mask needs --init IMG, the picture to repaint");
+    if (a->no_paste && !a->mask)
+        return cli_usage_error(c, "--no-paste needs --mask IMG, whose protected part it gives up");
     if (!a->init && !isnan(a->strength))
         return cli_usage_error(c, "--strength needs --init IMG, the picture to start from");
     if (a->vae_tile && strcmp(a->vae_tile, "never") == 0) {
@@ -389,6 +396,7 @@ static void fill_request(const gen_run *r, int32_t tile, ipt_request *q)
     q->init = a->init ? &r->init : NULL;
     q->mask = a->mask ? &r->mask : NULL;
     q->strength = a->strength;
+    q->no_paste = a->no_paste;
     q->lora = r->lora;
     q->n_lora = a->lora.n;
     q->compose = a->compose;

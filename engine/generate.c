@@ -28,6 +28,7 @@ typedef struct run {
     int32_t batch;
     float *in_x, *in_text, *in_add, *in_gates, *eps;
     ipt_start start; /* img2img and inpainting */
+    ipt_paste paste;
     /* progress */
     double t_start, step_ms, vae_ms; /* the last two: 0, not known yet */
     double step_macs;                /* of all replays of an evaluation */
@@ -454,6 +455,7 @@ static ipt_status emit_picture(run *u, const float *rgb, int32_t k, ipt_image_fn
         return IPT_ERR_NOMEM;
     for (size_t i = 0; i < n; i++)
         im.rgb[i] = (uint8_t)lrintf(rgb[i] * 255.0F);
+    ipt_paste_apply(&u->paste, n / 3, im.rgb);
     if (k == 0) {
         if (!ipt_hashes_ready(u->e->hashes))
             progress(u, "hash", 0, 1, 0);
@@ -495,6 +497,7 @@ static ipt_status fill_report(run *u)
     rep->width = u->set.width;
     rep->height = u->set.height;
     rep->steps = u->set.steps;
+    rep->mask_blur = u->paste.original ? (double)ipt_paste_sigma(&u->set) : 0;
     rep->seed = u->r->seed;
     rep->n_adapter = e->n_file;
     ipt_adapter_report *a = ipt_arena_alloc(&e->report_arena, (e->n_file + 1) * sizeof *a);
@@ -552,6 +555,7 @@ static ipt_status run_request(run *u, ipt_image_fn image, void *user)
     if (u->r->init)
         progress(u, "encode", 0, 1, 0);
     IPT_TRY_GOTO(ipt_start_prepare(e, u->r, &u->set, &u->arena, &u->start), done);
+    IPT_TRY_GOTO(ipt_paste_prepare(e, u->r, &u->set, u->start.repaint, &u->arena, &u->paste), done);
     u->rep->ms_load += ipt_now_ms() - t0;
     IPT_TRY_GOTO(fill_report(u), done);
     IPT_TRY_GOTO(alloc_buffers(u, worlds, &b), done);

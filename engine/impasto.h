@@ -94,6 +94,7 @@ typedef struct ipt_request {
         *rng;                     /* NULL: the model's own scheduler; "default"; "torch-cpu" */
     const ipt_image *init, *mask; /* img2img; white = repaint.  Borrowed for the call */
     double strength;              /* 0..1; NAN: 0.75 (1.0 with a mask) */
+    bool no_paste; /* keep the raw result where the mask protects; else init's own pixels */
     const ipt_lora *lora;
     size_t n_lora;
     const char *compose;            /* NULL "merge"; "switch", "composite" */
@@ -127,6 +128,7 @@ typedef struct ipt_report {
     const char *model_sha256, *vae_sha256; /* of single files; NULL: a folder, or unknown */
     const char *infotext;                  /* A1111 parameters of picture 0 */
     int32_t width, height, steps, n_eval, n_image;
+    double mask_blur; /* of the edge around what was repainted, pixels; 0: nothing was pasted */
     uint64_t seed;
     double ms_load, ms_text, ms_sample, ms_vae, ms_total, ms_per_step, ms_first_step;
     uint64_t rows_full, rows_shallow, rows_backward; /* UNet rows evaluated */

@@ -216,6 +216,8 @@ char *ipt_infotext(ipt_engine *e, const ipt_request *r, const ipt_report *rep, u
         put(buf, n, &at, ", Clip skip: %d", r->clip_skip);
     if (r->taesd)
         put(buf, n, &at, ", VAE Decoder: TAESD");
+    if (rep->mask_blur > 0)
+        put(buf, n, &at, ", Mask blur: %g", rep->mask_blur);
     if (r->cfg_rescale > 0)
         put(buf, n, &at, ", CFG Rescale phi: %g", r->cfg_rescale);
     put(buf, n, &at, ", RNG: %s", strcmp(rep->rng, "philox") == 0 ? "NV" : "CPU");
@@ -277,6 +279,9 @@ char *ipt_request_json(ipt_engine *e, const ipt_request *r, const ipt_report *re
     if (r->init)
         json_object_set_new(o, "strength", json_real(strength_of(r)));
     json_object_set_new(o, "compose", ipt_json_text(rep->compose));
+    if (r->init && r->mask)
+        json_object_set_new(o, "paste", json_boolean(!r->no_paste));
+    json_object_set_new(o, "compose", json_string(rep->compose));
     json_t *opts = json_array();
     for (size_t i = 0; i < r->n_compose_opt; i++)
         json_array_append_new(opts, ipt_json_text(r->compose_opt[i]));

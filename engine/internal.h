@@ -136,6 +136,24 @@ void ipt_start_draw(const ipt_start *start, const ipt_engine *e, const ipt_sampl
 void ipt_start_keep(const ipt_start *start, const ipt_sampler *s, int32_t i,
                     const ipt_settings *set, const float *noise, float *keep, float *x);
 
+/* --- paste.c: what a mask protects ------------------------------------------------------------ */
+typedef struct ipt_paste {
+    const uint8_t *original; /* [H,W,3] the picture in the result's size; NULL: nothing is pasted */
+    float *alpha;            /* [H,W] 1: the result, 0: the picture */
+} ipt_paste;
+/* Standard deviation of the soft edge in pixels: half a latent pixel, 4 for a factor of 8 (A1111's
+ * mask blur). */
+float ipt_paste_sigma(const ipt_settings *set);
+/* alpha [h,w]: 1 where repaint is true, falling to 0 within 2.5 sigma outside of it. */
+IPT_CHECKED ipt_status ipt_paste_edge(ipt_ctx *ctx, const bool *repaint, int32_t w, int32_t h,
+                                      float sigma, float *alpha);
+/* For a request with a mask that does not ask for the raw result; repaint [H,W] or NULL.  Warns of
+ * a mask that repaints nothing.  Memory from arena.  Errors: IPT_ERR_NOMEM. */
+IPT_CHECKED ipt_status ipt_paste_prepare(ipt_engine *e, const ipt_request *r,
+                                         const ipt_settings *set, const bool *repaint,
+                                         ipt_arena *arena, ipt_paste *out);
+void ipt_paste_apply(const ipt_paste *p, size_t pixels, uint8_t *rgb);
+
 /* --- text.c: prompts to embeddings ------------------------------------------------------------ */
 typedef struct ipt_encoded {
     int32_t tokens, width, pooled_width;

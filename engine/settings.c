@@ -114,7 +114,8 @@ static ipt_status choose_size(const ipt_engine *e, const ipt_request *r, ipt_set
 static void warn_of_stretching(ipt_ctx *ctx, const ipt_request *r, const ipt_settings *s)
 {
     const ipt_image *i = r->init, *m = r->mask;
-    double grid = (double)(s->width / s->w);
+    int32_t f = s->width / s->w;
+    double grid = f;
     if (i && fabs((double)s->width * i->h / i->w - s->height) > grid &&
         fabs((double)s->height * i->w / i->h - s->width) > grid)
         ipt_log(ctx, IPT_LOG_WARN,

@@ -276,6 +276,7 @@ static void program_checks_first(void **state)
         {"-o a.png --sheet b.png --trace b.png", 2, "same file"},
         {"-o sub", 2, "the name must end in"},
         {"-o sub.png", 73, "is a folder"},
+        {"-o a.png --init a.png --no-paste", 2, "--no-paste needs --mask"},
         {"-o none/a.png", 73, "its folder does not exist"},
     };
     assert_int_equal(mkdir(in(p, path, "sub.png"), 0700), 0);
