@@ -77,9 +77,14 @@ ipt_status ipt_unet_plan(ipt_engine *e, ipt_unet_key *key)
 {
     const int32_t f = ipt_vae_factor(&e->config.vae), asked = key->batch;
     for (;; key->batch = (key->batch + 1) / 2) {
-        const int32_t want[8] = {key->batch,  key->h,   key->w,
-                                 key->tokens, key->act, (int32_t)ipt_bank_n_slot(e->bank),
-                                 0,           1};
+        const int32_t want[8] = {key->batch,
+                                 key->h,
+                                 key->w,
+                                 key->tokens,
+                                 (int32_t)key->act,
+                                 (int32_t)ipt_bank_n_slot(e->bank),
+                                 0,
+                                 1};
         if (e->unet.plan && memcmp(e->unet.key, want, sizeof want) == 0)
             break;
         ipt_plan_destroy(&e->unet.plan);

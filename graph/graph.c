@@ -58,19 +58,20 @@ void ipt_shape_text(const ipt_shape *s, char *buf, size_t n)
 }
 
 /* Every dim positive and the byte size far from overflow: limits for everything built on shapes. */
-static bool shape_ok(const ipt_shape *s)
+/* IPT_OK, IPT_ERR_SHAPE, or IPT_ERR_TOO_LARGE: kernels count elements in 32 bits. */
+static ipt_status shape_status(const ipt_shape *s)
 {
     if (s->rank < 1 || s->rank > 4)
-        return false;
+        return IPT_ERR_SHAPE;
     uint64_t n = 1;
     for (int i = 0; i < s->rank; i++) {
         if (s->dim[i] < 1)
-            return false;
-        n *= (uint64_t)s->dim[i]; /* below 2^40 * 2^31: no overflow */
-        if (n > (uint64_t)1 << 32)
-            return false;
+            return IPT_ERR_SHAPE;
+        n *= (uint64_t)s->dim[i]; /* below 2^32 * 2^31: no overflow */
+        if (n > UINT32_MAX)
+            return IPT_ERR_TOO_LARGE;
     }
-    return true;
+    return IPT_OK;
 }
 
 /* --- graph ------------------------------------------------------------------------------------ */
@@ -221,8 +222,10 @@ ipt_val ipt_leaf(ipt_graph *g, ipt_role role, const char *name, ipt_shape s)
             ipt_poison(g, IPT_ERR_SHAPE, "%s: used as %s and as %s", name, b, a);
         return have;
     }
-    if (!shape_ok(&s)) {
-        ipt_poison(g, IPT_ERR_SHAPE, "%s: shape %s is not usable", name, a);
+    ipt_status usable = shape_status(&s);
+    if (usable != IPT_OK) { /* a weight that large is a wrong configuration, not a large picture */
+        ipt_poison(g, role == IPT_WEIGHT ? IPT_ERR_SHAPE : usable, "%s: shape %s is not usable",
+                   name, a);
         return (ipt_val){0};
     }
     uint32_t id = new_value(g, &s, 0, 0);
@@ -468,11 +471,11 @@ ipt_val ipt_emit(ipt_graph *g, ipt_op op, const char *name, const ipt_val *in, i
     for (int o = 0; o < n.n_out; o++) {
         for (int i = n.out_shape[o].rank; i < 4; i++)
             n.out_shape[o].dim[i] = 1;
-        if (!shape_ok(&n.out_shape[o])) {
+        ipt_status usable = shape_status(&n.out_shape[o]);
+        if (usable != IPT_OK) {
             char text[64];
             ipt_shape_text(&n.out_shape[o], text, sizeof text);
-            ipt_poison(g, IPT_ERR_SHAPE, "%s: %s: result shape %s is not usable", n.name, def->name,
-                       text);
+            ipt_poison(g, usable, "%s: %s: result shape %s is not usable", n.name, def->name, text);
             return none;
         }
         uint32_t id = new_value(g, &n.out_shape[o], g->n_node + 1, o);

@@ -189,6 +189,20 @@ int bench_run(const struct CMUnitTest *tests, size_t n)
     return failed;
 }
 
+bench *bench_device(void **state, bool f16)
+{
+    bench *b = bench_ready(state);
+    if (!b->gpu) {
+        print_message("about devices: nothing to test on the host\n");
+        skip();
+    }
+    if (f16 && !ipt_gpu_traits(b->gpu)->f16_storage) {
+        print_message("skipped: the device has no 16-bit storage\n");
+        skip();
+    }
+    return b;
+}
+
 bench *bench_ready(void **state)
 {
     bench *b = *state;

@@ -49,6 +49,9 @@ int bench_run(const struct CMUnitTest *tests, size_t n);
 /* The bench; skips the test when there is no device, fails it when the device or the validation
  * layer cannot be had. */
 bench *bench_ready(void **state);
+/* The same for tests of what only devices do (f16: with 16-bit storage); on the host, or on a
+ * device that cannot, the test is skipped and says why. */
+bench *bench_device(void **state, bool f16);
 
 ipt_model *bench_model(bench *b, const char *path, const char *config_dir);
 ipt_weights *bench_weights(bench *b, ipt_model *m, int comp);

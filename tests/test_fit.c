@@ -24,7 +24,7 @@ static fixture open_engine(uint64_t vram_limit)
     fixture f = {0};
     assert_int_equal(ipt_ctx_create(NULL, NULL, &f.ctx), IPT_OK);
     ipt_engine_opts o = {.precision = IPT_PRECISION_F32,
-                         .validate = true,
+                         .validate = test_wants_validation(),
                          .device = getenv("IPT_TEST_DEVICE"),
                          .vram_limit = vram_limit};
     assert_ok(f.ctx, ipt_engine_create(f.ctx, &o, &f.engine));

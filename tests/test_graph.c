@@ -250,9 +250,7 @@ static void test_overlaps(void **state)
 /* The same random graphs on the bench and on the host, with and without guard bands. */
 static void test_random_runs(void **state)
 {
-    bench *b = bench_ready(state);
-    if (!b->gpu)
-        skip();
+    bench *b = bench_device(state, false);
     for (uint64_t seed = 21; seed <= 24; seed++) {
         ipt_plan *p[3] = {NULL};
         for (int i = 0; i < 3; i++) { /* host; device; device, guarded */
@@ -500,10 +498,8 @@ static ipt_status run_checked(bench *b, liar *l)
 
 static void test_check(void **state)
 {
-    bench *b = bench_ready(state);
+    bench *b = bench_device(state, false);
     liar l = {.base = {liar_find, liar_read}};
-    if (!b->gpu)
-        skip();
     assert_ok(b->ctx, ipt_weights_random(b->ctx, b->gpu, IPT_F32, 4, &l.real));
     assert_ok(b->ctx, run_checked(b, &l));
     l.about = "two.weight";
@@ -588,11 +584,9 @@ static void test_cancel(void **state)
 
 static void test_limits(void **state)
 {
-    bench *b = bench_ready(state);
+    bench *b = bench_device(state, false);
     float loss, dx[COUNT];
     ipt_weights *w = NULL;
-    if (!b->gpu)
-        skip();
     assert_ok(b->ctx, ipt_weights_random(b->ctx, b->gpu, IPT_F32, 4, &w));
     assert_int_equal(run_small(b, w, &(ipt_plan_opts){.arena_limit = 1024}, &loss, dx),
                      IPT_ERR_DEVICE_MEM);
@@ -600,6 +594,47 @@ static void test_limits(void **state)
     assert_int_equal(run_small(b, NULL, NULL, &loss, dx), IPT_ERR_MISSING);
     assert_ok(b->ctx, run_small(b, w, &(ipt_plan_opts){.profile = true, .guard = true}, &loss, dx));
     ipt_weights_destroy(&w);
+}
+
+/* What no band can cut is refused by name before memory is taken or anything recorded: one row
+ * above a binding, and tensors whose elements 32 bits do not count. */
+static void test_too_large(void **state)
+{
+    bench *b = bench_device(state, false);
+    const struct {
+        ipt_shape x;
+        const char *says;
+    } rows[] = {{ipt_shape2(IPT_F32, 3, 0x40000000), "geglu of [3,1073741824]"},
+                {ipt_shape4(IPT_F32, 1, 65536, 65536, 2), "x: shape [1,65536,65536,2]"}};
+    for (size_t i = 0; i < IPT_COUNT(rows); i++) {
+        ipt_graph *g = NULL;
+        ipt_plan *p = NULL;
+        assert_ok(b->ctx, ipt_graph_create(b->ctx, &g));
+        ipt_output(g, "y", ipt_geglu(g, ipt_leaf(g, IPT_INPUT, "x", rows[i].x)));
+        assert_int_equal(ipt_plan_create(g, &(ipt_plan_opts){.gpu = b->gpu}, &p),
+                         IPT_ERR_TOO_LARGE);
+        if (!strstr(ipt_last_error(b->ctx), rows[i].says))
+            fail_msg("'%s' does not name '%s'", ipt_last_error(b->ctx), rows[i].says);
+        ipt_graph_destroy(&g);
+    }
+}
+
+/* A dry plan is measured as the other, and its memory is given back. */
+static void test_dry(void **state)
+{
+    bench *b = bench_device(state, false);
+    uint64_t bytes[2] = {0, 0};
+    for (int dry = 0; dry < 2; dry++) {
+        ipt_graph *g = NULL;
+        ipt_plan *p = NULL;
+        assert_ok(b->ctx, ipt_graph_create(b->ctx, &g));
+        ipt_output(g, "y", ipt_silu(g, ipt_leaf(g, IPT_INPUT, "x", ipt_shape2(IPT_F32, 999, 4))));
+        assert_ok(b->ctx, ipt_plan_create(g, &(ipt_plan_opts){.gpu = b->gpu, .dry = dry}, &p));
+        bytes[dry] = ipt_plan_arena_bytes(p);
+        ipt_plan_destroy(&p);
+        ipt_graph_destroy(&g);
+    }
+    assert_true(bytes[0] >= UINT64_C(2) * 999 * 16 && bytes[0] == bytes[1]);
 }
 
 /* Every allocation fails once: a clean status each time, and the next try starts afresh. */
@@ -628,10 +663,8 @@ static void test_out_of_memory(void **state)
 
 static void test_out_of_device_memory(void **state)
 {
-    bench *b = bench_ready(state);
+    bench *b = bench_device(state, false);
     float loss, dx[COUNT];
-    if (!b->gpu)
-        skip();
     ipt_status s = IPT_ERR_DEVICE_MEM;
     uint64_t n = 1;
     for (; s != IPT_OK && n < 100; n++) {
@@ -666,6 +699,7 @@ int main(void)
         cmocka_unit_test(test_no_gradient),   cmocka_unit_test(test_recompute),
         cmocka_unit_test(test_check),         cmocka_unit_test(test_same_bytes),
         cmocka_unit_test(test_cancel),        cmocka_unit_test(test_limits),
+        cmocka_unit_test(test_too_large),     cmocka_unit_test(test_dry),
         cmocka_unit_test(test_out_of_memory), cmocka_unit_test(test_out_of_device_memory),
     };
     return bench_run_all(tests);

@@ -57,8 +57,9 @@ static void open_engine(fixture *f)
 {
     *f = (fixture){0};
     assert_int_equal(ipt_ctx_create(NULL, NULL, &f->ctx), IPT_OK);
-    ipt_engine_opts o = {
-        .precision = IPT_PRECISION_F32, .validate = true, .device = getenv("IPT_TEST_DEVICE")};
+    ipt_engine_opts o = {.precision = IPT_PRECISION_F32,
+                         .validate = test_wants_validation(),
+                         .device = getenv("IPT_TEST_DEVICE")};
     assert_ok(f->ctx, ipt_engine_create(f->ctx, &o, &f->engine));
     ipt_status s = ipt_engine_open_device(f->engine);
     if (s == IPT_ERR_NO_DEVICE) {

@@ -219,9 +219,7 @@ static void test_rows(void **state) { check_rows(bench_ready(state), NMSE); }
 
 static void test_half(void **state)
 {
-    bench *b = bench_ready(state);
-    if (!b->gpu || !ipt_gpu_traits(b->gpu)->f16_storage)
-        skip();
+    bench *b = bench_device(state, true);
     b->weights = b->act = IPT_F16;
     check_rows(b, NMSE_F16);
 }

@@ -98,9 +98,7 @@ static void test_clip(void **state)
 
 static void test_half(void **state)
 {
-    bench *b = bench_ready(state);
-    if (!b->gpu || !ipt_gpu_traits(b->gpu)->f16_storage)
-        skip();
+    bench *b = bench_device(state, true);
     b->weights = b->act = IPT_F16;
     check_clip(b, "golden_clip_sd1", GOLDEN("models/sd1"), IPT_COMP_TEXT, 2e-2);
     check_clip(b, "golden_clip_sdxl_2", GOLDEN("models/sdxl"), IPT_COMP_TEXT2, 2e-2);

@@ -60,9 +60,7 @@ static void test_folders(void **state)
 /* Panels in f16, then activations in f16 as well. */
 static void test_half(void **state)
 {
-    bench *b = bench_ready(state);
-    if (!b->gpu || !ipt_gpu_traits(b->gpu)->f16_storage)
-        skip();
+    bench *b = bench_device(state, true);
     b->weights = IPT_F16;
     check_folder(b, &FOLDERS[0], NMSE_F16);
     check_folder(b, &FOLDERS[2], NMSE_F16);

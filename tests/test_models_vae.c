@@ -110,9 +110,7 @@ static void test_single_files(void **state)
 
 static void test_half(void **state)
 {
-    bench *b = bench_ready(state);
-    if (!b->gpu || !ipt_gpu_traits(b->gpu)->f16_storage)
-        skip();
+    bench *b = bench_device(state, true);
     b->weights = b->act = IPT_F16;
     check_model(b, "sd1", GOLDEN("models/sd1"), NULL, 3e-2);
     check_model(b, "sdxl", GOLDEN("models/sdxl"), NULL, 3e-2);
