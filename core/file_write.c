@@ -17,6 +17,7 @@ typedef struct target {
     char path[PATH_MAX]; /* with symbolic links followed: the file that is made or replaced */
     int number;          /* of a descriptor named as /dev/fd/N, else -1 */
     bool direct;         /* a device or a pipe: written into, never replaced */
+    bool pipe;           /* a pipe with a name, which may have no reader yet */
 } target;
 
 static ipt_status cannot(ipt_ctx *ctx, const char *path, const char *why)
@@ -65,7 +66,7 @@ static ipt_status find_target(ipt_ctx *ctx, const char *path, target *t)
         return ipt_fail(ctx, IPT_ERR_OUTPUT, "%.200s...: cannot write: path too long", path);
     if (len == 0)
         return ipt_fail(ctx, IPT_ERR_OUTPUT, "cannot write to a file without a name");
-    t->direct = false;
+    t->direct = t->pipe = false;
     for (int i = 0;; i++) {
         t->number = descriptor_of(t->path);
         if (t->number >= 0) {
@@ -91,6 +92,7 @@ static ipt_status find_target(ipt_ctx *ctx, const char *path, target *t)
     if (S_ISBLK(st.st_mode) || S_ISSOCK(st.st_mode))
         return cannot(ctx, path, "is a disk or a socket");
     t->direct = !S_ISREG(st.st_mode);
+    t->pipe = S_ISFIFO(st.st_mode);
     return IPT_OK;
 }
 
@@ -136,13 +138,22 @@ static ipt_status write_direct(ipt_ctx *ctx, const char *path, const target *t,
                                const ipt_bytes *part, size_t n)
 {
     int fd = -1;
-    do {
-        fd = t->number >= 0 ? dup(t->number) : open(t->path, O_WRONLY | O_CLOEXEC | O_NOCTTY);
-    } while (fd < 0 && errno == EINTR && !ipt_cancelled(ctx)); /* a pipe waits for its reader */
-    if (fd < 0 && errno == EINTR)
-        return ipt_fail(ctx, IPT_ERR_CANCELLED, "cancelled");
-    if (fd < 0)
-        return cannot(ctx, path, strerror(errno));
+    for (;;) { /* a pipe waits for its reader, but not so that nothing can be cancelled */
+        fd = t->number >= 0
+                 ? dup(t->number)
+                 : open(t->path, O_WRONLY | O_CLOEXEC | O_NOCTTY | (t->pipe ? O_NONBLOCK : 0));
+        if (fd >= 0 || !t->pipe || errno != ENXIO)
+            break;
+        if (ipt_cancelled(ctx))
+            return ipt_fail(ctx, IPT_ERR_CANCELLED, "cancelled");
+        nanosleep(&(struct timespec){.tv_nsec = 20 * 1000 * 1000}, NULL);
+    }
+    if (fd < 0 || (t->pipe && fcntl(fd, F_SETFL, O_WRONLY) != 0)) {
+        int err = errno;
+        if (fd >= 0)
+            close(fd);
+        return cannot(ctx, path, strerror(err));
+    }
     bool ok = true;
     for (size_t i = 0; ok && i < n; i++)
         ok = write_all(fd, part[i].data, part[i].size);

@@ -158,6 +158,10 @@ static void devices_and_pipes_are_written(void **state)
     assert_int_equal(lstat(path, &st), 0);
     assert_true(S_ISFIFO(st.st_mode));
 
+    ipt_cancel(p->ctx); /* nobody reads: the wait can be cancelled */
+    assert_int_equal(write_text(p, path, "x"), IPT_ERR_CANCELLED);
+    ipt_cancel_clear(p->ctx);
+
     int fd = open(in(p, path, "open"), O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
     assert_int_equal(write(fd, "before ", 7), 7);
     ipt_name(text, sizeof text, "/dev/fd/%d", fd);

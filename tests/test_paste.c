@@ -126,9 +126,9 @@ static ipt_image make_image(int32_t w, int32_t h, bool mask)
         for (int c = 0; c < 3; c++) {
             int x = i % w, y = i / w;
             bool in = x >= 24 && x < 40 && y >= 24 && y < 40;
-            im.rgb[i * 3 + c] =
-                mask ? (uint8_t)(in ? 255 : 0)
-                     : (uint8_t)((uint64_t)((x * 3 + y * c) % 256) ^ (ipt_rng_next(&seed) & 7));
+            uint64_t v = mask ? (in ? 255 : 0)
+                              : (uint64_t)((x * 3 + y * c) % 256) ^ (ipt_rng_next(&seed) & 7);
+            im.rgb[i * 3 + c] = (uint8_t)v;
         }
     return im;
 }

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -249,6 +250,27 @@ static void resize_between(void **state)
     ipt_ctx_destroy(&ctx);
 }
 
+/* What is no file is refused at once, as a picture and as a mask. */
+static void no_files(void **state)
+{
+    char path[256];
+    (void)state;
+    ipt_ctx *ctx = test_ctx();
+    ipt_image im = {0};
+    ipt_name(path, sizeof path, "/tmp/impasto-fifo-%ld.png", (long)getpid());
+    unlink(path);
+    assert_int_equal(mkfifo(path, 0600), 0);
+    const char *const names[] = {path, "/tmp", "/dev/zero", "/dev/null"};
+    alarm(20);
+    for (size_t i = 0; i < IPT_COUNT(names); i++) {
+        assert_int_equal(ipt_image_load(ctx, names[i], &im), IPT_ERR_IO);
+        assert_non_null(strstr(ipt_last_error(ctx), names[i]));
+    }
+    alarm(0);
+    unlink(path);
+    ipt_ctx_destroy(&ctx);
+}
+
 /* --- right results and right names ------------------------------------------------------------ */
 static void topdown_bmp(void **state)
 {
@@ -326,6 +348,7 @@ int main(void)
         cmocka_unit_test(topdown_bmp),
         cmocka_unit_test(foreign_formats_are_named),
         cmocka_unit_test(resize_between),
+        cmocka_unit_test(no_files),
     };
     return cmocka_run_group_tests_name("pictures", tests, NULL, NULL);
 }

@@ -105,7 +105,8 @@ def kinds(rng):
     px = rng.integers(0, 256, (H, W, 3))
     key = tuple(int(v) for v in px[4, 5])
     save("rgb8_trns", png(px, 8, 2, before=chunk(b"tRNS", struct.pack(">HHH", *key))))
-    save("exif6", png(px, 8, 2, before=chunk(b"eXIf", exif(6))))
+    for turn in range(9):  # 0 is none of EXIF's
+        save(f"exif{turn}", png(px, 8, 2, before=chunk(b"eXIf", exif(turn))))
     save("exif3_after", png(px, 8, 2, after=chunk(b"eXIf", exif(3))))
     other = rng.integers(0, 256, (H, W, 3))
     control = struct.pack(">IIIIIHHBB", 0, W, H, 0, 0, 1, 10, 0, 0)
