@@ -40,7 +40,7 @@ def start(golden, meta, folder):
 def command(args, meta, model, trace, png):
     cmd = [args.impasto, "generate", "-m", str(model), "-p", meta["prompt"], "-o", str(png),
            "--steps", meta["steps"], "--cfg", meta["cfg"], "--seed", meta["seed"],
-           "-W", meta["width"], "-H", meta["height"], "--trace", str(trace), "-q",
+           "-W", meta.get("width", "64"), "-H", meta.get("height", "64"), "--trace", str(trace), "-q",
            "--precision", args.precision]
     if meta["negative"] != "(none given)":
         cmd += ["-n", meta["negative"]]
@@ -73,11 +73,14 @@ def main():
     limits = ["--psnr", "45", "--eps", "1e-3", "--latent", "1e-3", "--text", "1e-2"]
     for golden in sorted(folder.glob("*.safetensors")):
         with safe_open(golden, "pt") as f:
-            meta = f.metadata() or {}
-        if "model" not in meta or "sampler" not in meta or args.match not in golden.name:
+            meta, traced = f.metadata() or {}, "eps_step0" in f.keys()
+        if not traced or args.match not in golden.name:
             continue
-        model = folder / meta["model"]
-        model = model if model.is_dir() else folder / "models" / meta["model"]
+        name = meta.get("model", "sd1")
+        model = folder / name
+        model = model if model.is_dir() else folder / "models" / name
+        if golden.stem == "default_model_golden":
+            model = Path(__file__).resolve().parents[2] / "models/default"
         with tempfile.TemporaryDirectory(prefix="impasto-check-") as tmp:
             trace = Path(tmp) / "trace.safetensors"
             cmd = command(args, meta, model, trace, Path(tmp) / "out.png")
