@@ -9,7 +9,7 @@
 static const cli_option common[] = {
     {"json", 0, CLI_FLAG, NULL, "print one JSON object on standard output", offsetof(cli, json), 0,
      0, NULL},
-    {"quiet", 'q', CLI_FLAG, NULL, "no progress", offsetof(cli, quiet), 0, 0, NULL},
+    {"quiet", 'q', CLI_FLAG, NULL, "no progress, no warnings", offsetof(cli, quiet), 0, 0, NULL},
     {"verbose", 'v', CLI_FLAG, NULL, "say more on standard error", offsetof(cli, verbose), 0, 0,
      NULL},
     {"help", 'h', CLI_FLAG, NULL, "show this", 0, 0, 0, NULL},
@@ -128,6 +128,8 @@ static int unknown_option(const cli *c, const cli_command *cmd, const char *arg)
     for (size_t t = 0; t < IPT_COUNT(tables); t++)
         for (const cli_option *o = tables[t]; o && o->name && at < sizeof words; o++)
             at += (size_t)snprintf(words + at, sizeof words - at, "%s ", o->name);
+    for (const cli_alias *a = cmd->alias; a && a->name && at < sizeof words; a++)
+        at += (size_t)snprintf(words + at, sizeof words - at, "%s ", a->name);
     ipt_name(name, sizeof name, "%.*s", (int)strcspn(arg + strspn(arg, "-"), "="),
              arg + strspn(arg, "-"));
     const char *hint = cli_nearest(name, words, near, sizeof near);

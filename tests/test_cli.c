@@ -8,6 +8,7 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "model_io/model_io.h"
 
@@ -119,6 +120,98 @@ static void test_help(void **state)
     done(&r);
     r = run_args(p, (const char *const[]){NULL});
     assert_int_equal(r.rc, 2);
+    done(&r);
+}
+
+/* Every example of every command's help, and of README.md, is a command line that is understood:
+ * without a device and without the files it names it fails for that, never for its words. */
+static void expect_understood(place *p, const char *text, const char *start)
+{
+    size_t n = strlen(start), found = 0;
+    for (const char *line = text; line && *line;) {
+        const char *end = strchr(line, '\n'), *from = line + strspn(line, " ");
+        while (end && end > line && end[-1] == '\\') /* a line that goes on */
+            end = strchr(end + 1, '\n');
+        if (from > line && strncmp(from, start, n) == 0) {
+            char *command = ipt_calloc(p->ctx, strlen(from) + 1, 1);
+            memcpy(command, from, end ? (size_t)(end - from) : strlen(from));
+            const char *args[] = {"-c", command, NULL};
+            p->program = "/bin/sh";
+            result r = program_finish(p, program_start(p, args, true));
+            p->program = IPT_PROGRAM;
+            if (r.rc == 2 || r.rc > 128 || r.rc == 126 || r.rc == 127)
+                fail_msg("exit %d: %s: %s", r.rc, command, r.err);
+            done(&r);
+            ipt_free(command);
+            found++;
+        }
+        line = end ? end + 1 : NULL;
+    }
+    assert_true(found > 0);
+}
+
+static void test_examples(void **state)
+{
+    static const char *const commands[][2] = {{"generate"},         {"devices"},
+                                              {"model", "inspect"}, {"lora", "inspect"},
+                                              {"tokenize"},         {"bench"}};
+    place *p = *state;
+    char path[PATH_MAX], *readme = NULL, *old = strdup(getenv("PATH") ? getenv("PATH") : "");
+    size_t n = 0;
+    assert_int_equal(mkdir(in(p, path, "build"), 0700), 0);
+    assert_int_equal(symlink(IPT_PROGRAM, in(p, path, "build/impasto")), 0);
+    ipt_name(path, sizeof path, "%s/build:/usr/bin:/bin", p->dir);
+    setenv("PATH", path, 1);
+    for (size_t i = 0; i < IPT_COUNT(commands); i++) {
+        result r = RUN(p, "help", commands[i][0], commands[i][1]);
+        const char *examples = strstr(r.out, "\nExamples:\n");
+        assert_non_null(examples);
+        expect_understood(p, examples, "impasto ");
+        done(&r);
+    }
+    assert_ok(p->ctx, ipt_file_read(p->ctx, IPT_SOURCE_DIR "/README.md", 1 << 20, &readme, &n));
+    expect_understood(p, readme, "build/impasto ");
+    ipt_free(readme);
+    setenv("PATH", old, 1);
+    free(old);
+}
+
+/* Another program's word for an option is that option. */
+static void test_habits(void **state)
+{
+    static const struct {
+        const char *arg[3], *said;
+    } cases[] = {
+        {{"-s", "x"}, "--seed is 'x'"},
+        {{"-b", "0"}, "--count is '0'"},
+        {{"--batch-count", "0"}, "--count is '0'"},
+        {{"--batch-count=0"}, "--count is '0'"},
+        {{"--cfg-scale", "x"}, "--cfg is 'x'"},
+        {{"--guidance-scale", "x"}, "--cfg is 'x'"},
+        {{"--guidance-rescale", "x"}, "--cfg-rescale is 'x'"},
+        {{"--num-inference-steps", "x"}, "--steps is 'x'"},
+        {{"--sampling-method", "x"}, "--sampler 'x'"},
+        {{"--scheduler", "x"}, "--schedule 'x'"},
+        {{"--denoising-strength", "x"}, "--strength is 'x'"},
+        {{"--init-img", ""}, "--init is empty"},
+        {{"-i", ""}, "--init is empty"},
+        {{"--lora-model-dir", ""}, "--lora-dir is empty"},
+        {{"--embd-dir", ""}, "--embedding-dir is empty"},
+        {{"--negative-prompt"}, "--negative needs a value"},
+        {{"--cfg-scal", "7"}, "did you mean --cfg-scale?"},
+    };
+    place *p = *state;
+    for (size_t i = 0; i < IPT_COUNT(cases); i++) {
+        result r = RUN(p, "generate", "-p", "x", cases[i].arg[0], cases[i].arg[1]);
+        expect_line(&r, 2, cases[i].said, cases[i].arg[0]);
+    }
+    result r = RUN(p, "help");
+    assert_non_null(strstr(r.out, "IMPASTO_MODEL"));
+    done(&r);
+    r = RUN(p, "generate", "--help");
+    assert_non_null(strstr(r.out, "$IMPASTO_MODEL"));
+    assert_non_null(strstr(r.out, "ddim_inverse the way from a picture to its noise"));
+    assert_non_null(strstr(r.out, "edm_euler    for models trained with EDM"));
     done(&r);
 }
 
@@ -503,6 +596,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_usage_errors), cmocka_unit_test(test_help),
+        cmocka_unit_test(test_examples),     cmocka_unit_test(test_habits),
         cmocka_unit_test(test_no_device),    cmocka_unit_test(test_devices),
         cmocka_unit_test(test_output),       cmocka_unit_test(test_bad_checkpoint),
         cmocka_unit_test(test_bad_vae),      cmocka_unit_test(test_bad_lora),
