@@ -152,7 +152,8 @@ static void more_help(void)
         "encoder's weight and b the UNet's, the other way round than in --lora FILE:W:TE_W.  Names "
         "are looked\n"
         "up in --lora-dir, then in $XDG_DATA_HOME/impasto/loras (default "
-        "~/.local/share/impasto/loras).\n");
+        "~/.local/share/impasto/loras).\n"
+        "A prompt has at most 64 chunks of 75 tokens (see impasto tokenize).\n");
 }
 
 /* --- output names

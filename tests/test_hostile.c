@@ -325,6 +325,24 @@ static void config_bombs(void **state)
     inspect_config(p, 14, 2, 0, NULL);
 }
 
+/* One word of 60,000 letters, as prompt, negative prompt and text to count: refused or done at
+ * once. */
+static void endless_word(void **state)
+{
+    place *p = *state;
+    char *word = calloc(1, 60001);
+    need_device(p);
+    assert_non_null(word);
+    memset(word, 'q', 60000);
+    double t = ipt_now_ms();
+    EXPECT(p, 2, "longer than 64 chunks", "generate", "-q", "-m", SD1, "-p", word);
+    EXPECT(p, 2, "longer than 64 chunks", GENERATE, "-m", SD1, "-n", word);
+    assert_int_equal(finish(start(p, (const char *const[]){"tokenize", word, NULL})), 0);
+    if (ipt_now_ms() - t > 60e3)
+        fail_msg("%.0f ms", ipt_now_ms() - t);
+    free(word);
+}
+
 /* --- files that shrink while they are read ---------------------------------------------------- */
 static void copy_file(const place *p, const char *from, const char *to)
 {
@@ -649,13 +667,11 @@ static void engine_after_refusals(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(no_regular_files),
-                                       cmocka_unit_test(no_regular_files_on_a_device),
-                                       cmocka_unit_test(file_size_limit),
-                                       cmocka_unit_test(added_conditions),
-                                       cmocka_unit_test(config_bombs),
-                                       cmocka_unit_test(shrunk_after_opening),
-                                       cmocka_unit_test(shrinking_under_the_program),
-                                       cmocka_unit_test(engine_after_refusals)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(no_regular_files),     cmocka_unit_test(no_regular_files_on_a_device),
+        cmocka_unit_test(file_size_limit),      cmocka_unit_test(added_conditions),
+        cmocka_unit_test(config_bombs),         cmocka_unit_test(endless_word),
+        cmocka_unit_test(shrunk_after_opening), cmocka_unit_test(shrinking_under_the_program),
+        cmocka_unit_test(engine_after_refusals)};
     return cmocka_run_group_tests_name("hostile", tests, set_up, tear_down);
 }

@@ -324,7 +324,10 @@ static void test_long_texts(void **state)
             text[i] = units[u][i % len];
         double start = ipt_now_ms();
         OK(f->ctx, ipt_tokenize(f->ctx, f->clip, text, n, &t, &n_t));
-        OK(f->ctx, ipt_prompt_create(f->ctx, f->clip, text, n, NULL, &p));
+        ipt_status s = ipt_prompt_create(f->ctx, f->clip, text, n, NULL, &p);
+        if (s != IPT_OK && !(s == IPT_ERR_ARG && (strstr(ipt_last_error(f->ctx), "64 chunks") ||
+                                                  strstr(ipt_last_error(f->ctx), "brackets"))))
+            fail_msg("\"%s\": %s", units[u], ipt_last_error(f->ctx));
         if (ipt_now_ms() - start > 20000) /* 30 ms here; sanitizers and busy machines take more */
             fail_msg("%zu bytes of \"%s\" took %.0f ms", n, units[u], ipt_now_ms() - start);
         ipt_free(t);
@@ -341,6 +344,42 @@ static void test_long_texts(void **state)
     OK(f->ctx, ipt_tokenize(f->ctx, f->clip, "", 0, &t, &n_t));
     assert_int_equal(n_t, 0);
     ipt_free(t);
+}
+
+/* 64 chunks of 75 tokens are taken, one token more is not; inversions and BREAK count as chunks. */
+static void test_chunk_limit(void **state)
+{
+    static const ipt_prompt_embedding word = {"w", 75};
+    static const struct {
+        const char *unit;
+        int n, chunks; /* chunks 0: refused */
+    } rows[] = {{"a ", 64 * 75, 64}, {"a ", 64 * 75 + 1, 0}, {"w ", 64, 64},
+                {"w ", 65, 0},       {"BREAK ", 63, 64},     {"BREAK ", 65, 0}};
+    fixture *f = *state;
+    const ipt_prompt_attr attr = {.embeddings = &word, .n_embeddings = 1};
+    char *text = calloc(1, 1 << 16);
+    assert_non_null(text);
+    for (size_t i = 0; i < IPT_COUNT(rows); i++) {
+        ipt_prompt *p = NULL;
+        size_t len = strlen(rows[i].unit);
+        for (int k = 0; k < rows[i].n; k++)
+            memcpy(text + (size_t)k * len, rows[i].unit, len);
+        size_t n = (size_t)rows[i].n * len;
+        if (rows[i].unit[0] == 'B')
+            text[n++] = 'x';
+        ipt_status s = ipt_prompt_create(f->ctx, f->clip, text, n, &attr, &p);
+        if (rows[i].chunks ? s != IPT_OK || p->n_chunk != rows[i].chunks
+                           : s != IPT_ERR_ARG || !strstr(ipt_last_error(f->ctx), "64 chunks of 75"))
+            fail_msg("row %zu: %s, %d chunks: %s", i, ipt_status_name(s), p ? p->n_chunk : 0,
+                     ipt_last_error(f->ctx));
+        ipt_prompt_destroy(&p);
+    }
+    memset(text, '(', 1000);
+    strcpy(text + 1000, "a");
+    ipt_prompt *p = NULL;
+    assert_int_equal(ipt_prompt_create(f->ctx, f->clip, text, 1001, NULL, &p), IPT_ERR_ARG);
+    assert_non_null(strstr(ipt_last_error(f->ctx), "brackets"));
+    free(text);
 }
 
 /* --- bad vocabulary files ------------------------------------------------------------------- */
@@ -801,6 +840,7 @@ int main(void)
         cmocka_unit_test(test_spans),
         cmocka_unit_test(test_angled_names),
         cmocka_unit_test(test_long_texts),
+        cmocka_unit_test(test_chunk_limit),
         cmocka_unit_test(test_bad_files),
         cmocka_unit_test(test_prompts),
         cmocka_unit_test(test_plain),

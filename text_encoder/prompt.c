@@ -10,7 +10,7 @@
 #include <math.h>
 #include <string.h>
 
-enum { MAX_PHRASE_TOKENS = 256, MAX_CHUNKS = 65536 };
+enum { MAX_PHRASE_TOKENS = 256 };
 
 /* --- characters and numbers ----------------------------------------------------------------- */
 static bool is_blank(uint32_t cp) { return tok_is_space(cp) || (cp >= 0x1c && cp <= 0x1f); }
@@ -499,6 +499,10 @@ static ipt_status close_chunk(layout *l, bool ends_with_break)
         l->n = 0;
         return IPT_OK;
     }
+    if (l->p->n_chunk == IPT_PROMPT_MAX_CHUNKS)
+        return ipt_fail(l->ctx, IPT_ERR_ARG,
+                        "the prompt is longer than %d chunks of %d tokens: make it shorter",
+                        IPT_PROMPT_MAX_CHUNKS, IPT_TOKEN_CONTENT);
     if (l->p->n_chunk == l->cap_chunk) {
         int32_t cap = l->cap_chunk ? l->cap_chunk * 2 : 2;
         IPT_TRY(reserve_chunks(l->ctx, l->p, cap));
@@ -571,6 +575,10 @@ static ipt_status append_part(layout *l, const ipt_prompt_part *part)
 {
     ipt_token *tokens = NULL;
     size_t n = 0, used = 0;
+    if (!isfinite((float)part->weight))
+        return ipt_fail(l->ctx, IPT_ERR_ARG,
+                        "prompt: brackets give \"%.*s\" the weight %g, expected a finite number",
+                        (int)(part->len < 40 ? part->len : 40), part->text, part->weight);
     ipt_status status = tok_split(l->ctx, l->tok, l->p->names, part->text, part->len, &tokens, &n);
     for (size_t i = 0; status == IPT_OK && i < n; i += used) {
         if (is_full(l)) { /* nothing that follows can be kept */
@@ -656,8 +664,9 @@ void ipt_prompt_destroy(ipt_prompt **prompt)
 ipt_status ipt_prompt_extend(ipt_ctx *ctx, const ipt_tokenizer *tok, ipt_prompt *prompt,
                              int32_t n_chunk)
 {
-    if (n_chunk > MAX_CHUNKS)
-        return ipt_fail(ctx, IPT_ERR_ARG, "%d chunks: at most %d", (int)n_chunk, MAX_CHUNKS);
+    if (n_chunk > IPT_PROMPT_MAX_CHUNKS)
+        return ipt_fail(ctx, IPT_ERR_ARG, "%d chunks: at most %d", (int)n_chunk,
+                        IPT_PROMPT_MAX_CHUNKS);
     if (n_chunk > prompt->n_chunk)
         IPT_TRY(reserve_chunks(ctx, prompt, n_chunk));
     while (prompt->n_chunk < n_chunk)

@@ -15,6 +15,7 @@ enum {
     IPT_TOKEN_MAX_FILE = 32 << 20,   /* bytes of one tokenizer file               */
     IPT_TOKEN_MAX_IDS = 1 << 20,     /* ids of one vocabulary                     */
     IPT_PROMPT_COMMA_BACKTRACK = 20, /* A1111's default                           */
+    IPT_PROMPT_MAX_CHUNKS = 64,      /* chunks of one prompt: time grows with it  */
 };
 
 /* --- tokenizer -------------------------------------------------------------------------- */
@@ -116,7 +117,7 @@ typedef struct ipt_prompt_attr {
     const ipt_prompt_embedding *embeddings; /* [n_embeddings], borrowed for the call */
     int32_t n_embeddings;
     int32_t comma_backtrack; /* 0: A1111's 20; negative: off                                    */
-    int32_t max_chunks;      /* 0: as many as needed; else later tokens are dropped             */
+    int32_t max_chunks;      /* 0: as needed, up to 64; else later tokens are dropped           */
     bool plain;              /* no syntax at all: brackets, BREAK and <...> are text (diffusers) */
 } ipt_prompt_attr;
 
@@ -148,17 +149,18 @@ typedef struct ipt_prompt {
  *   comma moves to the next chunk.
  *   text [n] bytes; attr may be NULL.
  * Ownership: caller, ipt_prompt_destroy.
- * Errors: IPT_ERR_ARG (text over IPT_TOKEN_MAX_TEXT; embedding without name or with n_vectors out
- * of range), IPT_ERR_FORMAT (a <lora:...> tag without name or with an unreadable number; the
- * message quotes it), IPT_ERR_NOMEM.
- * Source: AUTOMATIC1111/stable-diffusion-webui 1.10 prompt_parser.parse_prompt_attention,
- * sd_hijack_clip.tokenize_line, extra_networks.parse_prompt. */
+ * Errors: IPT_ERR_ARG (text over IPT_TOKEN_MAX_TEXT; more than IPT_PROMPT_MAX_CHUNKS chunks;
+ * brackets that make an infinite weight; embedding without name or with n_vectors out of range),
+ * IPT_ERR_FORMAT (a <lora:...> tag without name or with an unreadable number; the message quotes
+ * it), IPT_ERR_NOMEM. Source: AUTOMATIC1111/stable-diffusion-webui 1.10
+ * prompt_parser.parse_prompt_attention, sd_hijack_clip.tokenize_line, extra_networks.parse_prompt.
+ */
 IPT_CHECKED ipt_status ipt_prompt_create(ipt_ctx *ctx, const ipt_tokenizer *tok, const char *text,
                                          size_t n, const ipt_prompt_attr *attr, ipt_prompt **out);
 void ipt_prompt_destroy(ipt_prompt **prompt); /* prompt and *prompt may be NULL */
 /* Appends empty chunks (bos, eos, pad...) up to n_chunk, so that a prompt and its negative have
  * the same length.  No effect when long enough.
- * Errors: IPT_ERR_ARG above 65,536 chunks, IPT_ERR_NOMEM. */
+ * Errors: IPT_ERR_ARG above IPT_PROMPT_MAX_CHUNKS, IPT_ERR_NOMEM. */
 IPT_CHECKED ipt_status ipt_prompt_extend(ipt_ctx *ctx, const ipt_tokenizer *tok, ipt_prompt *prompt,
                                          int32_t n_chunk);
 
