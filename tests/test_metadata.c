@@ -283,6 +283,7 @@ static void test_lora_hash_of_the_trainer(void **state)
     assert_non_null(w);
     for (size_t i = 0; i < n; i++) {
         const ipt_st_tensor *t = ipt_safetensors_at(st, i);
+        assert_ok(p->ctx, ipt_st_load(t));
         w[i] = (ipt_st_write){.name = t->name, .dtype = t->dtype, .rank = t->rank, .data = t->data};
         memcpy(w[i].dim, t->dim, sizeof t->dim);
     }
