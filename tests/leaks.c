@@ -1,5 +1,5 @@
-/* tests/leaks.c - part of every test program that is built with AddressSanitizer: leaks of ours are
- * reported, those of drivers and layers are not.
+/* tests/leaks.c - part of impasto and of every test program where they are built with
+ * AddressSanitizer: leaks of ours are reported, those of drivers and layers are not.
  *
  * Libraries stay loaded, so that the stack of an allocation keeps the names of its libraries: the
  * Vulkan loader unloads drivers before the leak checker looks. */
