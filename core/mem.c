@@ -6,6 +6,27 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* AddressSanitizer sees an arena's block as one piece: what lies between its allocations and behind
+ * them is poisoned by hand, so that a step over an end is found there too. */
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define IPT_ASAN 1
+#endif
+#endif
+#if defined(__SANITIZE_ADDRESS__) && !defined(IPT_ASAN)
+#define IPT_ASAN 1
+#endif
+#ifdef IPT_ASAN
+#include <sanitizer/asan_interface.h>
+#define POISON(p, n) ASAN_POISON_MEMORY_REGION(p, n)
+#define UNPOISON(p, n) ASAN_UNPOISON_MEMORY_REGION(p, n)
+enum { RED_ZONE = 16 };
+#else
+#define POISON(p, n) ((void)(p), (void)(n))
+#define UNPOISON(p, n) ((void)(p), (void)(n))
+enum { RED_ZONE = 0 };
+#endif
+
 enum { ALIGN = 64, ARENA_BLOCK = 64 * 1024 };
 
 bool ipt_mul_size(size_t a, size_t b, size_t *out)
@@ -97,7 +118,7 @@ void ipt_arena_init(ipt_arena *a, ipt_ctx *ctx)
 void *ipt_arena_alloc(ipt_arena *a, size_t n)
 {
     size_t need = 0;
-    if (!ipt_add_size(n, 15, &need)) {
+    if (!ipt_add_size(n, 15 + RED_ZONE, &need)) {
         ipt_fail(a->ctx, IPT_ERR_NOMEM, "out of memory: %zu bytes", n);
         return NULL;
     }
@@ -114,9 +135,11 @@ void *ipt_arena_alloc(ipt_arena *a, size_t n)
         b->size = size;
         b->next = a->head;
         a->head = b;
+        POISON((char *)b + BLOCK_HEAD, size);
     }
     void *p = (char *)a->head + BLOCK_HEAD + a->head->used;
     a->head->used += need;
+    UNPOISON(p, n);
     return p;
 }
 
@@ -134,6 +157,7 @@ void ipt_arena_finish(ipt_arena *a)
     while (a->head) {
         struct ipt_arena_block *b = a->head;
         a->head = b->next;
+        UNPOISON((char *)b + BLOCK_HEAD, b->size);
         ipt_free(b);
     }
 }

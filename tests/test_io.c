@@ -13,6 +13,9 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#endif
 
 #define MODELS IPT_TEST_DATA "/models/"
 
@@ -35,6 +38,27 @@ static void temp_path(char *buf, size_t n, const char *name)
 {
     const char *dir = getenv("TMPDIR");
     snprintf(buf, n, "%s/ipt_test_io_%ld_%s", dir ? dir : "/tmp", (long)getpid(), name);
+}
+
+/* Under AddressSanitizer (CI's step asan) an arena's allocations have poisoned borders, as malloc's
+ * have; elsewhere only that allocations do not overlap. */
+static void test_arena_borders(void **state)
+{
+    (void)state;
+    ipt_ctx *ctx = test_ctx();
+    ipt_arena a;
+    ipt_arena_init(&a, ctx);
+    for (size_t n = 1; n < 70; n++) {
+        char *p = ipt_arena_alloc(&a, n), *q = ipt_arena_alloc(&a, n);
+        assert_true(p && q && (q >= p + n || p >= q + n));
+#ifdef __SANITIZE_ADDRESS__
+        assert_false(__asan_address_is_poisoned(p + n - 1));
+        assert_true(__asan_address_is_poisoned(p + n));
+        assert_true(__asan_address_is_poisoned(q + n));
+#endif
+    }
+    ipt_arena_finish(&a);
+    ipt_ctx_destroy(&ctx);
 }
 
 static void test_roundtrip(void **state)
@@ -776,21 +800,14 @@ static void test_oom(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_roundtrip),
-        cmocka_unit_test(test_dtypes),
-        cmocka_unit_test(test_bad_headers),
-        cmocka_unit_test(test_other_files),
-        cmocka_unit_test(test_models_complete),
-        cmocka_unit_test(test_layouts_agree),
-        cmocka_unit_test(test_model_facts),
-        cmocka_unit_test(test_set_vae),
-        cmocka_unit_test(test_small_files),
-        cmocka_unit_test(test_shards),
-        cmocka_unit_test(test_not_models),
-        cmocka_unit_test(test_device_store),
-        cmocka_unit_test(test_random_store),
-        cmocka_unit_test(test_store_errors),
-        cmocka_unit_test(test_oom),
+        cmocka_unit_test(test_arena_borders), cmocka_unit_test(test_roundtrip),
+        cmocka_unit_test(test_dtypes),        cmocka_unit_test(test_bad_headers),
+        cmocka_unit_test(test_other_files),   cmocka_unit_test(test_models_complete),
+        cmocka_unit_test(test_layouts_agree), cmocka_unit_test(test_model_facts),
+        cmocka_unit_test(test_set_vae),       cmocka_unit_test(test_small_files),
+        cmocka_unit_test(test_shards),        cmocka_unit_test(test_not_models),
+        cmocka_unit_test(test_device_store),  cmocka_unit_test(test_random_store),
+        cmocka_unit_test(test_store_errors),  cmocka_unit_test(test_oom),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
