@@ -121,10 +121,14 @@ static ipt_status list_bad_values(ipt_adapter_file *f)
 /* --- what is left ----------------------------------------------------------------------------- */
 static bool is_zero(const ipt_st_tensor *t)
 {
-    for (size_t i = 0; t && i < t->count; i++)
-        if (ipt_st_get(t, i) > 0 || ipt_st_get(t, i) < 0 || isnan(ipt_st_get(t, i)))
-            return false;
-    return t != NULL;
+    bool zero = t != NULL;
+    for (size_t i = 0; zero && i < t->count; i++) {
+        float v = ipt_st_get(t, i);
+        zero = v >= 0 && v <= 0;
+    }
+    if (t)
+        ipt_st_release(t); /* nobody else wants it */
+    return zero;
 }
 
 /* Keys that could change nothing in any model: no values, an alpha without factors, a product with

@@ -1,12 +1,17 @@
-/* libFuzzer target: adapter files from memory against a small list of modules.
+/* libFuzzer target: adapter files from memory against a small list of modules, and on: settings and
+ * patterns, what fits, two of them stacked in a bank, the bank in a plan that runs on the host, the
+ * words inside looked up in a prompt.
  *   fuzz_lora -max_total_time=60
  * Seeds of every family are built in (LLVMFuzzerCustomMutator). */
+#include "compose/compose.h"
+#include "engine/internal.h"
 #include "model_io/model_io.h"
 
 #include "tests/fuzz_seed.h"
 
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -58,9 +63,42 @@ static const char *const headers[] = {
                                                         16) "," ONE("<s1>", "[4]", 16, 20) "}",
 };
 
+#define META(text) "{\"__metadata__\":{\"lora_adapter_metadata\":\"" text "\"},"
+#define TO_K                                                                                       \
+    ONE("unet." BLOCK ".to_k.lora.down.weight", "[4,4]", 0, 16)                                    \
+    "," ONE("unet." BLOCK ".to_k.lora.up.weight", "[4,4]", 16, 32)
+static const char *const more_headers[] = {
+    META("{\\\"unet.r\\\":4,\\\"unet.alpha_pattern\\\":{\\\"^down_blocks.0\\\":1,\\\"(to_q|to_k)"
+         "\\\":2,"
+         "\\\".*[a-z_]+\\\\\\\\d{1,2}\\\":3}}") TO_K "}",
+    META("{\\\"lora_alpha\\\":4,\\\"use_rslora\\\":true,\\\"alpha_pattern\\\":{\\\"(a*)*b\\\":1,"
+         "\\\"(?:x)?\\\":2,"
+         "\\\"^" BLOCK ".to_k\\\":5},\\\"rank_pattern\\\":{\\\"^to_q\\\":2}}") TO_K "}",
+    META("{\\\"unet.peft_type\\\":\\\"LORA\\\",\\\"unet.lora_alpha\\\":1e300}") TO_K "}",
+    "{" ONE("lora_te2_text_projection.lora_down.weight", "[1,4]", 0, 4) "," ONE(
+        "lora_te2_text_projection.lora_up.weight", "[5,1]", 4,
+        9) "," ONE("bundle_emb.dog.string_to_param.*", "[2,4]", 9,
+                   17) "," ONE("bundle_emb.cat.clip_l", "[1,4]", 17,
+                               21) "," ONE("bundle_emb.cat.clip_g", "[1,5]", 21,
+                                           26) "," ONE("<s1>", "[4]", 26, 30) "," ONE("<s2>", "[4]",
+                                                                                      30, 34) "}",
+    "{\"__metadata__\":{\"modelspec.architecture\":\"stable-diffusion-v1/lora\","
+    "\"modelspec.trigger_phrase\":\"dog\",\"ss_tag_frequency\":\"{\\\"a\\\":[],\\\"b\\\":{"
+    "\\\"x\\\":1e9}}\"}," ONE(KOHYA ".lora_down.weight", "[2,4]", 0, 8) "," ONE(
+        KOHYA ".lora_up.weight", "[4,2]", 8,
+        16) "," ONE("lora_unet_double_blocks_0_x.lora_down.weight", "[2,4]", 16,
+                    24) "," ONE("lora_unet_double_blocks_0_x.lora_up.weight", "[4,2]", 24,
+                                32) "," ONE("lora_te_gone.alpha", "[]", 32, 33) "}",
+    "{" ONE("base_model.model." TEXT ".k_proj.lora_A.weight", "[1,4]", 0,
+            4) "," ONE("base_model.model." TEXT ".k_proj.lora_B.weight", "[4,1]", 4, 8) "}",
+};
+
 size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t max_size, unsigned int seed)
 {
-    return seed_mutate(data, size, max_size, seed, headers, IPT_COUNT(headers));
+    const char *all[IPT_COUNT(headers) + IPT_COUNT(more_headers)];
+    for (size_t i = 0; i < IPT_COUNT(all); i++)
+        all[i] = i < IPT_COUNT(headers) ? headers[i] : more_headers[i - IPT_COUNT(headers)];
+    return seed_mutate(data, size, max_size, seed, all, IPT_COUNT(all));
 }
 
 static void use_module(const ipt_adapter_module *m)
@@ -75,6 +113,140 @@ static void use_module(const ipt_adapter_module *m)
     free(b);
 }
 
+static void check_lists(const ipt_adapter_file *f)
+{
+    size_t n = 0;
+    for (size_t i = 0; i < f->n_word; i++)
+        REQUIRE(f->word[i][0] != '\0');
+    for (size_t i = 0; i < f->n_group; i++) {
+        REQUIRE(f->group[i].name && f->group[i].first && f->group[i].n > 0);
+        n += f->group[i].n;
+    }
+    REQUIRE(n == f->n_unmatched);
+    REQUIRE(f->n_unmatched + f->n_harmless <= f->n_key && f->n_bad <= f->n_key);
+    REQUIRE((f->n_bad == 0) == (f->bad_values == 0));
+    for (size_t i = 0; i < f->n_embedding; i++)
+        REQUIRE(f->embedding[i].word[0] &&
+                (f->embedding[i].vector[0] || f->embedding[i].vector[1]));
+}
+
+/* --- weights of zeros ------------------------------------------------------------------------- */
+static ipt_status find_none(ipt_weights *w, const char *name, const ipt_shape *shape, ipt_use use,
+                            ipt_weight_view *out)
+{
+    (void)w, (void)name, (void)shape, (void)use, (void)out;
+    return IPT_ERR_UNSUPPORTED;
+}
+
+static ipt_status read_zeros(ipt_weights *w, const char *name, const ipt_shape *shape, double *out)
+{
+    (void)w, (void)name;
+    memset(out, 0, ipt_shape_count(shape) * sizeof *out);
+    return IPT_OK;
+}
+
+/* Linear modules of a component, each on an input of ones, with the bank's adapters beside them. */
+static void run_bank(ipt_ctx *ctx, const ipt_bank *bank, int comp)
+{
+    ipt_weights weights = {find_none, read_zeros};
+    ipt_plan_opts o = {.weights = &weights};
+    ipt_graph *g = NULL;
+    ipt_plan *p = NULL;
+    size_t n_site = 0, n_slot = ipt_bank_n_slot(bank), left_out = comp == IPT_COMP_TEXT;
+    uint64_t bytes = 0;
+    char name[32];
+    float gates[IPT_GATE_ROWS * 2], x[8], y[8];
+    const ipt_adapter_site *site = ipt_bank_sites(bank, comp, &n_site);
+    if (n_site == 0 || ipt_graph_create(ctx, &g) != IPT_OK)
+        return;
+    for (size_t i = 0; i < IPT_COUNT(gates); i++)
+        gates[i] = 1;
+    for (size_t i = 0; i < IPT_COUNT(x); i++)
+        x[i] = 1;
+    ipt_graph_adapters(g, site, n_site, IPT_GATE_ROWS, 1, (int)n_slot);
+    for (size_t i = 0; i < IPT_COUNT(modules); i++) {
+        const ipt_module *m = &modules[i];
+        if (m->comp != comp || m->kh > 1 || left_out) /* a text layer that clip skip leaves out */
+            continue;
+        ipt_val in = ipt_leaf(g, IPT_INPUT, ipt_name(name, sizeof name, "x%zu", i),
+                              ipt_shape3(IPT_F32, 1, 1, m->in));
+        ipt_output(g, ipt_name(name, sizeof name, "y%zu", i),
+                   ipt_linear(g, in, m->name, m->out, false));
+    }
+    if (ipt_graph_status(g) == IPT_OK && ipt_plan_create(g, &o, &p) == IPT_OK) {
+        /* a convolution's site is missing in this graph: that is an error, not a crash */
+        ipt_status s = ipt_bank_write(bank, comp, p, &bytes);
+        REQUIRE(s == IPT_OK || comp == IPT_COMP_UNET);
+        for (size_t i = 0; i < IPT_COUNT(modules); i++)
+            if (ipt_plan_has(p, ipt_name(name, sizeof name, "x%zu", i)))
+                REQUIRE(ipt_plan_write(p, name, x, (size_t)modules[i].in * 4) == IPT_OK);
+        if (ipt_plan_has(p, "gates"))
+            REQUIRE(ipt_plan_write(p, "gates", gates, IPT_GATE_ROWS * n_slot * 4) == IPT_OK);
+        if (s == IPT_OK)
+            REQUIRE(ipt_plan_run(p, 0) == IPT_OK);
+        if (s == IPT_OK)
+            for (size_t i = 0; i < IPT_COUNT(modules); i++)
+                if (ipt_plan_has(p, ipt_name(name, sizeof name, "x%zu", i)))
+                    REQUIRE(ipt_plan_read(p, ipt_name(name, sizeof name, "y%zu", i), y,
+                                          (size_t)modules[i].out * 4) == IPT_OK);
+    }
+    ipt_plan_destroy(&p);
+    ipt_graph_destroy(&g);
+}
+
+static void use_bank(ipt_ctx *ctx, ipt_adapter_file *f)
+{
+    ipt_adapter_file *two[2] = {f, f};
+    ipt_bank *bank = NULL;
+    size_t rank = 0;
+    for (size_t i = 0; i < f->n_module; i++)
+        rank += (size_t)f->module[i].rank;
+    if (rank > 4096) /* slow, and nothing new */
+        return;
+    if (ipt_bank_create(ctx, modules, IPT_COUNT(modules), two, 2, &bank) == IPT_OK) {
+        for (int comp = 0; comp < IPT_COMP_COUNT; comp++) {
+            REQUIRE(ipt_bank_same_layout(bank, bank, comp));
+            run_bank(ctx, bank, comp);
+        }
+        ipt_bank_destroy(&bank);
+    }
+}
+
+/* The words inside, written side by side in a prompt of a model with one or two text encoders. */
+static void use_words(ipt_ctx *ctx, ipt_adapter_file *f)
+{
+    static const char merges[] = "#version: 0.2\nd o\ndo g</w>\nc a\nca t</w>\n";
+    ipt_tokenizer *tok = NULL;
+    char text[4096] = "a ";
+    if (f->n_embedding == 0 ||
+        ipt_tokenizer_create_from_merges(ctx, merges, sizeof merges - 1, NULL, &tok) != IPT_OK)
+        return;
+    for (size_t i = 0; i < f->n_embedding && i < 70; i++) {
+        size_t at = strlen(text);
+        ipt_name(text + at, sizeof text - at, "%s%s", f->embedding[i].word, i % 3 ? "" : ", ");
+    }
+    for (int encoders = 1; encoders <= 2; encoders++) {
+        ipt_engine *e = calloc(1, sizeof *e);
+        ipt_prompts p;
+        ipt_request r;
+        if (!e)
+            break;
+        ipt_request_init(&r);
+        r.prompt = text;
+        e->ctx = ctx;
+        e->config.text.width = 4;
+        e->config.text2.width = 5;
+        e->config.has[IPT_COMP_TEXT2] = encoders == 2;
+        e->tokenizer[0] = e->tokenizer[1] = tok;
+        e->file[0] = f;
+        e->n_file = 1;
+        if (ipt_prompts_read(e, &r, &p) == IPT_OK)
+            ipt_prompts_finish(&p);
+        free(e);
+    }
+    ipt_tokenizer_destroy(&tok);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     ipt_ctx *ctx = NULL;
@@ -86,8 +258,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         REQUIRE(f->n_module + f->n_embedding > 0);
         for (size_t i = 0; i < f->n_module; i++)
             use_module(&f->module[i]);
-        for (size_t i = 0; i < f->n_word; i++)
-            REQUIRE(f->word[i][0] != '\0');
+        check_lists(f);
+        REQUIRE(ipt_adapter_check(f, true) == (f->bad_module ? IPT_ERR_FORMAT : IPT_OK));
+        REQUIRE((ipt_adapter_check(f, false) == IPT_ERR_MISSING) == (f->n_unmatched > 0));
+        use_bank(ctx, f);
+        use_words(ctx, f);
         ipt_adapter_hash(f);
         ipt_adapter_close(&f);
     } else {

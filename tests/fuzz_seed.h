@@ -33,8 +33,11 @@ static inline size_t seed_mutate(uint8_t *data, size_t size, size_t max_size, un
                                  const char *const *headers, size_t n_header)
 {
     uint64_t n = 0;
-    if (size < 16 || seed % 101 == 0) {
-        size_t made = seed_file(data, max_size, headers[seed / 101 % n_header], 4096);
+    if (size < 16 || seed % 101 == 0) { /* libFuzzer's own limit is 4096 bytes in all */
+        const char *header = headers[seed / 101 % n_header];
+        size_t made = seed_file(data, max_size, header, 4096);
+        if (!made)
+            made = seed_file(data, max_size, header, 256);
         if (made)
             return made;
     }

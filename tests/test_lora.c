@@ -7,6 +7,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 enum { TEXT = 77 * 16 }; /* values of the tiny SD 1 model's text */
@@ -245,6 +246,46 @@ static void test_words_inside(void **state)
     close_engine(&f);
 }
 
+static void count_pickles(void *user, ipt_log_level level, const char *line)
+{
+    int *n = user;
+    *n += level == IPT_LOG_WARN && strstr(line, "2 files are pickles") && strstr(line, "easy.pt") &&
+          strstr(line, "hard.bin");
+}
+
+/* Embeddings that are not read are named once, whether a prompt has their word or not. */
+static void test_pickled_embeddings(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"easy.pt", "hard.bin", "note.txt"};
+    int warnings = 0;
+    char folder[64], path[128];
+    fixture f = open_engine();
+    ipt_engine_destroy(&f.engine); /* one whose log can be read */
+    ipt_ctx_destroy(&f.ctx);
+    assert_int_equal(ipt_ctx_create(count_pickles, &warnings, &f.ctx), IPT_OK);
+    ipt_engine_opts o = {
+        .precision = IPT_PRECISION_F32, .validate = true, .device = getenv("IPT_TEST_DEVICE")};
+    assert_ok(f.ctx, ipt_engine_create(f.ctx, &o, &f.engine));
+    ipt_name(folder, sizeof folder, "/tmp/impasto-words-%ld", (long)getpid());
+    assert_int_equal(mkdir(folder, 0700), 0);
+    for (size_t i = 0; i < IPT_COUNT(names); i++)
+        assert_ok(f.ctx,
+                  ipt_file_write(f.ctx, ipt_name(path, sizeof path, "%s/%s", folder, names[i]),
+                                 "\x80\x02", 2));
+    const char *folders[] = {folder};
+    ipt_request r;
+    small_request(&f, &r, GOLDEN("models/sd1"));
+    r.embedding_dirs = folders;
+    r.n_embedding_dirs = 1;
+    assert_ok(f.ctx, ipt_generate(f.engine, &r, NULL, NULL, NULL));
+    assert_int_equal(warnings, 1);
+    for (size_t i = 0; i < IPT_COUNT(names); i++)
+        unlink(ipt_name(path, sizeof path, "%s/%s", folder, names[i]));
+    rmdir(folder);
+    close_engine(&f);
+}
+
 /* What `lora inspect` shows: words, values that are no numbers, what does not fit. */
 static void test_description(void **state)
 {
@@ -313,6 +354,7 @@ int main(void)
         cmocka_unit_test(test_patterns),
         cmocka_unit_test(test_every_layer_skipped),
         cmocka_unit_test(test_words_inside),
+        cmocka_unit_test(test_pickled_embeddings),
         cmocka_unit_test(test_description),
         cmocka_unit_test(test_partial),
     };
