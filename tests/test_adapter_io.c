@@ -572,7 +572,7 @@ static void test_either_encoder(void **state)
     (void)state;
     static const ipt_module two[] = {{IPT_COMP_TEXT, K_NAME, 4, 4, 1, 1},
                                      {IPT_COMP_TEXT2, K_NAME, 5, 5, 1, 1}};
-    static const char *const names[] = {"base_model.model." K_NAME, K_NAME,
+    static const char *const names[] = {("base_model.model." K_NAME), K_NAME,
                                         "base_model.model.encoder.layers.0.self_attn.k_proj"};
     ipt_ctx *ctx = test_ctx();
     for (int64_t width = 4; width < 7; width++)
