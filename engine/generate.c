@@ -193,8 +193,8 @@ static ipt_status unet_plan(run *u, size_t rows)
     IPT_TRY(ipt_unet_plan(e, &key));
     u->batch = key.batch;
     u->unet = e->unet.plan;
-    u->step_macs =
-        ipt_plan_macs(u->unet) * (double)((rows + (size_t)key.batch - 1) / (size_t)key.batch);
+    size_t replays = (rows + (size_t)key.batch - 1) / (size_t)key.batch;
+    u->step_macs = ipt_plan_macs(u->unet) * (double)replays;
     size_t b = (size_t)u->batch, hw = (size_t)u->set.h * (size_t)u->set.w;
     u->in_x = ipt_arena_alloc(&u->arena, b * hw * (size_t)c->in_channels * 4);
     u->in_text = ipt_arena_alloc(&u->arena, b * (size_t)key.tokens * (size_t)c->cross_dim[0] * 4);
