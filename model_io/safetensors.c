@@ -448,8 +448,11 @@ void ipt_st_release(const ipt_st_tensor *t)
     *c = none;
 }
 
-/* For functions that cannot fail: false when there are no values to look at. */
-static bool is_loaded(const ipt_st_tensor *t) { return ipt_st_load(t) == IPT_OK; }
+/* For functions that cannot fail: NULL when there are no values to look at. */
+static const uint8_t *values_of(const ipt_st_tensor *t)
+{
+    return t->data || ipt_st_load(t) == IPT_OK ? t->data : NULL;
+}
 
 /* --- values -------------------------------------------------------------------------------------
  */
@@ -474,9 +477,10 @@ static uint64_t load64(const uint8_t *p)
 
 float ipt_st_get(const ipt_st_tensor *t, size_t i)
 {
-    if (!t->data && !is_loaded(t))
+    const uint8_t *p = values_of(t);
+    if (!p)
         return NAN;
-    const uint8_t *p = t->data + i * dtypes[t->dtype].bytes;
+    p += i * dtypes[t->dtype].bytes;
     double d;
     float f;
     switch (t->dtype) {
@@ -516,12 +520,13 @@ void ipt_st_to_f32(const ipt_st_tensor *t, size_t first, size_t n, float *dst)
 {
     if (n == 0)
         return;
-    if (!t->data && !is_loaded(t)) {
+    const uint8_t *p = values_of(t);
+    if (!p) {
         for (size_t i = 0; i < n; i++)
             dst[i] = NAN;
         return;
     }
-    const uint8_t *p = t->data + first * dtypes[t->dtype].bytes;
+    p += first * dtypes[t->dtype].bytes;
     if (t->dtype == IPT_ST_F32) {
         memcpy(dst, p, n * sizeof *dst);
     } else if (t->dtype == IPT_ST_F16) {
@@ -581,7 +586,7 @@ bool ipt_st_finite(const ipt_st_tensor *t, size_t *bad)
 {
     if (t->count == 0)
         return true;
-    if (is_loaded(t) && !has_full_exponent(t))
+    if (values_of(t) && !has_full_exponent(t))
         return true;
     for (size_t i = 0; i < t->count; i++) {
         if (!isfinite(ipt_st_get(t, i))) {

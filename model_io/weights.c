@@ -348,14 +348,14 @@ static ipt_status upload(store *s, const char *name, const ipt_shape *shape, ipt
         if (!dst)
             status = IPT_ERR_NOMEM;
     }
-    if (status == IPT_OK && f.tensor)
+    if (status == IPT_OK && !s->is_random)
         status = load_finite(s, &f);
     if (status == IPT_OK)
         status = fill(s, name, shape, use, &f, to, dst);
     if (status == IPT_OK && bounce)
         status = ipt_buffer_write(s->gpu, out->buf, 0, bounce, bytes);
     ipt_free(bounce);
-    if (f.tensor)
+    if (!s->is_random)
         ipt_st_release(f.tensor);
     if (status != IPT_OK) {
         ipt_buffer_destroy(s->gpu, &out->buf);
@@ -427,7 +427,7 @@ static ipt_status store_read(ipt_weights *w, const char *name, const ipt_shape *
     name = strip(s, name);
     if (!s->is_random)
         IPT_TRY(find_tensor(s, name, shape, &f));
-    if (f.tensor)
+    if (!s->is_random)
         status = load_finite(s, &f);
     if (status == IPT_OK)
         status = get_elems(s, name, shape, &f, &e);
@@ -437,7 +437,7 @@ static ipt_status store_read(ipt_weights *w, const char *name, const ipt_shape *
             for (size_t i = 0; i < (size_t)d[1]; i++)
                 *out++ = (double)elem(&e, o * e.so + i * e.si + k);
     ipt_free(e.owned);
-    if (f.tensor)
+    if (!s->is_random)
         ipt_st_release(f.tensor);
     return status;
 }
