@@ -130,6 +130,7 @@ static uint32_t big_endian(const uint8_t *p)
     return (uint32_t)p[0] << 24 | (uint32_t)p[1] << 16 | (uint32_t)p[2] << 8 | (uint32_t)p[3];
 }
 
+/* NOLINTNEXTLINE(readability-function-size): FIPS 180-4's eight letters and a word */
 static inline void sha256_round(uint32_t a, uint32_t b, uint32_t c, uint32_t *d, uint32_t e,
                                 uint32_t f, uint32_t g, uint32_t *h, uint32_t kw)
 {
