@@ -219,8 +219,8 @@ static const op_case gemm_cases[] = {
     {"gemm", "as a 3x3 convolution 32x32", 1024, 640, 5760, 0, 0},
     {"gemm", "SD 1.5 to_q 16x16", 256, 1280, 1280, 0, 0},
     {"gemm", "SDXL to_q 32x32", 1024, 1280, 1280, 0, 0},
-    {"gemm", "square", 1024, 1024, 1024, 0, 0},
-    {"gemm", "square", 2048, 2048, 2048, 0, 0},
+    {"gemm", "square 1024", 1024, 1024, 1024, 0, 0},
+    {"gemm", "square 2048", 2048, 2048, 2048, 0, 0},
 };
 static const op_case conv_cases[] = {
     {"conv", "SD 1.5 64x64", 64, 64, 320, 320, 0},

@@ -2,6 +2,7 @@
  * tenth otherwise. */
 #include "cli/cli.h"
 
+#include <math.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -46,7 +47,8 @@ static void describe(const ipt_progress *p, char *buf, size_t n)
     if (p->step_ms > 0)
         ipt_name(each, sizeof each, ", %s each", duration(p->step_ms, t, sizeof t));
     if (p->eta_ms >= 0)
-        ipt_name(left, sizeof left, ", %s left", duration(p->eta_ms, t, sizeof t));
+        /* rounded up: 0 only when nothing is left */
+        ipt_name(left, sizeof left, ", %s left", duration(ceil(p->eta_ms), t, sizeof t));
     if (p->total == 1)
         ipt_name(buf, n, "%s%s%s", stage_text(p->stage), picture, left);
     else

@@ -13,6 +13,7 @@
 typedef struct entry {
     ipt_buffer *buf;
     ipt_weight_view view;
+    ipt_shape shape; /* asked for */
 } entry;
 
 typedef struct store {
@@ -340,7 +341,7 @@ static ipt_status upload(store *s, const char *name, const ipt_shape *shape, ipt
         IPT_TRY(find_tensor(s, name, shape, &f));
     uint64_t bytes = use == IPT_USE_PANEL ? ipt_panel_bytes(shape, to)
                                           : ipt_shape_count(shape) * (to == IPT_F16 ? 2u : 4u);
-    *out = (entry){0};
+    *out = (entry){.shape = *shape};
     IPT_TRY(ipt_buffer_create(s->gpu, bytes ? bytes : 4, &out->buf));
     void *dst = ipt_buffer_map(out->buf);
     if (!dst) {
@@ -386,6 +387,15 @@ static ipt_status add_entry(store *s, const char *key, const entry *e)
     return IPT_OK;
 }
 
+static ipt_status other_shape(const store *s, const char *name, const ipt_shape *had,
+                              const ipt_shape *want)
+{
+    char a[64], b[64];
+    ipt_shape_text(had, a, sizeof a);
+    ipt_shape_text(want, b, sizeof b);
+    return ipt_fail(s->ctx, IPT_ERR_SHAPE, "weight '%s': asked for as %s, kept as %s", name, b, a);
+}
+
 static ipt_status store_find(ipt_weights *w, const char *name, const ipt_shape *shape, ipt_use use,
                              ipt_weight_view *out)
 {
@@ -404,6 +414,9 @@ static ipt_status store_find(ipt_weights *w, const char *name, const ipt_shape *
     if (n < 0 || (size_t)n >= sizeof key)
         return ipt_fail(s->ctx, IPT_ERR_ARG, "weight '%.100s...': name too long", name);
     if (ipt_index_get(&s->index, key, &at)) {
+        const ipt_shape *had = &s->entries[at].shape;
+        if (memcmp(had->dim, shape->dim, sizeof had->dim) != 0)
+            return other_shape(s, name, had, shape);
         *out = s->entries[at].view;
         return IPT_OK;
     }

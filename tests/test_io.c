@@ -690,6 +690,25 @@ static void test_device_store(void **state)
     test_gpu_done(&gpu, &ctx);
 }
 
+/* One name, two shapes: the second would be read behind the first one's buffer. */
+static void test_one_shape_a_name(void **state)
+{
+    (void)state;
+    ipt_ctx *ctx = NULL;
+    ipt_gpu *gpu = test_gpu(&ctx);
+    ipt_weights *w = NULL;
+    ipt_weight_view v;
+    const ipt_shape small = ipt_shape2(IPT_F32, 8, 16), large = ipt_shape2(IPT_F32, 64, 256);
+    assert_ok(ctx, ipt_weights_random(ctx, gpu, IPT_F32, 7, &w));
+    assert_ok(ctx, w->find(w, "x.weight", &small, IPT_USE_PANEL, &v));
+    assert_ok(ctx, w->find(w, "x.weight", &small, IPT_USE_PANEL, &v));
+    assert_int_equal(w->find(w, "x.weight", &large, IPT_USE_PANEL, &v), IPT_ERR_SHAPE);
+    assert_string_equal(ipt_last_error(ctx),
+                        "weight 'x.weight': asked for as [64,256], kept as [8,16]");
+    ipt_weights_destroy(&w);
+    test_gpu_done(&gpu, &ctx);
+}
+
 static void test_random_store(void **state)
 {
     (void)state;
@@ -806,8 +825,9 @@ int main(void)
         cmocka_unit_test(test_layouts_agree), cmocka_unit_test(test_model_facts),
         cmocka_unit_test(test_set_vae),       cmocka_unit_test(test_small_files),
         cmocka_unit_test(test_shards),        cmocka_unit_test(test_not_models),
-        cmocka_unit_test(test_device_store),  cmocka_unit_test(test_random_store),
-        cmocka_unit_test(test_store_errors),  cmocka_unit_test(test_oom),
+        cmocka_unit_test(test_device_store),  cmocka_unit_test(test_one_shape_a_name),
+        cmocka_unit_test(test_random_store),  cmocka_unit_test(test_store_errors),
+        cmocka_unit_test(test_oom),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
