@@ -82,12 +82,15 @@ int cli_parse(cli *c, const cli_command *cmd, int argc, char **argv, void *into,
 void cli_list_finish(cli_list *l);
 IPT_CHECKED bool cli_list_add(ipt_ctx *ctx, cli_list *l, const char *v); /* false: no memory */
 void cli_help(const cli_command *cmd);
-/* A whole number or a number, nothing after it; false otherwise. */
-bool cli_read_int(const char *text, int64_t min, int64_t max, int64_t *out);
-bool cli_read_number(const char *text, double min, double max, double *out);
 /* Nearest of the space separated words, NULL when none is near; buf [n] holds it. */
 const char *cli_nearest(const char *word, const char *words, char *buf, size_t n);
 bool cli_has_word(const char *word, const char *words);
+
+/* --- numbers (number.c)
+ * -------------------------------------------------------------------------------------------- */
+/* A whole number or a number, nothing after it; false otherwise. */
+bool cli_read_int(const char *text, int64_t min, int64_t max, int64_t *out);
+bool cli_read_number(const char *text, double min, double max, double *out);
 
 /* --- results and failures (print.c)
  * -------------------------------------------------------------------------------------------- */
