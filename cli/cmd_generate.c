@@ -1,5 +1,6 @@
 /* cli/cmd_generate.c - impasto generate: options to a request, pictures to files, report. */
 #include "cli/cli.h"
+#include "compose/policy.h"
 #include "sampler/sampler.h"
 
 #include <jansson.h>
@@ -21,7 +22,6 @@ typedef struct gen_args {
     bool allow_partial, no_paste;
 } gen_args;
 
-static const char compose_methods[] = "merge switch composite";
 static const char compose_later[] = "cmlora clora lego lorahub";
 
 #define AT(field) offsetof(gen_args, field)
@@ -37,8 +37,7 @@ static const cli_option options[] = {
      NULL},
     {"lora", 0, CLI_REPEAT, "SPEC", "FILE[:W[:TE_W]][@WORD], see below; repeatable", AT(lora), 0, 0,
      NULL},
-    {"compose", 0, CLI_TEXT, "METHOD", "how LoRAs join: merge, switch, composite", AT(compose), 0,
-     0, NULL},
+    {"compose", 0, CLI_TEXT, "METHOD", "how LoRAs join, see below", AT(compose), 0, 0, NULL},
     {"compose-opt", 0, CLI_REPEAT, "KEY=VALUE", "option of the method, see below; repeatable",
      AT(compose_opt), 0, 0, NULL},
     {"steps", 0, CLI_INT, "N", "sampler steps, default 20 (4 for lcm, tcd)", AT(steps), 1, 1000,
@@ -112,6 +111,26 @@ static const cli_alias aliases[] = {
     {0},
 };
 
+static void compose_option_help(const ipt_option *o)
+{
+    for (; o && o->key; o++)
+        cli_own_text("               --compose-opt %s=%s: %s\n", o->key, o->value, o->help);
+}
+
+/* The table of methods: each with its options, then those of all. */
+static void compose_help(void)
+{
+    size_t n = 0;
+    const ipt_method *const *m = ipt_methods(&n);
+    for (size_t i = 0; i < n; i++) {
+        cli_own_text("%-12s %s: %s%s\n", i ? "" : "--compose", m[i]->name, m[i]->brief,
+                     i ? "" : " (default)");
+        compose_option_help(m[i]->option);
+    }
+    cli_own_text("%-12s all:\n", "");
+    compose_option_help(ipt_policy_options());
+}
+
 static void more_help(void)
 {
     cli_own_text("\nSamplers:  %s\nSchedules: %s\n", ipt_sampler_names(), ipt_schedule_names());
@@ -129,13 +148,9 @@ static void more_help(void)
         "method uses it yet\n"
         "  FILE:W,start=0.0,end=0.5,blocks=down:1/mid:0/up:0.5  acts only in that part of the "
         "steps and with\n"
-        "             those weights of the UNet's blocks; also down.1:0.5 for one level\n"
-        "--compose    merge: all LoRAs at once (default)\n"
-        "             switch: one after the other; --compose-opt tau=N steps each (default 5)\n"
-        "             composite: every LoRA guides alone and the guidances are averaged\n"
-        "             all: --compose-opt te=active|merged|none, the LoRAs that act in the text "
-        "encoder:\n"
-        "             those of the row (default), all at their weights, none\n"
+        "             those weights of the UNet's blocks; also down.1:0.5 for one level\n");
+    compose_help();
+    cli_own_text(
         "--count N    NAME.png becomes NAME-1.png .. NAME-N.png when N > 1\n"
         "-o FILE      a device or a pipe takes PNGs one after the other, and its name is not "
         "printed\n"
@@ -258,10 +273,11 @@ static int name_error(const cli *c, const char *what, const char *name, ipt_name
 
 static int check_names(const cli *c, const gen_args *a)
 {
-    char near[64];
+    char near[64], compose_methods[256];
     ipt_sampler_kind kind;
     ipt_schedule schedule = IPT_SCHEDULE_DEFAULT, of_sampler = IPT_SCHEDULE_DEFAULT;
     const char *method = a->compose ? a->compose : "merge", *hint = NULL;
+    ipt_method_names(compose_methods, sizeof compose_methods);
     if (cli_has_word(method, compose_later))
         return cli_usage_error(c, "--compose %s is not in this version; one of: %s", method,
                                compose_methods);

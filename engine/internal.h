@@ -89,6 +89,8 @@ typedef struct ipt_settings {
  * IPT_ERR_NOMEM. */
 IPT_CHECKED ipt_status ipt_settings_choose(const ipt_engine *e, const ipt_request *r,
                                            ipt_arena *arena, ipt_settings *s);
+/* The sampler of these settings.  Ownership: caller.  Errors: those of ipt_sampler_create. */
+IPT_CHECKED ipt_status ipt_settings_sampler(ipt_ctx *ctx, const ipt_settings *s, ipt_sampler **out);
 
 /* --- size.c ----------------------------------------------------------------------------------- */
 /* Sides of the picture, multiples of f (what the VAE enlarges by).  Both asked for: as asked.  With
@@ -162,18 +164,20 @@ typedef struct ipt_encoded {
     int32_t *ids[2]; /* [tokens] of each encoder; NULL: there is none */
 } ipt_encoded;
 typedef struct ipt_prompts {
-    ipt_prompt *prompt[2][2]; /* [positive, negative][encoder] */
+    const ipt_texts *texts;
+    ipt_prompt *(*prompt)[2]; /* [texts->n][encoder] */
     int32_t n_chunk;
     size_t n_embedding;
     struct ipt_ti *embedding; /* textual inversions found in the prompts */
     ipt_arena arena;
 } ipt_prompts;
-IPT_CHECKED ipt_status ipt_prompts_read(ipt_engine *e, const ipt_request *r, ipt_prompts *out);
+/* Tokens of all texts of a job, in chunks of one number; texts outlive *out. */
+IPT_CHECKED ipt_status ipt_prompts_read(ipt_engine *e, const ipt_request *r, const ipt_texts *texts,
+                                        ipt_prompts *out);
 void ipt_prompts_finish(ipt_prompts *p);
-/* Encodes prompt `which` (0 positive, 1 negative) under the adapters' gates [n_slot]; memory from
- * arena. */
+/* Encodes text `which` under the adapters' gates [n_slot]; memory from arena. */
 IPT_CHECKED ipt_status ipt_encode(ipt_engine *e, const ipt_request *r, const ipt_prompts *p,
-                                  int which, const float *gates, ipt_arena *arena,
+                                  size_t which, const float *gates, ipt_arena *arena,
                                   ipt_encoded *out);
 
 /* --- fit.c: when a graph passes what the device holds ----------------------------------------- */

@@ -90,6 +90,12 @@ static ipt_status choose_sampler(const ipt_engine *e, const ipt_request *r, ipt_
     return IPT_OK;
 }
 
+ipt_status ipt_settings_sampler(ipt_ctx *ctx, const ipt_settings *s, ipt_sampler **out)
+{
+    const ipt_sampler_request q = {&s->config, s->kind, s->schedule, s->steps, s->skip, s->n};
+    return ipt_sampler_create(ctx, &q, out);
+}
+
 static ipt_status choose_size(const ipt_engine *e, const ipt_request *r, ipt_settings *s)
 {
     const ipt_model_config *c = &e->config;

@@ -191,47 +191,49 @@ static ipt_status find_inversions(ipt_engine *e, const ipt_request *r, ipt_promp
 }
 
 /* --- prompts ---------------------------------------------------------------------------------- */
-ipt_status ipt_prompts_read(ipt_engine *e, const ipt_request *r, ipt_prompts *out)
+/* What a text is for the encoders: one that is not given is empty. */
+static const char *given(const char *text) { return text ? text : ""; }
+
+static ipt_status read_texts(ipt_engine *e, const ipt_prompt_attr *attr, ipt_prompts *out)
 {
-    const char *text[2] = {r->prompt ? r->prompt : "", r->negative ? r->negative : ""};
-    ipt_status status = IPT_OK;
-    ipt_prompt_embedding *names = NULL;
-    ipt_prompt_attr attr = {0};
+    const ipt_texts *t = out->texts;
+    for (size_t i = 0; i < t->n; i++)
+        for (int k = 0; k < n_encoders(e); k++) {
+            const char *text = given(t->text[i]);
+            IPT_TRY(ipt_prompt_create(e->ctx, e->tokenizer[k], text, strlen(text), attr,
+                                      &out->prompt[i][k]));
+            if (out->prompt[i][k]->n_chunk > out->n_chunk)
+                out->n_chunk = out->prompt[i][k]->n_chunk;
+        }
+    for (size_t i = 0; i < t->n; i++)
+        for (int k = 0; k < n_encoders(e); k++)
+            IPT_TRY(ipt_prompt_extend(e->ctx, e->tokenizer[k], out->prompt[i][k], out->n_chunk));
+    return IPT_OK;
+}
+
+ipt_status ipt_prompts_read(ipt_engine *e, const ipt_request *r, const ipt_texts *texts,
+                            ipt_prompts *out)
+{
     memset(out, 0, sizeof *out);
     ipt_arena_init(&out->arena, e->ctx);
-    IPT_TRY_GOTO(find_inversions(e, r, out), fail);
-    names = ipt_arena_alloc(&out->arena, (out->n_embedding + 1) * sizeof *names);
-    if (!names) {
-        status = IPT_ERR_NOMEM;
-        goto fail;
-    }
+    out->texts = texts;
+    IPT_TRY(find_inversions(e, r, out));
+    out->prompt = ipt_arena_alloc(&out->arena, (texts->n + 1) * sizeof *out->prompt);
+    ipt_prompt_embedding *names =
+        ipt_arena_alloc(&out->arena, (out->n_embedding + 1) * sizeof *names);
+    if (!names || !out->prompt)
+        return IPT_ERR_NOMEM;
     for (size_t i = 0; i < out->n_embedding; i++)
         names[i] = (ipt_prompt_embedding){out->embedding[i].name, out->embedding[i].n};
-    attr.embeddings = names;
-    attr.n_embeddings = (int32_t)out->n_embedding;
-    for (int w = 0; w < 2; w++)
-        for (int k = 0; k < n_encoders(e); k++) {
-            IPT_TRY_GOTO(ipt_prompt_create(e->ctx, e->tokenizer[k], text[w], strlen(text[w]), &attr,
-                                           &out->prompt[w][k]),
-                         fail);
-            if (out->prompt[w][k]->n_chunk > out->n_chunk)
-                out->n_chunk = out->prompt[w][k]->n_chunk;
-        }
-    for (int w = 0; w < 2; w++)
-        for (int k = 0; k < n_encoders(e); k++)
-            IPT_TRY_GOTO(
-                ipt_prompt_extend(e->ctx, e->tokenizer[k], out->prompt[w][k], out->n_chunk), fail);
-    return IPT_OK;
-fail:
-    ipt_prompts_finish(out);
-    return status;
+    const ipt_prompt_attr attr = {.embeddings = names, .n_embeddings = (int32_t)out->n_embedding};
+    return read_texts(e, &attr, out);
 }
 
 void ipt_prompts_finish(ipt_prompts *p)
 {
-    for (int w = 0; w < 2; w++)
+    for (size_t i = 0; p->prompt && i < p->texts->n; i++)
         for (int k = 0; k < 2; k++)
-            ipt_prompt_destroy(&p->prompt[w][k]);
+            ipt_prompt_destroy(&p->prompt[i][k]);
     ipt_arena_finish(&p->arena);
 }
 
@@ -318,8 +320,9 @@ static ipt_status write_injected(ipt_engine *e, const ipt_prompts *p, const ipt_
 }
 
 /* One encoder over all chunks: its columns of out->text. */
-static ipt_status encode_with(ipt_engine *e, const ipt_request *r, const ipt_prompts *p, int which,
-                              int encoder, const float *gates, int32_t column, ipt_encoded *out)
+static ipt_status encode_with(ipt_engine *e, const ipt_request *r, const ipt_prompts *p,
+                              size_t which, int encoder, const float *gates, int32_t column,
+                              ipt_encoded *out)
 {
     const ipt_prompt *pr = p->prompt[which][encoder];
     const ipt_text_config *c = encoder ? &e->config.text2 : &e->config.text;
@@ -375,7 +378,7 @@ done:
     return status;
 }
 
-ipt_status ipt_encode(ipt_engine *e, const ipt_request *r, const ipt_prompts *p, int which,
+ipt_status ipt_encode(ipt_engine *e, const ipt_request *r, const ipt_prompts *p, size_t which,
                       const float *gates, ipt_arena *arena, ipt_encoded *out)
 {
     const ipt_model_config *c = &e->config;
@@ -399,7 +402,7 @@ ipt_status ipt_encode(ipt_engine *e, const ipt_request *r, const ipt_prompts *p,
         return ipt_fail(e->ctx, IPT_ERR_SHAPE,
                         "the text encoder gives %d values per token, the unet takes %d", out->width,
                         c->unet.cross_dim[0]);
-    if (which == 1 && !r->negative && c->zero_empty_negative)
+    if (!p->texts->text[which] && c->zero_empty_negative)
         return IPT_OK; /* zeros, as the pipeline was trained */
     IPT_TRY(encode_with(e, r, p, which, 0, gates, 0, out));
     return n_encoders(e) == 2 ? encode_with(e, r, p, which, 1, gates, c->text.width, out) : IPT_OK;

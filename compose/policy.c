@@ -1,0 +1,297 @@
+/* compose/policy.c - a method at work: its options, its rows, gates from slots, windows and block
+ * weights. */
+#include "compose/policy.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Which adapters act in the text encoder. */
+typedef enum te_mode { TE_ACTIVE, TE_MERGED, TE_NONE } te_mode;
+typedef struct common {
+    int32_t te;
+} common;
+
+struct ipt_policy {
+    const ipt_method *method;
+    const ipt_job *job;
+    common common;
+    void *state;
+};
+
+static const ipt_option common_option[] = {
+    {"te", "active|merged|none",
+     "LoRAs in the text encoder: those of the row (default), all at their weights, none",
+     IPT_OPTION_CHOICE, offsetof(common, te), 0, 0, "active merged none"},
+    {0},
+};
+
+const ipt_option *ipt_policy_options(void) { return common_option; }
+
+/* --- options ---------------------------------------------------------------------------------- */
+/* Place of a word in a list of words, -1 when it is none of them. */
+static int32_t word_index(const char *words, const char *word)
+{
+    size_t n = strlen(word);
+    int32_t i = 0;
+    for (const char *w = words; *w; i++) {
+        size_t len = strcspn(w, " ");
+        if (n == len && memcmp(w, word, n) == 0)
+            return i;
+        w += len;
+        w += strspn(w, " ");
+    }
+    return -1;
+}
+
+static ipt_status read_value(ipt_ctx *ctx, const ipt_option *o, const char *v, void *into)
+{
+    char *at = (char *)into + o->at, *end = NULL;
+    if (o->type == IPT_OPTION_CHOICE) {
+        int32_t choice = word_index(o->choices, v);
+        if (choice < 0)
+            return ipt_fail(ctx, IPT_ERR_ARG, "compose option %s=%s: expected one of: %s", o->key,
+                            v, o->choices);
+        memcpy(at, &choice, sizeof choice);
+        return IPT_OK;
+    }
+    bool plain = v[0] && strspn(v, "+-.0123456789eE") == strlen(v);
+    errno = 0;
+    double x = plain ? strtod(v, &end) : 0;
+    bool whole = o->type != IPT_OPTION_INT || (plain && strspn(v, "+-0123456789") == strlen(v));
+    if (!plain || *end || errno || !isfinite(x) || x < o->min || x > o->max || !whole)
+        return ipt_fail(ctx, IPT_ERR_ARG, "compose option %s=%s: expected %s%g..%g", o->key, v,
+                        o->type == IPT_OPTION_INT ? "a whole number " : "", o->min, o->max);
+    if (o->type == IPT_OPTION_INT)
+        memcpy(at, &(int32_t){(int32_t)x}, sizeof(int32_t));
+    else
+        memcpy(at, &x, sizeof x);
+    return IPT_OK;
+}
+
+static const ipt_option *find_option(const ipt_option *table, const char *key, size_t n)
+{
+    for (const ipt_option *o = table; o && o->key; o++)
+        if (strlen(o->key) == n && memcmp(o->key, key, n) == 0)
+            return o;
+    return NULL;
+}
+
+static ipt_status read_option(ipt_policy *p, const char *text)
+{
+    size_t n = strcspn(text, "=");
+    const ipt_option *own = find_option(p->method->option, text, n),
+                     *all = find_option(common_option, text, n);
+    if (text[n] != '=' || (!own && !all))
+        return ipt_fail(p->job->ctx, IPT_ERR_ARG, "unknown option '%s' for compose method %s", text,
+                        p->method->name);
+    return own ? read_value(p->job->ctx, own, text + n + 1, p->state)
+               : read_value(p->job->ctx, all, text + n + 1, &p->common);
+}
+
+/* --- life ------------------------------------------------------------------------------------- */
+ipt_status ipt_policy_create(const ipt_method *m, const ipt_job *job, ipt_policy **out)
+{
+    if (job->n_slot > IPT_MAX_SLOT)
+        return ipt_fail(job->ctx, IPT_ERR_ARG, "%d adapters given, at most %d at once", job->n_slot,
+                        IPT_MAX_SLOT);
+    if (job->n_part < 1 || job->n_part > IPT_MAX_PART)
+        return ipt_fail(job->ctx, IPT_ERR_ARG, "%d prompts joined by AND, expected 1 to %d",
+                        job->n_part, IPT_MAX_PART);
+    ipt_policy *p = ipt_alloc(job->ctx, sizeof *p);
+    if (!p)
+        return IPT_ERR_NOMEM;
+    p->method = m;
+    p->job = job;
+    p->state = ipt_alloc(job->ctx, m->state_size);
+    ipt_status status = p->state ? IPT_OK : IPT_ERR_NOMEM;
+    if (status == IPT_OK && m->defaults)
+        m->defaults(p->state);
+    for (size_t i = 0; i < job->n_opt && status == IPT_OK; i++)
+        status = read_option(p, job->opt[i]);
+    if (status == IPT_OK && m->begin)
+        status = m->begin(p->state, job);
+    if (status != IPT_OK) {
+        ipt_policy_destroy(&p);
+        return status;
+    }
+    *out = p;
+    return IPT_OK;
+}
+
+void ipt_policy_destroy(ipt_policy **pp)
+{
+    if (!pp || !*pp)
+        return;
+    ipt_free((*pp)->state);
+    ipt_free(*pp);
+    *pp = NULL;
+}
+
+const ipt_method *ipt_policy_method(const ipt_policy *p) { return p->method; }
+
+ipt_status ipt_texts_add(ipt_texts *t, const char *text, uint16_t *index)
+{
+    ipt_ctx *ctx = t->arena->ctx;
+    for (size_t i = 0; i < t->n; i++)
+        if (text && t->text[i] ? strcmp(text, t->text[i]) == 0 : text == t->text[i]) {
+            *index = (uint16_t)i;
+            return IPT_OK;
+        }
+    if (t->n >= IPT_MAX_TEXT)
+        return ipt_fail(ctx, IPT_ERR_ARG, "the prompts change into more than %d texts",
+                        IPT_MAX_TEXT);
+    if (!t->text) {
+        const char **list = ipt_arena_alloc(t->arena, IPT_MAX_TEXT * sizeof *list);
+        if (!list)
+            return IPT_ERR_NOMEM;
+        t->text = list;
+    }
+    char *copy = text ? ipt_arena_strdup(t->arena, text) : NULL;
+    if (text && !copy)
+        return IPT_ERR_NOMEM;
+    *index = (uint16_t)t->n;
+    t->text[t->n++] = copy;
+    return IPT_OK;
+}
+
+/* --- rows ------------------------------------------------------------------------------------- */
+ipt_status ipt_rows_add(ipt_rows *r, const ipt_row *row)
+{
+    if (r->n == r->cap) {
+        size_t cap = r->cap ? 2 * r->cap : 8;
+        ipt_row *v = ipt_regrow(r->ctx, r->row, r->cap * sizeof *v, cap * sizeof *v);
+        if (!v)
+            return IPT_ERR_NOMEM;
+        r->row = v;
+        r->cap = cap;
+    }
+    r->row[r->n++] = *row;
+    return IPT_OK;
+}
+
+ipt_status ipt_rows_world(ipt_rows *r, const ipt_job *job, int32_t eval, const float *slot)
+{
+    ipt_row row = {.world = (uint16_t)ipt_rows_worlds(r), .want = IPT_WANT_EPS};
+    memcpy(row.slot, slot, (size_t)job->n_slot * sizeof *slot);
+    if (job->negative) {
+        row.part = IPT_NEGATIVE;
+        row.text = job->negative[eval];
+        IPT_TRY(ipt_rows_add(r, &row));
+    }
+    for (int16_t k = 0; k < job->n_part; k++) {
+        row.part = k;
+        row.text = job->part[k].text[eval];
+        IPT_TRY(ipt_rows_add(r, &row));
+    }
+    return IPT_OK;
+}
+
+size_t ipt_rows_worlds(const ipt_rows *r)
+{
+    size_t n = 0;
+    for (size_t i = 0; i < r->n; i++)
+        n = r->row[i].world + 1U > n ? r->row[i].world + 1U : n;
+    return n;
+}
+
+void ipt_rows_finish(ipt_rows *r)
+{
+    ipt_free(r->row);
+    *r = (ipt_rows){.ctx = r->ctx};
+}
+
+ipt_status ipt_policy_plan(const ipt_policy *p, int32_t eval, ipt_rows *r)
+{
+    r->n = 0;
+    return p->method->plan(p->state, p->job, eval, r);
+}
+
+ipt_status ipt_policy_step(ipt_policy *p, int32_t eval, int32_t round, ipt_rows *r)
+{
+    r->n = 0;
+    return p->method->step ? p->method->step(p->state, p->job, eval, round, r)
+                           : p->method->plan(p->state, p->job, eval, r);
+}
+
+/* --- blends ----------------------------------------------------------------------------------- */
+void ipt_world_rows(const ipt_job *job, const ipt_rows *rows, size_t world, size_t *negative,
+                    size_t part[IPT_MAX_PART])
+{
+    *negative = SIZE_MAX;
+    for (int32_t k = 0; k < job->n_part; k++)
+        part[k] = SIZE_MAX;
+    for (size_t i = 0; i < rows->n; i++)
+        if (rows->row[i].world == world && rows->row[i].part == IPT_NEGATIVE)
+            *negative = i;
+        else if (rows->row[i].world == world)
+            part[rows->row[i].part] = i;
+}
+
+/* Adds the predictions of one world. */
+static void add_world(const ipt_job *job, const ipt_rows *rows, const ipt_result *res, size_t world,
+                      float *sum_u, float *sum_c)
+{
+    size_t negative = 0, part[IPT_MAX_PART];
+    ipt_world_rows(job, rows, world, &negative, part);
+    const float *u = negative != SIZE_MAX ? res[negative].eps : NULL;
+    bool plain = job->n_part == 1 && !(job->part[0].weight < 1 || job->part[0].weight > 1);
+    for (size_t i = 0; u && i < job->n_latent; i++)
+        sum_u[i] += u[i];
+    for (int32_t k = 0; k < job->n_part; k++) {
+        const float *c = res[part[k]].eps;
+        float w = job->part[k].weight;
+        for (size_t i = 0; i < job->n_latent; i++)
+            sum_c[i] += plain ? c[i] : u ? w * (c[i] - u[i]) : w * c[i];
+    }
+    for (size_t i = 0; !plain && u && i < job->n_latent; i++)
+        sum_c[i] += u[i];
+}
+
+void ipt_blend_mean(const ipt_job *job, const ipt_rows *rows, const ipt_result *res, float *eps_u,
+                    float *eps_c)
+{
+    size_t n = ipt_rows_worlds(rows);
+    float scale = 1.0F / (float)n; /* one world: times 1, exactly the plain prediction */
+    for (size_t i = 0; i < job->n_latent; i++)
+        eps_u[i] = eps_c[i] = 0;
+    for (size_t k = 0; k < n; k++)
+        add_world(job, rows, res, k, eps_u, eps_c);
+    for (size_t i = 0; i < job->n_latent; i++) {
+        eps_u[i] *= scale;
+        eps_c[i] *= scale;
+    }
+}
+
+void ipt_policy_blend(ipt_policy *p, int32_t eval, const ipt_rows *rows, const ipt_result *res,
+                      float *eps_u, float *eps_c)
+{
+    if (p->method->blend)
+        p->method->blend(p->state, p->job, eval, rows, res, eps_u, eps_c);
+    else
+        ipt_blend_mean(p->job, rows, res, eps_u, eps_c);
+}
+
+/* --- gates ------------------------------------------------------------------------------------ */
+void ipt_policy_gates(const ipt_policy *p, const ipt_row *row, int32_t step, float *out,
+                      size_t stride)
+{
+    const ipt_job *job = p->job;
+    float at = job->n_step > 0 ? (float)step / (float)job->n_step : 0.0F;
+    for (int32_t s = 0; s < job->n_slot; s++) {
+        const ipt_slot_use *u = &job->slot[s];
+        bool on = at >= u->start && (at < u->end || u->end >= 1.0F);
+        for (int r = 0; r < IPT_GATE_ROWS; r++)
+            out[(size_t)r * stride + (size_t)s] =
+                on ? row->slot[s] * u->weight * u->block[r] : 0.0F;
+    }
+}
+
+void ipt_policy_text_gates(const ipt_policy *p, const ipt_row *row, float *out)
+{
+    for (int32_t s = 0; s < p->job->n_slot; s++) {
+        float on = p->common.te == TE_NONE ? 0.0F : p->common.te == TE_MERGED ? 1.0F : row->slot[s];
+        out[s] = on * p->job->slot[s].te_weight;
+    }
+}

@@ -1,0 +1,249 @@
+/* engine/job.c - what a request needs before its first step: adapters, prompts, the composing
+ * method, every text encoded. */
+#include "engine/run.h"
+
+#include <math.h>
+#include <string.h>
+
+/* --- adapters --------------------------------------------------------------------------------- */
+/* Says what a prompt holds that does not act. */
+static void warn_of_syntax(ipt_ctx *ctx, const char *which, const char *text)
+{
+    static const struct {
+        unsigned bit;
+        const char *what;
+    } syntax[] = {
+        {IPT_PROMPT_EDITS, "[from:to:when] (prompt editing)"},
+        {IPT_PROMPT_ALTERNATES, "[a|b] (alternating words)"},
+        {IPT_PROMPT_AND, "AND (several prompts in one)"},
+    };
+    unsigned found = text ? ipt_prompt_not_built(text, strlen(text)) : 0;
+    for (size_t i = 0; i < IPT_COUNT(syntax); i++)
+        if (found & syntax[i].bit)
+            ipt_log(ctx, IPT_LOG_WARN, "%s: %s is not built in and taken literally", which,
+                    syntax[i].what);
+}
+
+/* A negative prompt's tags do nothing, as in A1111. */
+static ipt_status look_for_negative_tags(ipt_run *u)
+{
+    ipt_prompt *p = NULL;
+    const char *text = u->r->negative ? u->r->negative : "";
+    IPT_TRY(ipt_prompt_create(u->e->ctx, u->e->tokenizer[0], text, strlen(text), NULL, &p));
+    if (p->n_lora > 0)
+        ipt_log(u->e->ctx, IPT_LOG_WARN, "negative prompt: <lora:%.100s> has no effect there",
+                p->loras[0].name);
+    ipt_prompt_destroy(&p);
+    return IPT_OK;
+}
+
+/* <lora:...> tags of the prompt. */
+static ipt_status read_tags(ipt_run *u, ipt_prompt **out)
+{
+    const char *text = u->r->prompt ? u->r->prompt : "";
+    ipt_ctx *ctx = u->e->ctx;
+    IPT_TRY(look_for_negative_tags(u));
+    IPT_TRY(ipt_prompt_create(ctx, u->e->tokenizer[0], text, strlen(text), NULL, out));
+    warn_of_syntax(ctx, "prompt", u->r->prompt);
+    warn_of_syntax(ctx, "negative prompt", u->r->negative);
+    for (size_t i = 0; i < (*out)->n_ignored; i++)
+        ipt_log(ctx, IPT_LOG_WARN, "prompt: %.100s has no meaning here and is left out",
+                (*out)->ignored[i]);
+    return IPT_OK;
+}
+
+static ipt_status fill_slots(ipt_run *u, const ipt_prompt *tags)
+{
+    const ipt_request *r = u->r;
+    size_t n = 0;
+    for (size_t i = 0; i < r->n_lora; i++, n++) {
+        u->slot[n] = (ipt_slot_use){.weight = r->lora[i].weight,
+                                    .te_weight = r->lora[i].te_weight,
+                                    .start = r->lora[i].start,
+                                    .end = r->lora[i].end,
+                                    .word = r->lora[i].word};
+        IPT_TRY(ipt_block_weights(u->e->ctx, r->lora[i].blocks, u->slot[n].block));
+        if (!isfinite(r->lora[i].weight) || !isfinite(r->lora[i].te_weight) ||
+            !(r->lora[i].start <= r->lora[i].end))
+            return ipt_fail(u->e->ctx, IPT_ERR_ARG, "%s: weight or time range is not usable",
+                            r->lora[i].path);
+    }
+    for (size_t i = 0; i < tags->n_lora; i++, n++) {
+        u->slot[n] = (ipt_slot_use){.weight = (float)tags->loras[i].weight,
+                                    .te_weight = (float)tags->loras[i].te_weight,
+                                    .start = 0,
+                                    .end = 1};
+        IPT_TRY(ipt_block_weights(u->e->ctx, NULL, u->slot[n].block));
+    }
+    u->job.n_slot = (int32_t)n;
+    u->job.slot = u->slot;
+    return IPT_OK;
+}
+
+/* --- evaluations and prompts ------------------------------------------------------------------ */
+/* How many evaluations there are, and which step each belongs to. */
+static ipt_status count_evaluations(ipt_run *u)
+{
+    ipt_sampler *s = NULL;
+    IPT_TRY(ipt_settings_sampler(u->e->ctx, &u->set, &s));
+    u->n_eval = u->rep->n_eval = u->job.n_eval = ipt_sampler_n_evals(s);
+    int32_t *step = ipt_arena_alloc(&u->arena, (size_t)u->n_eval * sizeof *step);
+    for (int32_t i = 0; step && i < u->n_eval; i++)
+        step[i] = u->set.skip + ipt_sampler_step_of(s, i);
+    u->job.step_of = step;
+    u->job.n_step = u->set.steps;
+    ipt_sampler_destroy(&s);
+    return step ? IPT_OK : IPT_ERR_NOMEM;
+}
+
+/* The same text at every evaluation. */
+static ipt_status one_text(ipt_run *u, const char *text, const uint16_t **out)
+{
+    uint16_t index = 0, *at = ipt_arena_alloc(&u->arena, (size_t)u->n_eval * sizeof *at);
+    if (!at)
+        return IPT_ERR_NOMEM;
+    IPT_TRY(ipt_texts_add(&u->texts, text, &index));
+    for (int32_t i = 0; i < u->n_eval; i++)
+        at[i] = index;
+    *out = at;
+    return IPT_OK;
+}
+
+static ipt_status read_prompts(ipt_run *u)
+{
+    const uint16_t *negative = NULL;
+    u->texts.arena = &u->arena;
+    u->job.texts = &u->texts;
+    u->job.part = u->part;
+    u->job.n_part = 1;
+    u->part[0].weight = 1.0F;
+    IPT_TRY(one_text(u, u->r->prompt ? u->r->prompt : "", &u->part[0].text));
+    IPT_TRY(one_text(u, u->r->negative, &negative));
+    u->negative = negative[0];
+    u->job.negative = u->set.two_rows ? negative : NULL;
+    return IPT_OK;
+}
+
+static ipt_status make_policy(ipt_run *u)
+{
+    const ipt_request *r = u->r;
+    char names[256];
+    const ipt_method *m = ipt_method_find(r->compose);
+    if (!m)
+        return ipt_fail(u->e->ctx, IPT_ERR_ARG, "unknown compose method '%s'; there are: %s",
+                        r->compose, ipt_method_names(names, sizeof names));
+    u->job.ctx = u->e->ctx;
+    u->job.channels = u->set.channels;
+    u->job.h = u->set.h;
+    u->job.w = u->set.w;
+    u->job.n_latent = u->set.n;
+    u->job.opt = r->compose_opt;
+    u->job.n_opt = r->n_compose_opt;
+    return ipt_policy_create(m, &u->job, &u->policy);
+}
+
+ipt_status ipt_job_prepare(ipt_run *u)
+{
+    ipt_engine *e = u->e;
+    ipt_prompt *tags = NULL;
+    ipt_status status = IPT_OK;
+    IPT_TRY(ipt_engine_load(e, u->r, NULL, SIZE_MAX));
+    IPT_TRY(ipt_settings_choose(u->e, u->r, &u->arena, &u->set));
+    IPT_TRY(read_tags(u, &tags));
+    IPT_TRY_GOTO(ipt_engine_load(e, u->r, tags->loras, tags->n_lora), done);
+    IPT_TRY_GOTO(ipt_infotext_begin(e, u->r), done);
+    IPT_TRY_GOTO(fill_slots(u, tags), done);
+    IPT_TRY_GOTO(count_evaluations(u), done);
+    IPT_TRY_GOTO(read_prompts(u), done);
+    IPT_TRY_GOTO(make_policy(u), done);
+done:
+    ipt_prompt_destroy(&tags);
+    return status;
+}
+
+/* --- texts ------------------------------------------------------------------------------------ */
+enum { MAX_TEXT_MIB = 1024 }; /* of a request's encoded texts */
+
+static bool same_key(const ipt_encoding_key *a, const ipt_encoding_key *b)
+{
+    for (int s = 0; s < IPT_MAX_SLOT; s++)
+        if (a->gate[s] < b->gate[s] || a->gate[s] > b->gate[s])
+            return false;
+    return a->text == b->text;
+}
+
+static ipt_status grow_texts(ipt_run *u)
+{
+    size_t cap = u->cap_text ? 2 * u->cap_text : 4;
+    if (u->n_text < u->cap_text)
+        return IPT_OK;
+    ipt_run_text *v = ipt_regrow(u->e->ctx, u->text, u->cap_text * sizeof *v, cap * sizeof *v);
+    if (!v)
+        return IPT_ERR_NOMEM;
+    u->text = v;
+    u->cap_text = cap;
+    return IPT_OK;
+}
+
+ipt_status ipt_job_text(ipt_run *u, const ipt_row *row, size_t *index)
+{
+    ipt_encoding_key key = {.text = row->text};
+    const ipt_bank *bank = u->e->bank;
+    if (ipt_bank_has(bank, IPT_COMP_TEXT) || ipt_bank_has(bank, IPT_COMP_TEXT2))
+        ipt_policy_text_gates(u->policy, row, key.gate);
+    for (size_t i = 0; i < u->n_text; i++)
+        if (same_key(&u->text[i].key, &key)) {
+            *index = i;
+            return IPT_OK;
+        }
+    IPT_TRY(grow_texts(u));
+    ipt_run_text *t = &u->text[u->n_text];
+    IPT_TRY(ipt_encode(u->e, u->r, &u->prompts, key.text, key.gate, &u->arena, &t->enc));
+    t->key = key;
+    u->text_bytes += (uint64_t)t->enc.tokens * (uint64_t)t->enc.width * sizeof(float);
+    if (u->text_bytes > (uint64_t)MAX_TEXT_MIB << 20)
+        return ipt_fail(u->e->ctx, IPT_ERR_ARG,
+                        "the request's prompts take more than %d MiB encoded: fewer or shorter "
+                        "ones, or fewer adapters that act in the text encoder",
+                        MAX_TEXT_MIB);
+    *index = u->n_text++;
+    return IPT_OK;
+}
+
+/* What a trace shows: the first world's first part and negative of the first evaluation. */
+static ipt_status trace_texts(ipt_run *u)
+{
+    ipt_row row = u->rows.row[u->job.negative ? 1 : 0];
+    IPT_TRY(ipt_job_text(u, &row, &u->trace_text[0]));
+    row.text = u->negative;
+    return ipt_job_text(u, &row, &u->trace_text[1]);
+}
+
+ipt_status ipt_job_encode(ipt_run *u)
+{
+    double t = ipt_now_ms();
+    size_t index = 0;
+    ipt_run_progress(u, "text", 0, 1, 0);
+    IPT_TRY(ipt_prompts_read(u->e, u->r, &u->texts, &u->prompts));
+    for (int32_t i = u->n_eval - 1; i >= 0; i--) { /* the first is what u->rows holds then */
+        IPT_TRY(ipt_policy_plan(u->policy, i, &u->rows));
+        if (u->rows.n > u->max_rows)
+            u->max_rows = u->rows.n;
+        for (size_t k = 0; k < u->rows.n; k++) {
+            IPT_TRY(ipt_rows_possible(u->e->ctx, ipt_policy_method(u->policy), &u->rows.row[k]));
+            IPT_TRY(ipt_job_text(u, &u->rows.row[k], &index));
+        }
+    }
+    if (u->r->trace)
+        IPT_TRY(trace_texts(u));
+    u->rep->ms_text = ipt_now_ms() - t;
+    return IPT_OK;
+}
+
+void ipt_job_finish(ipt_run *u)
+{
+    ipt_policy_destroy(&u->policy);
+    ipt_prompts_finish(&u->prompts);
+    ipt_rows_finish(&u->rows);
+    ipt_free(u->text);
+}

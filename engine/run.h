@@ -1,0 +1,92 @@
+/* engine/run.h - one request while it runs, and its stages in the order of the files:
+ * job.c (adapters, prompts, the method; texts encoded before the first step), unet.c (its plan, a
+ * batch of rows), rows.c (a guided prediction from the rows of an evaluation), loop.c (one
+ * picture), report.c, generate.c (all of them). */
+#ifndef IPT_ENGINE_RUN_H
+#define IPT_ENGINE_RUN_H
+#include "engine/internal.h"
+
+/* A text of the job under the adapters' gates in the text encoder. */
+typedef struct ipt_encoding_key {
+    uint16_t text; /* of the job's texts */
+    float gate[IPT_MAX_SLOT];
+} ipt_encoding_key;
+typedef struct ipt_run_text {
+    ipt_encoding_key key;
+    ipt_encoded enc;
+} ipt_run_text;
+
+/* Buffers of one picture: latents [C,h,w]. */
+typedef struct ipt_buffers {
+    float *x, *in, *eps, *eps_u, *noise, *fresh, *keep;
+    float *row_eps; /* [rows of an evaluation at most][n] */
+} ipt_buffers;
+
+typedef struct ipt_run {
+    ipt_engine *e;
+    const ipt_request *r;
+    ipt_report *rep;
+    ipt_adapter_report *adapter; /* rep's, [e->n_file] */
+    ipt_arena arena;
+    ipt_settings set;
+    /* job.c */
+    ipt_job job;
+    ipt_slot_use slot[IPT_MAX_SLOT];
+    ipt_part part[IPT_MAX_PART];
+    ipt_texts texts;
+    ipt_policy *policy;
+    ipt_prompts prompts; /* of the job's texts */
+    ipt_run_text *text;  /* [n_text], grows */
+    size_t n_text, cap_text;
+    uint64_t text_bytes;
+    uint16_t negative;    /* of the first evaluation, also where no row has it */
+    size_t trace_text[2]; /* in u->text: positive and negative */
+    size_t max_rows;      /* of an evaluation */
+    ipt_rows rows;        /* of the evaluation that runs */
+    ipt_result *result;   /* [max_rows] */
+    /* unet.c: the plan and its inputs, [batch, ...] */
+    ipt_plan *unet;
+    int32_t batch;
+    float *in_x, *in_text, *in_add, *in_gates, *in_time, *out_eps;
+    ipt_start start; /* img2img and inpainting */
+    ipt_paste paste;
+    ipt_buffers buf;
+    /* progress */
+    double t_start, step_ms, vae_ms; /* the last two: 0, not known yet */
+    double step_macs;                /* of all replays of an evaluation */
+    int32_t n_eval, done_eval;
+} ipt_run;
+
+/* --- job.c ------------------------------------------------------------------------------------ */
+/* Loads what the request names, reads prompts and options, chooses the settings. */
+IPT_CHECKED ipt_status ipt_job_prepare(ipt_run *u);
+/* Encodes every text that an evaluation will need. */
+IPT_CHECKED ipt_status ipt_job_encode(ipt_run *u);
+/* Index of a row's text in u->text, encoded at first use. */
+IPT_CHECKED ipt_status ipt_job_text(ipt_run *u, const ipt_row *row, size_t *index);
+void ipt_job_finish(ipt_run *u);
+
+/* --- unet.c ----------------------------------------------------------------------------------- */
+/* A plan for all rows of an evaluation at once, or for fewer at a time when they do not fit. */
+IPT_CHECKED ipt_status ipt_unet_prepare(ipt_run *u);
+/* Evaluates rows [n], n <= u->batch, at timestep t of step `step`: eps[k] [C,h,w]. */
+IPT_CHECKED ipt_status ipt_unet_rows(ipt_run *u, const float *x, double t, int32_t step,
+                                     const ipt_row *row, size_t n, float *const *eps);
+
+/* --- rows.c ----------------------------------------------------------------------------------- */
+/* Whether this engine can evaluate such a row.  Errors: IPT_ERR_UNSUPPORTED says what it cannot. */
+IPT_CHECKED ipt_status ipt_rows_possible(ipt_ctx *ctx, const ipt_method *m, const ipt_row *row);
+/* Guided prediction of evaluation `eval` for the model's input u->buf.in into u->buf.eps. */
+IPT_CHECKED ipt_status ipt_rows_predict(ipt_run *u, double t, int32_t eval);
+
+/* --- loop.c ----------------------------------------------------------------------------------- */
+IPT_CHECKED ipt_status ipt_loop_buffers(ipt_run *u);
+/* What a trace holds of the texts. */
+IPT_CHECKED ipt_status ipt_loop_trace_text(ipt_run *u, ipt_trace *t);
+/* Picture k of the request into rgb [H,W,3], 0..1; trace may be NULL. */
+IPT_CHECKED ipt_status ipt_loop_picture(ipt_run *u, int32_t k, ipt_trace *trace, float *rgb);
+
+/* --- report.c --------------------------------------------------------------------------------- */
+void ipt_run_progress(ipt_run *u, const char *stage, int32_t done, int32_t total, int32_t image);
+IPT_CHECKED ipt_status ipt_run_report(ipt_run *u);
+#endif

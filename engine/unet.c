@@ -1,0 +1,137 @@
+/* engine/unet.c - the UNet of a request: its plan, and rows through it.  Latents are [C,h,w] on the
+ * host (the order in which the reference draws noise); the UNet's inputs are channels last. */
+#include "engine/run.h"
+
+#include <string.h>
+
+ipt_status ipt_unet_prepare(ipt_run *u)
+{
+    ipt_engine *e = u->e;
+    const ipt_unet_config *c = &e->config.unet;
+    size_t rows = u->max_rows, chunks = (rows + IPT_MAX_ROWS - 1) / IPT_MAX_ROWS;
+    int32_t limit = u->r->batch > 0 ? u->r->batch : (int32_t)((rows + chunks - 1) / chunks);
+    ipt_unet_key key = {limit < (int32_t)rows ? limit : (int32_t)rows, u->set.h, u->set.w,
+                        u->text[0].enc.tokens, e->act_type};
+    IPT_TRY(ipt_unet_plan(e, &key));
+    u->batch = key.batch;
+    u->unet = e->unet.plan;
+    size_t replays = (rows + (size_t)key.batch - 1) / (size_t)key.batch;
+    u->step_macs = ipt_plan_macs(u->unet) * (double)replays;
+    size_t b = (size_t)u->batch, hw = (size_t)u->set.h * (size_t)u->set.w;
+    const struct {
+        float **at;
+        size_t n;
+    } in[] = {
+        {&u->in_x, hw * (size_t)c->in_channels},
+        {&u->in_text, (size_t)key.tokens * (size_t)c->cross_dim[0]},
+        {&u->in_add, (size_t)(c->add_in_dim > 0 ? c->add_in_dim : 1)},
+        {&u->in_gates, (size_t)IPT_GATE_ROWS * IPT_MAX_SLOT},
+        {&u->in_time, (size_t)(c->channels[0] + c->time_cond_dim)},
+        {&u->out_eps, u->set.n},
+    };
+    for (size_t i = 0; i < IPT_COUNT(in); i++)
+        if (!(*in[i].at = ipt_arena_alloc(&u->arena, b * in[i].n * sizeof(float))))
+            return IPT_ERR_NOMEM;
+    return IPT_OK;
+}
+
+/* SDXL's added conditions: pooled text, then the embedded sizes (original, crop, target). */
+static ipt_status fill_add(ipt_run *u, const ipt_encoded *text, float *add)
+{
+    const ipt_unet_config *c = &u->e->config.unet;
+    const double ids[6] = {u->set.height, u->set.width, 0, 0, u->set.height, u->set.width};
+    if (c->add_time_dim < 1 || text->pooled_width + 6 * c->add_time_dim != c->add_in_dim)
+        return ipt_fail(u->e->ctx, IPT_ERR_SHAPE,
+                        "added conditions: %d pooled + 6 x %d values, the unet takes %d",
+                        text->pooled_width, c->add_time_dim, c->add_in_dim);
+    memcpy(add, text->pooled, (size_t)text->pooled_width * sizeof *add);
+    for (int i = 0; i < 6; i++)
+        ipt_timestep_embedding(ids[i], c->add_time_dim, c->flip_sin_to_cos, (double)c->freq_shift,
+                               add + text->pooled_width + (ptrdiff_t)i * c->add_time_dim);
+    return IPT_OK;
+}
+
+/* Channels last, with mask and masked picture for inpainting models. */
+static void fill_x(const ipt_run *u, const float *x, float *out)
+{
+    size_t hw = (size_t)u->set.h * (size_t)u->set.w, c = (size_t)u->set.channels,
+           in = (size_t)u->e->config.unet.in_channels;
+    for (size_t i = 0; i < hw; i++) {
+        for (size_t k = 0; k < c; k++)
+            out[i * in + k] = x[k * hw + i];
+        if (in > c) {
+            out[i * in + c] = u->start.mask[i];
+            for (size_t k = 0; k < c; k++)
+                out[i * in + c + 1 + k] = u->start.masked.latent[k * hw + i];
+        }
+    }
+}
+
+/* The inputs of batch element k. */
+static ipt_status fill_row(ipt_run *u, const float *x, double t, int32_t step, const ipt_row *row,
+                           size_t k)
+{
+    const ipt_unet_config *c = &u->e->config.unet;
+    size_t b = (size_t)u->batch, slots = ipt_bank_n_slot(u->e->bank), text = 0,
+           hw = (size_t)u->set.h * (size_t)u->set.w;
+    float *w_emb = u->in_time + b * (size_t)c->channels[0];
+    IPT_TRY(ipt_job_text(u, row, &text));
+    const ipt_encoded *enc = &u->text[text].enc;
+    size_t text_row = (size_t)enc->tokens * (size_t)c->cross_dim[0];
+    fill_x(u, x, u->in_x + k * hw * (size_t)c->in_channels);
+    ipt_timestep_embedding(t, c->channels[0], c->flip_sin_to_cos, (double)c->freq_shift,
+                           u->in_time + k * (size_t)c->channels[0]);
+    if (c->time_cond_dim > 0)
+        ipt_guidance_embedding(u->set.cfg - 1.0, c->time_cond_dim,
+                               w_emb + k * (size_t)c->time_cond_dim);
+    memcpy(u->in_text + k * text_row, enc->text, text_row * sizeof(float));
+    if (c->text_time)
+        IPT_TRY(fill_add(u, enc, u->in_add + k * (size_t)c->add_in_dim));
+    if (slots > 0)
+        ipt_policy_gates(u->policy, row, step, u->in_gates + k * slots, b * slots);
+    return IPT_OK;
+}
+
+static ipt_status write_inputs(ipt_run *u)
+{
+    const ipt_unet_config *c = &u->e->config.unet;
+    size_t b = (size_t)u->batch, hw = (size_t)u->set.h * (size_t)u->set.w;
+    const struct {
+        const char *name;
+        const float *v;
+        size_t n;
+        bool has;
+    } in[] = {
+        {"x", u->in_x, hw * (size_t)c->in_channels, true},
+        {"t_emb", u->in_time, (size_t)c->channels[0], true},
+        {"text", u->in_text, (size_t)u->text[0].enc.tokens * (size_t)c->cross_dim[0], true},
+        {"add", u->in_add, (size_t)c->add_in_dim, c->text_time},
+        {"w_emb", u->in_time + b * (size_t)c->channels[0], (size_t)c->time_cond_dim,
+         c->time_cond_dim > 0},
+        {"gates", u->in_gates, IPT_GATE_ROWS * ipt_bank_n_slot(u->e->bank),
+         ipt_bank_has(u->e->bank, IPT_COMP_UNET)},
+    };
+    for (size_t i = 0; i < IPT_COUNT(in); i++)
+        if (in[i].has)
+            IPT_TRY(ipt_plan_write(u->unet, in[i].name, in[i].v, b * in[i].n * sizeof(float)));
+    return IPT_OK;
+}
+
+/* The rest of the batch repeats the last row. */
+ipt_status ipt_unet_rows(ipt_run *u, const float *x, double t, int32_t step, const ipt_row *row,
+                         size_t n, float *const *eps)
+{
+    size_t b = (size_t)u->batch, hw = (size_t)u->set.h * (size_t)u->set.w,
+           channels = (size_t)u->set.channels;
+    for (size_t k = 0; k < b; k++)
+        IPT_TRY(fill_row(u, x, t, step, &row[k < n ? k : n - 1], k));
+    IPT_TRY(write_inputs(u));
+    IPT_TRY(ipt_plan_run(u->unet, 0));
+    IPT_TRY(ipt_plan_read(u->unet, "eps", u->out_eps, b * u->set.n * sizeof(float)));
+    for (size_t k = 0; k < n; k++)
+        for (size_t c = 0; c < channels; c++)
+            for (size_t i = 0; i < hw; i++)
+                eps[k][c * hw + i] = u->out_eps[(k * hw + i) * channels + c];
+    u->rep->rows_full += n;
+    return IPT_OK;
+}
