@@ -15,19 +15,19 @@ static const cli_command *const commands[] = {&cli_cmd_generate,      &cli_cmd_d
                                               &cli_cmd_tokenize,      &cli_cmd_bench};
 
 /* What a signal handler may touch: the one place of the program that needs a global. */
-static ipt_ctx *volatile running;
+static ipt_stop stop;
 static volatile sig_atomic_t caught;
 
 static void on_signal(int sig)
 {
     caught = sig; /* SA_RESETHAND: the second one ends the process */
-    ipt_cancel(running);
+    ipt_stop_ask(&stop);
 }
 
 static void catch_signals(ipt_ctx *ctx)
 {
     struct sigaction a = {.sa_handler = on_signal, .sa_flags = (int)(SA_RESETHAND | SA_RESTART)};
-    running = ctx;
+    ipt_ctx_listen(ctx, IPT_LISTEN_ALWAYS, &stop);
     sigemptyset(&a.sa_mask);
     sigaction(SIGINT, &a, NULL);
     sigaction(SIGTERM, &a, NULL);
@@ -174,7 +174,6 @@ int main(int argc, char **argv)
     catch_signals(c.ctx);
     int rc = dispatch(&c, argc - 1, argv + 1);
     rc = cli_finish_output(&c, rc);
-    running = NULL;
     ipt_ctx_destroy(&c.ctx);
     return rc;
 }

@@ -2,11 +2,12 @@
  * number formats, files, JSON, random numbers, clocks.
  *
  * Must not know: Vulkan, tensors, models.
- * Threads: an ipt_ctx belongs to one thread at a time; only ipt_cancel() and ipt_cancelled() may be
- *          called from another thread, ipt_cancel() from a signal handler. */
+ * Threads: an ipt_ctx belongs to one thread at a time; an ipt_stop may be asked from any thread and
+ *          from a signal handler. */
 #ifndef IPT_CORE_CORE_H
 #define IPT_CORE_CORE_H
 #include <inttypes.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -84,9 +85,19 @@ ipt_status ipt_fail(ipt_ctx *ctx, ipt_status s, const char *fmt, ...) IPT_PRINTF
 const char *ipt_last_error(const ipt_ctx *ctx);
 const char *ipt_status_name(ipt_status s);
 void ipt_log(ipt_ctx *ctx, ipt_log_level level, const char *fmt, ...) IPT_PRINTF(3, 4);
-/* Asks running work to stop; async-signal-safe.  Long loops poll ipt_cancelled(). */
-void ipt_cancel(ipt_ctx *ctx);
-void ipt_cancel_clear(ipt_ctx *ctx);
+
+/* A wish that work stops, owned by whoever may utter it: one for each request, or one for a whole
+ * program.  Zeroed: nothing is asked.  It cannot be taken back, and says nothing to other work. */
+typedef struct ipt_stop {
+    atomic_int asked;
+} ipt_stop;
+void ipt_stop_ask(ipt_stop *s); /* async-signal-safe, from any thread */
+bool ipt_stop_asked(const ipt_stop *s);
+/* Whom work on this ctx listens to: all of it, and what one request adds while it runs (the engine
+ * sets and clears that).  NULL: nobody.  The stop outlives the listening. */
+typedef enum ipt_listen { IPT_LISTEN_ALWAYS, IPT_LISTEN_REQUEST, IPT_LISTEN_COUNT } ipt_listen;
+void ipt_ctx_listen(ipt_ctx *ctx, ipt_listen which, const ipt_stop *s);
+/* Either of them was asked.  Long loops poll this, on the thread of the ctx. */
 bool ipt_cancelled(const ipt_ctx *ctx);
 
 /* --- foreign text (core/text.c) -------------------------------------------------------------- */

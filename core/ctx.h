@@ -3,12 +3,10 @@
 #define IPT_CORE_CTX_H
 #include "core/core.h"
 
-#include <stdatomic.h>
-
 struct ipt_ctx {
     ipt_log_fn log;
     void *user;
-    atomic_int cancel;
+    const ipt_stop *stop[IPT_LISTEN_COUNT];
     uint64_t n_alloc;    /* allocations so far                        */
     uint64_t fail_alloc; /* allocations from this number on fail; 0 = off */
     char message[1024];

@@ -1,4 +1,4 @@
-/* core/status.c - statuses, messages, log and cancel flag of a context. */
+/* core/status.c - statuses, messages, log of a context, stops. */
 #include "core/core.h"
 
 #include "core/ctx.h"
@@ -14,7 +14,6 @@ ipt_status ipt_ctx_create(ipt_log_fn log, void *user, ipt_ctx **out)
         return IPT_ERR_NOMEM;
     ctx->log = log;
     ctx->user = user;
-    atomic_init(&ctx->cancel, 0);
     *out = ctx;
     return IPT_OK;
 }
@@ -83,16 +82,16 @@ const char *ipt_name(char *buf, size_t n, const char *fmt, ...)
     return buf;
 }
 
-void ipt_cancel(ipt_ctx *ctx)
-{
-    if (ctx)
-        atomic_store(&ctx->cancel, 1);
-}
+void ipt_stop_ask(ipt_stop *s) { atomic_store(&s->asked, 1); }
 
-void ipt_cancel_clear(ipt_ctx *ctx)
-{
-    if (ctx)
-        atomic_store(&ctx->cancel, 0);
-}
+bool ipt_stop_asked(const ipt_stop *s) { return s && atomic_load(&s->asked) != 0; }
 
-bool ipt_cancelled(const ipt_ctx *ctx) { return ctx && atomic_load(&ctx->cancel) != 0; }
+void ipt_ctx_listen(ipt_ctx *ctx, ipt_listen which, const ipt_stop *s) { ctx->stop[which] = s; }
+
+bool ipt_cancelled(const ipt_ctx *ctx)
+{
+    for (int i = 0; ctx && i < IPT_LISTEN_COUNT; i++)
+        if (ipt_stop_asked(ctx->stop[i]))
+            return true;
+    return false;
+}

@@ -99,11 +99,16 @@ ipt_status ipt_generate(ipt_engine *e, const ipt_request *r, ipt_image_fn image,
     u->r = r;
     u->rep = &local;
     u->t_start = ipt_now_ms();
+    e->request++;
     e->n_plans = e->bytes_uploaded = 0;
     ipt_arena_finish(&e->report_arena);
     ipt_arena_init(&u->arena, e->ctx);
     u->rows.ctx = e->ctx;
+    ipt_ctx_listen(e->ctx, IPT_LISTEN_REQUEST, r->stop);
     ipt_status status = run_request(u, image, user);
+    ipt_ctx_listen(e->ctx, IPT_LISTEN_REQUEST, NULL);
+    if (status != IPT_OK)
+        ipt_hashes_stop(e->hashes);
     if (e->gpu) {
         local.peak_device_bytes = ipt_gpu_peak_bytes(e->gpu);
         local.ms_per_step = u->done_eval > 0 ? local.ms_sample / u->done_eval : 0;

@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 enum { BLOCK = 1 << 20, HEX = 64, CACHED_FROM = 8 << 20 }; /* smaller files are read in no time */
@@ -69,7 +70,7 @@ static bool read_all(const ipt_hashes *h, int fd, uint64_t size, uint8_t *buf, b
         ssize_t got = read(fd, buf, BLOCK);
         if (got < 0 && errno == EINTR)
             continue;
-        if (got < 0 || atomic_load(&h->stop) || ipt_cancelled(h->ctx))
+        if (got < 0 || atomic_load(&h->stop))
             return false;
         if (got == 0)
             break;
@@ -206,12 +207,19 @@ static void join(ipt_hashes *h)
     h->running = false;
 }
 
+void ipt_hashes_stop(ipt_hashes *h)
+{
+    if (!h)
+        return;
+    atomic_store(&h->stop, true);
+    join(h);
+}
+
 void ipt_hashes_destroy(ipt_hashes **h)
 {
     if (!h || !*h)
         return;
-    atomic_store(&(*h)->stop, true);
-    join(*h);
+    ipt_hashes_stop(*h);
     drop((*h)->file, (*h)->n);
     ipt_free(*h);
     *h = NULL;
@@ -244,8 +252,7 @@ static void prepare(const ipt_hashes *h, const char *path, bool want_data, entry
 
 ipt_status ipt_hashes_want(ipt_hashes *h, const char *const *path, const bool *has_data, size_t n)
 {
-    atomic_store(&h->stop, true); /* of a request that ended early */
-    join(h);
+    ipt_hashes_stop(h); /* of a request that ended early */
     entry *file = ipt_calloc(h->ctx, n, sizeof *file);
     bool missing = false;
     if (!file)
@@ -273,8 +280,13 @@ ipt_status ipt_hashes_want(ipt_hashes *h, const char *const *path, const bool *h
 
 bool ipt_hashes_ready(const ipt_hashes *h) { return atomic_load(&h->done); }
 
+/* The context is this thread's: the other one learns from `stop` alone that it is cancelled. */
 void ipt_hashes_wait(ipt_hashes *h)
 {
+    while (h->running && !atomic_load(&h->done) && !ipt_cancelled(h->ctx))
+        nanosleep(&(struct timespec){.tv_nsec = 2 * 1000 * 1000}, NULL);
+    if (ipt_cancelled(h->ctx))
+        atomic_store(&h->stop, true);
     join(h);
     for (size_t i = 0; i < h->n; i++) {
         entry *e = &h->file[i];

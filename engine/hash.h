@@ -21,7 +21,10 @@ void ipt_hashes_destroy(ipt_hashes **h); /* stops a thread that runs */
 IPT_CHECKED ipt_status ipt_hashes_want(ipt_hashes *h, const char *const *path, const bool *has_data,
                                        size_t n);
 bool ipt_hashes_ready(const ipt_hashes *h); /* a wait would return at once */
-/* Waits for the thread and keeps what it found in the cache. */
+/* Stops the thread: a request that ends early does not go on reading.  h may be NULL. */
+void ipt_hashes_stop(ipt_hashes *h);
+/* Waits for the thread, not longer than the request is wanted, and keeps what it found in the
+ * cache. */
 void ipt_hashes_wait(ipt_hashes *h);
 /* After the wait: the i-th file's, NULL when it could not be read, changed meanwhile, or was
  * cancelled. */

@@ -97,7 +97,7 @@ ipt_status ipt_start_prepare(ipt_engine *e, const ipt_request *r, const ipt_sett
                              ipt_arena *arena, ipt_start *out)
 {
     const job j = {e, r, set, arena, out};
-    *out = (ipt_start){.mask_channels = e->config.unet.in_channels != set->channels};
+    *out = (ipt_start){.mask_channels = e->m->config.unet.in_channels != set->channels};
     if (!r->init)
         return IPT_OK;
     if (r->mask)
@@ -125,7 +125,7 @@ void ipt_start_draw(const ipt_start *start, const ipt_engine *e, const ipt_sampl
                     const ipt_settings *set, ipt_noise *source, float *fresh, float *noise,
                     float *x)
 {
-    const ipt_vae_config *v = &e->config.vae;
+    const ipt_vae_config *v = &e->m->config.vae;
     /* The order is that of diffusers' pipelines: the picture's latent, the noise, the masked
      * picture's latent, which theirs draw for UNets of four channels too. */
     if (start->picture.mean)

@@ -4,7 +4,7 @@
  * Life: ipt_engine_create -> ipt_generate any number of times -> ipt_engine_destroy.  The engine
  * keeps the model, the adapters and the recorded plans of the last requests: the next request with
  *       the same model and size loads nothing.
- * Threads: an engine belongs to one thread at a time; ipt_cancel(ctx) may come from anywhere.
+ * Threads: an engine belongs to one thread at a time; a request's stop may be asked from anywhere.
  * Errors: every function that can fail returns a status; the text is ipt_last_error(ctx). */
 #ifndef IPT_ENGINE_IMPASTO_H
 #define IPT_ENGINE_IMPASTO_H
@@ -103,10 +103,11 @@ typedef struct ipt_request {
     const char *const *lora_dirs,
         *const *embedding_dirs; /* searched for <lora:name> and names in prompts */
     size_t n_lora_dirs, n_embedding_dirs;
-    int32_t vae_tile;   /* 0 auto, -1 never, else tile size in pixels */
-    int32_t batch;      /* UNet rows evaluated at once at most; 0: auto */
-    bool allow_partial; /* take a LoRA of which some modules do not fit */
-    const char *trace;  /* safetensors file of every intermediate of picture 0, or NULL */
+    int32_t vae_tile;     /* 0 auto, -1 never, else tile size in pixels */
+    int32_t batch;        /* UNet rows evaluated at once at most; 0: auto */
+    bool allow_partial;   /* take a LoRA of which some modules do not fit */
+    const ipt_stop *stop; /* asked: this request ends, and no other; NULL: none of its own */
+    const char *trace;    /* safetensors file of every intermediate of picture 0, or NULL */
     ipt_progress_fn progress;
     void *user;
 } ipt_request;

@@ -46,12 +46,12 @@ typedef struct places {
 static places places_of(const ipt_engine *e, const ipt_request *r)
 {
     places p = {SIZE_MAX, SIZE_MAX, 0, 0};
-    if (ipt_is_file(ipt_model_path(e->model))) /* a folder has no hash that others know */
+    if (ipt_is_file(ipt_model_path(e->m->model))) /* a folder has no hash that others know */
         p.model = p.n++;
     if (r->vae && ipt_is_file(r->vae))
         p.vae = p.n++;
     p.lora = p.n;
-    p.n += e->n_file;
+    p.n += ipt_engine_n_file(e);
     return p;
 }
 
@@ -63,11 +63,11 @@ ipt_status ipt_infotext_begin(ipt_engine *e, const ipt_request *r)
     if (!e->hashes)
         IPT_TRY(ipt_hashes_create(e->ctx, &e->hashes));
     if (p.model != SIZE_MAX)
-        path[p.model] = ipt_model_path(e->model);
+        path[p.model] = ipt_model_path(e->m->model);
     if (p.vae != SIZE_MAX)
         path[p.vae] = r->vae;
-    for (size_t i = 0; i < e->n_file; i++) {
-        path[p.lora + i] = e->file_key[i];
+    for (size_t i = 0; i < ipt_engine_n_file(e); i++) {
+        path[p.lora + i] = e->set->key[i];
         has_data[p.lora + i] = true;
     }
     return ipt_hashes_want(e->hashes, path, has_data, p.n);
@@ -107,12 +107,12 @@ ipt_status ipt_infotext_hashes(ipt_engine *e, const ipt_request *r, ipt_report *
         return ipt_fail(e->ctx, IPT_ERR_CANCELLED, "cancelled");
     rep->model_sha256 = sha256_of(e, p.model, arena);
     rep->vae_sha256 = sha256_of(e, p.vae, arena);
-    for (size_t i = 0; i < e->n_file; i++) {
+    for (size_t i = 0; i < ipt_engine_n_file(e); i++) {
         const ipt_file_hash *h = ipt_hashes_get(e->hashes, p.lora + i);
         a[i].sha256 = sha256_of(e, p.lora + i, arena);
         a[i].autov2 = first_of(a[i].sha256, 10, arena);
         a[i].autov3 = h ? first_of(h->data, 12, arena) : NULL;
-        a[i].a1111_hash = lora_hash(e->file[i], h, arena);
+        a[i].a1111_hash = lora_hash(e->set->file[i], h, arena);
     }
     return IPT_OK;
 }
@@ -168,7 +168,7 @@ static void put_tags(char *buf, size_t n, size_t *at, const ipt_engine *e, const
 {
     for (size_t i = 0; i < r->n_lora; i++) {
         double w = (double)r->lora[i].weight, te = (double)r->lora[i].te_weight;
-        put(buf, n, at, " <lora:%s:%g", e->file[i]->name, te);
+        put(buf, n, at, " <lora:%s:%g", e->set->file[i]->name, te);
         if (w < te || w > te)
             put(buf, n, at, ":%g", w);
         put(buf, n, at, ">");
@@ -181,7 +181,7 @@ static size_t text_room(const ipt_engine *e, const ipt_request *r, const ipt_rep
     n += (r->prompt ? strlen(r->prompt) : 0) + (r->negative ? strlen(r->negative) : 0);
     n += r->vae ? 6 * strlen(r->vae) : 0;
     for (size_t i = 0; i < rep->n_adapter; i++) /* in a tag and in the list, quoted */
-        n += 8 * strlen(e->file[i]->name) + 128;
+        n += 8 * strlen(e->set->file[i]->name) + 128;
     return n;
 }
 

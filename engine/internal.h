@@ -10,16 +10,74 @@
 #include "graph/graph.h"
 #include "model_io/model_io.h"
 #include "sampler/sampler.h"
+#include "text_encoder/text_encoder.h"
 #include "text_encoder/tokenizer.h"
 #include "unet/unet.h"
 #include "vk/vk.h"
 
 enum { IPT_MAX_PATH = 4096, IPT_MAX_ROWS = 8 }; /* rows of one UNet evaluation at most */
 
-/* A kept plan and what it was made for. */
+/* --- what is kept between requests ------------------------------------------------------------ */
+enum {
+    IPT_KEEP_MODELS = 2,
+    IPT_KEEP_PLANS = 4, /* of a kind: two sizes of two models */
+};
+
+/* An open model and what is on the device of it. */
+typedef struct ipt_loaded {
+    uint32_t id;   /* never given twice */
+    uint64_t used; /* by which request */
+    char key[3 * IPT_MAX_PATH];
+    uint64_t stamp[2]; /* of the model and its --vae */
+    ipt_precision precision;
+    ipt_dtype weight_type, act_type; /* once the device is open */
+    ipt_model *model;
+    ipt_model_config config;
+    ipt_module_list modules;
+    ipt_weights *store[IPT_COMP_COUNT];
+    ipt_tokenizer *tokenizer[2];
+} ipt_loaded;
+
+/* Adapter files of a request, slot by slot, for one model. */
+typedef struct ipt_adapter_set {
+    int32_t refs; /* the engine's, and one for each plan that holds its factors */
+    uint32_t model;
+    size_t n_file;
+    ipt_adapter_file *file[IPT_MAX_SLOT];
+    char (*key)[IPT_MAX_PATH];    /* [n_file] paths */
+    uint64_t stamp[IPT_MAX_SLOT]; /* a file that changed on disk is read again */
+    ipt_bank *bank;
+} ipt_adapter_set;
+
+typedef enum ipt_plan_kind {
+    IPT_PLAN_UNET,
+    IPT_PLAN_TEXT,
+    IPT_PLAN_TEXT2,
+    IPT_PLAN_DECODE,
+    IPT_PLAN_ENCODE,
+    IPT_PLAN_KINDS
+} ipt_plan_kind;
+typedef struct ipt_vae_key {
+    int32_t h, w; /* of the latent */
+    ipt_dtype act;
+    bool tiny;
+} ipt_vae_key;
+/* What a plan is recorded for; the adapters' layout is the third part of it. */
+typedef struct ipt_plan_key {
+    ipt_plan_kind kind;
+    uint32_t model; /* ipt_loaded.id, or that of the VAE alone */
+    union {
+        ipt_unet_key unet;
+        ipt_text_key text;
+        ipt_vae_key vae;
+    };
+} ipt_plan_key;
 typedef struct ipt_kept_plan {
+    ipt_plan_key key;
+    int32_t asked; /* rows that were wanted, of which key.unet.batch fit */
+    uint64_t used; /* by which request */
     ipt_plan *plan;
-    int32_t key[8];
+    ipt_adapter_set *set; /* whose factors are in it; NULL: none */
 } ipt_kept_plan;
 
 struct ipt_engine {
@@ -27,41 +85,41 @@ struct ipt_engine {
     ipt_engine_opts opts;
     char device_opt[256];
     ipt_gpu *gpu;
-    ipt_dtype weight_type, act_type;
 
-    /* the model of the last request */
-    char model_key[3 * IPT_MAX_PATH];
-    uint64_t model_stamp[2]; /* of the model and its --vae */
-    ipt_model *model;
-    ipt_model_config config;
-    ipt_module_list modules;
-    ipt_weights *store[IPT_COMP_COUNT];
-    ipt_tokenizer *tokenizer[2];
-    ipt_model *taesd; /* --taesd: a VAE alone */
+    ipt_loaded *m;                      /* of the request that runs: one of these */
+    ipt_loaded *model[IPT_KEEP_MODELS]; /* NULL: free */
+    uint32_t last_id;                   /* of models and VAEs */
+    ipt_model *taesd;                   /* --taesd: a VAE alone */
     ipt_weights *taesd_store;
     char taesd_key[IPT_MAX_PATH];
     uint64_t taesd_stamp;
+    uint32_t taesd_id;
+    ipt_adapter_set *set; /* of the request that runs, or of the last one; NULL: no adapters */
 
-    /* its adapters: files of the last request, slot by slot */
-    ipt_adapter_file *file[IPT_MAX_SLOT];
-    char file_key[IPT_MAX_SLOT][IPT_MAX_PATH];
-    uint64_t file_stamp[IPT_MAX_SLOT]; /* a file that changed on disk is read again */
-    size_t n_file;
-    ipt_bank *bank;
-
-    ipt_kept_plan unet, text[2], decode, encode;
+    ipt_kept_plan plan[IPT_PLAN_KINDS][IPT_KEEP_PLANS];
     struct ipt_hashes *hashes; /* of the files of the last request */
 
     /* of the request that runs */
+    uint64_t request; /* its number */
     uint64_t n_plans, bytes_uploaded;
     ipt_arena report_arena;
 };
 
 /* --- engine.c --------------------------------------------------------------------------------- */
-IPT_CHECKED ipt_status ipt_engine_load(ipt_engine *e, const ipt_request *r,
-                                       const ipt_prompt_lora *extra, size_t n_extra);
-void ipt_engine_drop_plans(ipt_engine *e);
 void ipt_engine_drop_device(ipt_engine *e); /* and all that lives on it */
+/* The device memory in use is more than a part of what there is (half of that on CPU devices, whose
+ * memory is everyone's): time to drop what earlier requests left. */
+bool ipt_engine_is_crowded(const ipt_engine *e, uint64_t part);
+
+/* --- loaded.c: models ------------------------------------------------------------------------- */
+/* e->m becomes the request's model: a kept one where nothing changed. */
+IPT_CHECKED ipt_status ipt_load_model(ipt_engine *e, const ipt_request *r);
+/* Opens the device, settles the model's types; e->taesd becomes the request's tiny VAE. */
+IPT_CHECKED ipt_status ipt_load_device(ipt_engine *e, const ipt_request *r);
+void ipt_loaded_drop(ipt_engine *e, ipt_loaded **m); /* with its plans */
+void ipt_loaded_drop_taesd(ipt_engine *e);
+/* Drops models of earlier requests, oldest first; false: there is none. */
+bool ipt_loaded_drop_one(ipt_engine *e);
 /* The model's own tokenizer for IPT_COMP_TEXT or IPT_COMP_TEXT2; single files carry none: CLIP's,
  * padded with "!" as OpenCLIP does in SD 2.x and SDXL's second.  Ownership: caller.  Errors: those
  * of the files. */
@@ -69,6 +127,27 @@ IPT_CHECKED ipt_status ipt_open_tokenizer(ipt_ctx *ctx, const ipt_model *m, int 
                                           ipt_tokenizer **out);
 /* The weight store of a component, made at first use. */
 IPT_CHECKED ipt_status ipt_engine_store(ipt_engine *e, int comp, ipt_weights **out);
+
+/* --- adapters.c ------------------------------------------------------------------------------- */
+/* e->set becomes the request's adapters and those of its prompt's tags, for e->m. */
+IPT_CHECKED ipt_status ipt_load_adapters(ipt_engine *e, const ipt_request *r,
+                                         const ipt_prompt_lora *extra, size_t n_extra);
+void ipt_adapter_set_release(ipt_adapter_set **s);
+const ipt_bank *ipt_engine_bank(const ipt_engine *e); /* NULL: no adapters */
+size_t ipt_engine_n_file(const ipt_engine *e);
+
+/* --- plans.c ---------------------------------------------------------------------------------- */
+/* The plan of a key under the adapters of this request: a kept one, with their factors written when
+ * it held others of the same layout, or one recorded now.  asked: as ipt_kept_plan's, 0 for the
+ * other kinds.  Borrowed until the request ends.  Errors: those of ipt_plan_create. */
+IPT_CHECKED ipt_status ipt_plan_get(ipt_engine *e, const ipt_plan_key *key, int32_t asked,
+                                    ipt_plan **out);
+/* A kept plan of the key, or for fewer rows where `asked` were wanted before; NULL: none. */
+ipt_kept_plan *ipt_plan_find(ipt_engine *e, const ipt_plan_key *key, int32_t asked);
+/* Whether a plan could be made: IPT_OK, or why not.  Nothing is recorded. */
+IPT_CHECKED ipt_status ipt_plan_dry(ipt_engine *e, const ipt_plan_key *key);
+void ipt_plans_drop(ipt_engine *e, uint32_t model); /* those of a model; 0: all */
+const ipt_plan_key *ipt_plan_latest(const ipt_engine *e, ipt_plan_kind kind); /* NULL: none */
 
 /* --- settings.c ------------------------------------------------------------------------------- */
 /* A request with nothing left open. */
@@ -183,16 +262,18 @@ IPT_CHECKED ipt_status ipt_encode(ipt_engine *e, const ipt_request *r, const ipt
 /* --- fit.c: when a graph passes what the device holds ----------------------------------------- */
 /* Less at once may do: device memory, or a limit on bindings, indices, work groups. */
 bool ipt_too_large(ipt_status s);
-/* Whether a plan for a picture of that size can be made: IPT_OK, or why not. */
-typedef ipt_status (*ipt_fit_fn)(ipt_engine *e, int32_t width, int32_t height);
+/* Whether a plan like the one that failed can be made for a picture of that size: IPT_OK, or why
+ * not. */
+typedef ipt_status (*ipt_fit_fn)(ipt_engine *e, const ipt_plan_key *failed, int32_t width,
+                                 int32_t height);
 /* After a failure `s` of ipt_too_large: returns it with a message that names the largest picture of
  * this aspect that fits, found by asking `fits`; as it was when none does. */
-ipt_status ipt_fit_advise(ipt_engine *e, ipt_status s, int32_t width, int32_t height,
-                          ipt_fit_fn fits);
-/* e->unet becomes a plan for key->batch rows, or for fewer where so many are too large: the batch
- * is halved, *key tells the result.  Errors: IPT_ERR_DEVICE_MEM and IPT_ERR_TOO_LARGE when one row
+ipt_status ipt_fit_advise(ipt_engine *e, ipt_status s, const ipt_plan_key *failed, int32_t width,
+                          int32_t height, ipt_fit_fn fits);
+/* A plan for key->batch rows, or for fewer where so many are too large: the batch is halved, *key
+ * tells the result.  Errors: IPT_ERR_DEVICE_MEM and IPT_ERR_TOO_LARGE when one row
  * is too large: the message names a size that fits; those of the weights. */
-IPT_CHECKED ipt_status ipt_unet_plan(ipt_engine *e, ipt_unet_key *key);
+IPT_CHECKED ipt_status ipt_unet_plan(ipt_engine *e, ipt_unet_key *key, ipt_plan **out);
 
 /* --- latent.c: pictures to latents and back --------------------------------------------------- */
 /* z [C,h,w] sampler latent -> rgb [3,8h,8w]... f32 in 0..1, stored [H,W,3]. */
@@ -217,7 +298,7 @@ IPT_CHECKED ipt_status ipt_trace_write(ipt_trace *t, const char *path);
 /* --- infotext.c ------------------------------------------------------------------------------- */
 /* Begins to hash the request's files, as soon as they are known.  Errors: IPT_ERR_NOMEM. */
 IPT_CHECKED ipt_status ipt_infotext_begin(ipt_engine *e, const ipt_request *r);
-/* Waits for the hashes and fills them into the report and its adapters a [e->n_file].
+/* Waits for the hashes and fills them into the report and its adapters a [ipt_engine_n_file].
  * Errors: IPT_ERR_CANCELLED. */
 IPT_CHECKED ipt_status ipt_infotext_hashes(ipt_engine *e, const ipt_request *r, ipt_report *rep,
                                            ipt_adapter_report *a);

@@ -29,7 +29,7 @@ static ipt_status look_for_negative_tags(ipt_run *u)
 {
     ipt_prompt *p = NULL;
     const char *text = u->r->negative ? u->r->negative : "";
-    IPT_TRY(ipt_prompt_create(u->e->ctx, u->e->tokenizer[0], text, strlen(text), NULL, &p));
+    IPT_TRY(ipt_prompt_create(u->e->ctx, u->e->m->tokenizer[0], text, strlen(text), NULL, &p));
     if (p->n_lora > 0)
         ipt_log(u->e->ctx, IPT_LOG_WARN, "negative prompt: <lora:%.100s> has no effect there",
                 p->loras[0].name);
@@ -43,7 +43,7 @@ static ipt_status read_tags(ipt_run *u, ipt_prompt **out)
     const char *text = u->r->prompt ? u->r->prompt : "";
     ipt_ctx *ctx = u->e->ctx;
     IPT_TRY(look_for_negative_tags(u));
-    IPT_TRY(ipt_prompt_create(ctx, u->e->tokenizer[0], text, strlen(text), NULL, out));
+    IPT_TRY(ipt_prompt_create(ctx, u->e->m->tokenizer[0], text, strlen(text), NULL, out));
     warn_of_syntax(ctx, "prompt", u->r->prompt);
     warn_of_syntax(ctx, "negative prompt", u->r->negative);
     for (size_t i = 0; i < (*out)->n_ignored; i++)
@@ -147,10 +147,11 @@ ipt_status ipt_job_prepare(ipt_run *u)
     ipt_engine *e = u->e;
     ipt_prompt *tags = NULL;
     ipt_status status = IPT_OK;
-    IPT_TRY(ipt_engine_load(e, u->r, NULL, SIZE_MAX));
+    IPT_TRY(ipt_load_model(e, u->r));
     IPT_TRY(ipt_settings_choose(u->e, u->r, &u->arena, &u->set));
     IPT_TRY(read_tags(u, &tags));
-    IPT_TRY_GOTO(ipt_engine_load(e, u->r, tags->loras, tags->n_lora), done);
+    IPT_TRY_GOTO(ipt_load_device(e, u->r), done);
+    IPT_TRY_GOTO(ipt_load_adapters(e, u->r, tags->loras, tags->n_lora), done);
     IPT_TRY_GOTO(ipt_infotext_begin(e, u->r), done);
     IPT_TRY_GOTO(fill_slots(u, tags), done);
     IPT_TRY_GOTO(count_evaluations(u), done);
@@ -188,7 +189,7 @@ static ipt_status grow_texts(ipt_run *u)
 ipt_status ipt_job_text(ipt_run *u, const ipt_row *row, size_t *index)
 {
     ipt_encoding_key key = {.text = row->text};
-    const ipt_bank *bank = u->e->bank;
+    const ipt_bank *bank = ipt_engine_bank(u->e);
     if (ipt_bank_has(bank, IPT_COMP_TEXT) || ipt_bank_has(bank, IPT_COMP_TEXT2))
         ipt_policy_text_gates(u->policy, row, key.gate);
     for (size_t i = 0; i < u->n_text; i++)

@@ -9,43 +9,26 @@
 /* The VAE computes in f32 where the model says so (SDXL's overflows in f16), else as the UNet. */
 static ipt_dtype vae_act(const ipt_engine *e)
 {
-    return e->config.vae.force_upcast || e->config.arch == IPT_ARCH_SDXL ? IPT_F32 : e->act_type;
+    return e->m->config.vae.force_upcast || e->m->config.arch == IPT_ARCH_SDXL ? IPT_F32
+                                                                               : e->m->act_type;
 }
 
 static ipt_status decode_plan(ipt_engine *e, int32_t h, int32_t w, ipt_plan **out)
 {
-    const int32_t want[8] = {h, w, e->taesd != NULL, 0, 0, 0, 0, 1};
-    if (e->decode.plan && memcmp(e->decode.key, want, sizeof want) == 0) {
-        *out = e->decode.plan;
-        return IPT_OK;
-    }
-    ipt_plan_destroy(&e->decode.plan);
-    ipt_graph *g = NULL;
-    ipt_weights *store = e->taesd_store;
-    if (!e->taesd)
-        IPT_TRY(ipt_engine_store(e, IPT_COMP_VAE, &store));
-    IPT_TRY(ipt_graph_create(e->ctx, &g));
-    if (e->taesd || e->config.vae.tiny)
-        ipt_vae_tiny_build(g, 1, h, w, "decoder.layers.", 0, vae_act(e));
-    else
-        ipt_vae_decode_build(g, &e->config.vae, 1, h, w, vae_act(e));
-    ipt_plan_opts o = {.gpu = e->gpu, .weights = store};
-    ipt_status status = ipt_plan_create(g, &o, &e->decode.plan);
-    ipt_graph_destroy(&g);
-    IPT_TRY(status);
-    memcpy(e->decode.key, want, sizeof want);
-    e->n_plans++;
-    *out = e->decode.plan;
-    return IPT_OK;
+    const ipt_plan_key key = {.kind = IPT_PLAN_DECODE,
+                              .model = e->taesd ? e->taesd_id : e->m->id,
+                              .vae = {h, w, vae_act(e), e->taesd || e->m->config.vae.tiny}};
+    return ipt_plan_get(e, &key, 0, out);
 }
 
 /* Decodes z [h,w,C] (channels last) to rgb [fh,fw,3] in 0..1. */
 static ipt_status decode_whole(ipt_engine *e, const float *z, int32_t h, int32_t w, float *rgb)
 {
     ipt_plan *plan = NULL;
-    size_t c = (size_t)e->config.unet.out_channels, f = (size_t)ipt_vae_factor(&e->config.vae);
+    size_t c = (size_t)e->m->config.unet.out_channels,
+           f = (size_t)ipt_vae_factor(&e->m->config.vae);
     size_t n = (size_t)h * (size_t)w * f * f * 3;
-    bool tiny = e->taesd || e->config.vae.tiny;
+    bool tiny = e->taesd || e->m->config.vae.tiny;
     IPT_TRY(decode_plan(e, h, w, &plan));
     IPT_TRY(ipt_plan_write(plan, "z", z, (size_t)h * (size_t)w * c * sizeof *z));
     IPT_TRY(ipt_plan_run(plan, 0));
@@ -93,9 +76,9 @@ static void blend_tile(const tile *t, const float *part, int32_t f, int32_t over
 static ipt_status decode_tiled(ipt_engine *e, const float *z, int32_t h, int32_t w, int32_t side,
                                float *rgb)
 {
-    int32_t f = ipt_vae_factor(&e->config.vae), overlap = side / 4 > 0 ? side / 4 : 1,
+    int32_t f = ipt_vae_factor(&e->m->config.vae), overlap = side / 4 > 0 ? side / 4 : 1,
             step = side - overlap > 0 ? side - overlap : 1;
-    size_t c = (size_t)e->config.unet.out_channels, n = (size_t)h * (size_t)w * (size_t)(f * f);
+    size_t c = (size_t)e->m->config.unet.out_channels, n = (size_t)h * (size_t)w * (size_t)(f * f);
     size_t area = (size_t)side * (size_t)side;
     float *part = ipt_calloc(e->ctx, area * (size_t)(f * f) * 3, sizeof *part);
     float *in = ipt_calloc(e->ctx, area * c, sizeof *in), *sum = ipt_calloc(e->ctx, n, sizeof *sum);
@@ -140,7 +123,7 @@ static ipt_status decode_fitting(ipt_engine *e, const float *z, int32_t h, int32
         side /= 2;
         ipt_log(e->ctx, IPT_LOG_WARN,
                 "a tile does not fit the device: decoding in tiles of %d pixels",
-                side * ipt_vae_factor(&e->config.vae));
+                side * ipt_vae_factor(&e->m->config.vae));
     }
     return status;
 }
@@ -149,7 +132,7 @@ static ipt_status decode_fitting(ipt_engine *e, const float *z, int32_t h, int32
  * upsampler a level. */
 double ipt_decode_macs(const ipt_engine *e, int32_t h, int32_t w)
 {
-    const ipt_vae_config *v = e->taesd ? &ipt_model_get_config(e->taesd)->vae : &e->config.vae;
+    const ipt_vae_config *v = e->taesd ? &ipt_model_get_config(e->taesd)->vae : &e->m->config.vae;
     double px = (double)h * (double)w, top = v->channels[v->n_level - 1], before = top, macs = 0;
     if (!v->tiny) /* two resnets; four projections, scores and their sum */
         macs = px * (4 * 9 * top * top + 4 * top * top + 2 * px * top);
@@ -168,8 +151,8 @@ double ipt_decode_macs(const ipt_engine *e, int32_t h, int32_t w)
 ipt_status ipt_decode(ipt_engine *e, const ipt_request *r, const float *latent, int32_t h,
                       int32_t w, float *rgb)
 {
-    size_t c = (size_t)e->config.unet.out_channels, hw = (size_t)h * (size_t)w;
-    const ipt_vae_config *v = &e->config.vae;
+    size_t c = (size_t)e->m->config.unet.out_channels, hw = (size_t)h * (size_t)w;
+    const ipt_vae_config *v = &e->m->config.vae;
     float *z = ipt_calloc(e->ctx, hw * c, sizeof *z);
     if (!z)
         return IPT_ERR_NOMEM;
@@ -205,55 +188,44 @@ ipt_status ipt_decode(ipt_engine *e, const ipt_request *r, const float *latent, 
 }
 
 /* --- pictures to latents ---------------------------------------------------------------------- */
-/* dry: only whether it fits; *out stays NULL. */
-static ipt_status create_encode(ipt_engine *e, int32_t H, int32_t W, bool dry, ipt_plan **out)
+static ipt_plan_key encode_key(const ipt_engine *e, int32_t width, int32_t height)
 {
-    ipt_graph *g = NULL;
-    ipt_weights *store = NULL;
-    IPT_TRY(ipt_engine_store(e, IPT_COMP_VAE, &store));
-    IPT_TRY(ipt_graph_create(e->ctx, &g));
-    ipt_vae_encode_build(g, &e->config.vae, 1, H, W, vae_act(e));
-    ipt_plan_opts o = {.gpu = e->gpu, .weights = store, .dry = dry};
-    ipt_status status = ipt_plan_create(g, &o, out);
-    ipt_graph_destroy(&g);
-    if (status == IPT_OK && dry)
-        ipt_plan_destroy(out);
-    return status;
+    const int32_t f = ipt_vae_factor(&e->m->config.vae);
+    return (ipt_plan_key){.kind = IPT_PLAN_ENCODE,
+                          .model = e->m->id,
+                          .vae = {.h = height / f, .w = width / f, .act = vae_act(e)}};
 }
 
-static ipt_status encode_fits(ipt_engine *e, int32_t width, int32_t height)
+static ipt_status encode_fits(ipt_engine *e, const ipt_plan_key *failed, int32_t width,
+                              int32_t height)
 {
-    ipt_plan *none = NULL;
-    return create_encode(e, height, width, true, &none);
+    const ipt_plan_key key = encode_key(e, width, height);
+    (void)failed;
+    return ipt_plan_dry(e, &key);
 }
 
 ipt_status ipt_encode_image(ipt_engine *e, const float *rgb, int32_t H, int32_t W, float *mean,
                             float *deviation)
 {
-    const int32_t want[8] = {H, W, 0, 0, 0, 0, 0, 1};
-    int32_t f = ipt_vae_factor(&e->config.vae);
-    size_t c = (size_t)e->config.vae.latent_channels, hw = (size_t)(H / f) * (size_t)(W / f);
-    if (e->config.vae.tiny)
+    ipt_plan *plan = NULL;
+    int32_t f = ipt_vae_factor(&e->m->config.vae);
+    size_t c = (size_t)e->m->config.vae.latent_channels, hw = (size_t)(H / f) * (size_t)(W / f);
+    if (e->m->config.vae.tiny)
         return ipt_fail(e->ctx, IPT_ERR_UNSUPPORTED,
                         "the model's tiny VAE cannot encode pictures; give one with --vae");
-    if (!e->encode.plan || memcmp(e->encode.key, want, sizeof want) != 0) {
-        ipt_plan_destroy(&e->encode.plan);
-        ipt_status made = create_encode(e, H, W, false, &e->encode.plan);
-        if (ipt_too_large(made))
-            return ipt_fit_advise(e, made, W, H, encode_fits);
-        IPT_TRY(made);
-        memcpy(e->encode.key, want, sizeof want);
-        e->n_plans++;
-    }
+    const ipt_plan_key key = encode_key(e, W, H);
+    ipt_status status = ipt_plan_get(e, &key, 0, &plan);
+    if (ipt_too_large(status))
+        return ipt_fit_advise(e, status, &key, W, H, encode_fits);
+    IPT_TRY(status);
     float *m = ipt_calloc(e->ctx, hw * 2 * c, sizeof *m);
     if (!m)
         return IPT_ERR_NOMEM;
-    ipt_status status =
-        ipt_plan_write(e->encode.plan, "picture", rgb, (size_t)H * (size_t)W * 3 * sizeof *rgb);
+    status = ipt_plan_write(plan, "picture", rgb, (size_t)H * (size_t)W * 3 * sizeof *rgb);
     if (status == IPT_OK)
-        status = ipt_plan_run(e->encode.plan, 0);
+        status = ipt_plan_run(plan, 0);
     if (status == IPT_OK)
-        status = ipt_plan_read(e->encode.plan, "moments", m, hw * 2 * c * sizeof *m);
+        status = ipt_plan_read(plan, "moments", m, hw * 2 * c * sizeof *m);
     for (size_t i = 0; status == IPT_OK && i < hw; i++)
         for (size_t k = 0; k < c; k++) {
             float lv = m[i * 2 * c + c + k];

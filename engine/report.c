@@ -27,28 +27,29 @@ ipt_status ipt_run_report(ipt_run *u)
     ipt_engine *e = u->e;
     ipt_report *rep = u->rep;
     static const char *const arch[] = {"unknown", "sd1", "sd2", "sdxl"};
-    rep->model = ipt_model_path(e->model);
-    rep->model_arch = arch[e->config.arch];
+    rep->model = ipt_model_path(e->m->model);
+    rep->model_arch = arch[e->m->config.arch];
     rep->sampler = ipt_sampler_name(u->set.kind);
     rep->schedule = ipt_schedule_name(u->set.schedule);
     rep->schedule_label = ipt_schedule_label(u->set.schedule, &u->set.config);
     rep->rng = u->set.philox ? "philox" : "torch-cpu";
     rep->compose = ipt_policy_method(u->policy)->name;
     rep->device = ipt_engine_device_name(e);
-    rep->precision = e->weight_type == IPT_F32 ? "f32"
-                     : e->act_type == IPT_F16  ? "f16"
-                                               : "f16 weights, f32 activations";
+    rep->precision = e->m->weight_type == IPT_F32 ? "f32"
+                     : e->m->act_type == IPT_F16  ? "f16"
+                                                  : "f16 weights, f32 activations";
     rep->width = u->set.width;
     rep->height = u->set.height;
     rep->steps = u->set.steps;
     rep->mask_blur = u->paste.original ? (double)ipt_paste_sigma(&u->set) : 0;
     rep->seed = u->r->seed;
-    rep->n_adapter = e->n_file;
-    ipt_adapter_report *a = ipt_arena_alloc(&e->report_arena, (e->n_file + 1) * sizeof *a);
+    rep->n_adapter = ipt_engine_n_file(e);
+    ipt_adapter_report *a =
+        ipt_arena_alloc(&e->report_arena, (ipt_engine_n_file(e) + 1) * sizeof *a);
     if (!a)
         return IPT_ERR_NOMEM;
-    for (size_t i = 0; i < e->n_file; i++) {
-        const ipt_adapter_file *f = e->file[i];
+    for (size_t i = 0; i < ipt_engine_n_file(e); i++) {
+        const ipt_adapter_file *f = e->set->file[i];
         a[i] = (ipt_adapter_report){.file = f->path,
                                     .name = f->name,
                                     .family = ipt_adapter_family_name(f->family),

@@ -40,7 +40,7 @@ static ipt_status choose_sampler(const ipt_engine *e, const ipt_request *r, ipt_
                                  ipt_settings *s)
 {
     ipt_ctx *ctx = e->ctx;
-    const json_t *json = ipt_model_scheduler(e->model);
+    const json_t *json = ipt_model_scheduler(e->m->model);
     s->kind = IPT_SAMPLER_DPMPP_2M; /* single files name no scheduler: what their users take */
     s->schedule = IPT_SCHEDULE_DEFAULT;
     ipt_schedule asked = IPT_SCHEDULE_DEFAULT;
@@ -52,7 +52,7 @@ static ipt_status choose_sampler(const ipt_engine *e, const ipt_request *r, ipt_
         if (!ipt_sampler_from_class(name, ipt_json_str(json, "algorithm_type", NULL), &s->kind))
             return ipt_fail(ctx, IPT_ERR_UNSUPPORTED,
                             "%s: scheduler %s is not known; choose one with --sampler",
-                            ipt_model_path(e->model), name);
+                            ipt_model_path(e->m->model), name);
     }
     if (!r->sampler && !json && !r->schedule)
         s->schedule = IPT_SCHEDULE_KARRAS;
@@ -72,21 +72,21 @@ static ipt_status choose_sampler(const ipt_engine *e, const ipt_request *r, ipt_
         IPT_TRY(overlay_scheduler(e->ctx, arena, json, s));
     } else {
         ipt_sampler_config_single_file(s->kind, &s->config);
-        s->config.rescale_betas_zero_snr = e->config.zero_snr;
+        s->config.rescale_betas_zero_snr = e->m->config.zero_snr;
     }
     /* asked for by name, PNDM means PLMS as in every SD tool, without the Runge-Kutta start */
     if (s->kind == IPT_SAMPLER_PNDM && r->sampler && !json_object_get(json, "skip_prk_steps"))
         s->config.skip_prk_steps = true;
-    if (e->config.arch !=
+    if (e->m->config.arch !=
         IPT_ARCH_SDXL) { /* diffusers' SD pipeline corrects old configurations so */
         s->config.steps_offset = 1;
         s->config.clip_sample = false;
     }
     if (!json || !json_object_get(json, "prediction_type"))
-        s->config.prediction = e->config.prediction;
+        s->config.prediction = e->m->config.prediction;
     if (r->prediction)
         IPT_TRY(ipt_sampler_config_set_str(ctx, &s->config, "prediction_type", r->prediction));
-    s->config.ays_sdxl = e->config.arch == IPT_ARCH_SDXL;
+    s->config.ays_sdxl = e->m->config.arch == IPT_ARCH_SDXL;
     return IPT_OK;
 }
 
@@ -98,7 +98,7 @@ ipt_status ipt_settings_sampler(ipt_ctx *ctx, const ipt_settings *s, ipt_sampler
 
 static ipt_status choose_size(const ipt_engine *e, const ipt_request *r, ipt_settings *s)
 {
-    const ipt_model_config *c = &e->config;
+    const ipt_model_config *c = &e->m->config;
     int32_t f = ipt_vae_factor(&c->vae);
     IPT_TRY(ipt_size_choose(e->ctx, c, r, f, &s->width, &s->height));
     s->w = s->width / f;
@@ -154,19 +154,19 @@ ipt_status ipt_settings_choose(const ipt_engine *e, const ipt_request *r, ipt_ar
                         r->cfg_rescale);
     if (r->clip_skip < 0 || r->clip_skip > 64)
         return ipt_fail(ctx, IPT_ERR_ARG, "clip skip %d: expected 0 to 64", r->clip_skip);
-    s->lcm_guidance = e->config.unet.time_cond_dim > 0;
+    s->lcm_guidance = e->m->config.unet.time_cond_dim > 0;
     s->two_rows = s->cfg > 1.0 && !s->lcm_guidance;
     const char *rng = r->rng ? r->rng : "torch-cpu";
     s->philox = strcmp(rng, "philox") == 0;
     if (!s->philox && strcmp(rng, "torch-cpu") != 0)
         return ipt_fail(ctx, IPT_ERR_ARG, "unknown noise source '%s'; there are: torch-cpu philox",
                         rng);
-    bool inpaint_model = e->config.unet.in_channels != s->channels;
+    bool inpaint_model = e->m->config.unet.in_channels != s->channels;
     if (r->mask && !r->init)
         return ipt_fail(ctx, IPT_ERR_ARG, "a mask needs a picture to change: give --init");
     if (inpaint_model && (!r->init || !r->mask))
         return ipt_fail(ctx, IPT_ERR_ARG, "%s is an inpainting model: give --init and --mask",
-                        ipt_model_path(e->model));
+                        ipt_model_path(e->m->model));
     if (r->init) {
         double strength = isnan(r->strength) ? (r->mask ? 1.0 : 0.75) : r->strength;
         IPT_TRY(ipt_sampler_skip(ctx, s->steps, strength, &s->skip));

@@ -17,7 +17,7 @@ typedef struct ipt_ti {
 
 enum { MAX_INVERSIONS = 64 };
 
-static int n_encoders(const ipt_engine *e) { return e->config.has[IPT_COMP_TEXT2] ? 2 : 1; }
+static int n_encoders(const ipt_engine *e) { return e->m->config.has[IPT_COMP_TEXT2] ? 2 : 1; }
 
 /* --- textual inversions ----------------------------------------------------------------------- */
 /* Copies n vectors for one encoder when they fit it; false when out of memory. */
@@ -36,7 +36,7 @@ static bool keep_vectors(ipt_arena *arena, ipt_ti *ti, int encoder, const float 
 
 static ipt_status read_inversion(ipt_engine *e, ipt_prompts *p, const char *path)
 {
-    const ipt_text_config *c[2] = {&e->config.text, &e->config.text2};
+    const ipt_text_config *c[2] = {&e->m->config.text, &e->m->config.text2};
     ipt_embedding_file f = {0};
     ipt_ti *ti = &p->embedding[p->n_embedding];
     IPT_TRY(ipt_embedding_open(e->ctx, path, &f));
@@ -78,7 +78,7 @@ static ipt_status one_more(const ipt_engine *e, const ipt_prompts *p)
 static ipt_status read_adapter_vectors(ipt_engine *e, ipt_prompts *p, const char *file,
                                        const ipt_st_tensor *t, int encoder, ipt_ti *ti)
 {
-    const ipt_text_config *c = encoder ? &e->config.text2 : &e->config.text;
+    const ipt_text_config *c = encoder ? &e->m->config.text2 : &e->m->config.text;
     int64_t n = t->rank == 2 ? t->dim[0] : 1, width = t->rank > 0 ? t->dim[t->rank - 1] : 0;
     char found[128];
     size_t bad = 0;
@@ -181,10 +181,10 @@ static ipt_status find_inversions(ipt_engine *e, const ipt_request *r, ipt_promp
     p->embedding = ipt_arena_alloc(&p->arena, (MAX_INVERSIONS + 1) * sizeof *p->embedding);
     if (!p->embedding)
         return IPT_ERR_NOMEM;
-    for (size_t f = 0; f < e->n_file; f++)
-        for (size_t i = 0; i < e->file[f]->n_embedding; i++)
-            if (is_mentioned(r, e->file[f]->embedding[i].word))
-                IPT_TRY(read_adapter_word(e, p, e->file_key[f], &e->file[f]->embedding[i]));
+    for (size_t f = 0; f < ipt_engine_n_file(e); f++)
+        for (size_t i = 0; i < e->set->file[f]->n_embedding; i++)
+            if (is_mentioned(r, e->set->file[f]->embedding[i].word))
+                IPT_TRY(read_adapter_word(e, p, e->set->key[f], &e->set->file[f]->embedding[i]));
     for (size_t d = 0; d < r->n_embedding_dirs; d++)
         IPT_TRY(read_folder(e, r, r->embedding_dirs[d], p));
     return IPT_OK;
@@ -200,14 +200,14 @@ static ipt_status read_texts(ipt_engine *e, const ipt_prompt_attr *attr, ipt_pro
     for (size_t i = 0; i < t->n; i++)
         for (int k = 0; k < n_encoders(e); k++) {
             const char *text = given(t->text[i]);
-            IPT_TRY(ipt_prompt_create(e->ctx, e->tokenizer[k], text, strlen(text), attr,
+            IPT_TRY(ipt_prompt_create(e->ctx, e->m->tokenizer[k], text, strlen(text), attr,
                                       &out->prompt[i][k]));
             if (out->prompt[i][k]->n_chunk > out->n_chunk)
                 out->n_chunk = out->prompt[i][k]->n_chunk;
         }
     for (size_t i = 0; i < t->n; i++)
         for (int k = 0; k < n_encoders(e); k++)
-            IPT_TRY(ipt_prompt_extend(e->ctx, e->tokenizer[k], out->prompt[i][k], out->n_chunk));
+            IPT_TRY(ipt_prompt_extend(e->ctx, e->m->tokenizer[k], out->prompt[i][k], out->n_chunk));
     return IPT_OK;
 }
 
@@ -242,7 +242,7 @@ static ipt_text_key text_key(const ipt_engine *e, const ipt_request *r, int enco
 {
     bool sdxl = n_encoders(e) == 2;
     int32_t extra = r->clip_skip > 1 ? r->clip_skip - 1 : 0;
-    const ipt_text_config *c = encoder ? &e->config.text2 : &e->config.text;
+    const ipt_text_config *c = encoder ? &e->m->config.text2 : &e->m->config.text;
     return (ipt_text_key){
         .batch = 1,
         .tokens = c->max_tokens,
@@ -250,43 +250,18 @@ static ipt_text_key text_key(const ipt_engine *e, const ipt_request *r, int enco
         .final_norm = !sdxl,
         .pooled = sdxl && encoder == 1,
         .injected = injected,
-        .act = e->act_type};
+        .act = e->m->act_type};
 }
 
-static ipt_status get_plan(ipt_engine *e, const ipt_text_key *key, int encoder, ipt_plan **out)
+static ipt_status get_plan(ipt_engine *e, const ipt_text_key *text, int encoder, ipt_plan **out)
 {
-    int comp = encoder ? IPT_COMP_TEXT2 : IPT_COMP_TEXT;
-    const ipt_text_config *c = encoder ? &e->config.text2 : &e->config.text;
-    const int32_t want[8] = {
-        key->skip, key->final_norm, key->pooled, key->injected, key->tokens, 0, 0, 1};
-    ipt_kept_plan *kept = &e->text[encoder];
-    if (key->skip >= c->n_layer)
+    const ipt_text_config *c = encoder ? &e->m->config.text2 : &e->m->config.text;
+    const ipt_plan_key key = {
+        .kind = encoder ? IPT_PLAN_TEXT2 : IPT_PLAN_TEXT, .model = e->m->id, .text = *text};
+    if (text->skip >= c->n_layer)
         return ipt_fail(e->ctx, IPT_ERR_ARG, "clip skip leaves no layer: the text encoder has %d",
                         c->n_layer);
-    if (kept->plan && memcmp(kept->key, want, sizeof want) == 0) {
-        *out = kept->plan;
-        return IPT_OK;
-    }
-    ipt_plan_destroy(&kept->plan);
-    ipt_graph *g = NULL;
-    ipt_weights *store = NULL;
-    size_t n_site = 0;
-    IPT_TRY(ipt_engine_store(e, comp, &store));
-    IPT_TRY(ipt_graph_create(e->ctx, &g));
-    const ipt_adapter_site *site = ipt_bank_sites(e->bank, comp, &n_site);
-    ipt_graph_adapters(g, site, n_site, 1, 1, (int)ipt_bank_n_slot(e->bank));
-    ipt_text_build(g, c, key);
-    ipt_plan_opts o = {.gpu = e->gpu, .weights = store};
-    ipt_status status = ipt_plan_create(g, &o, &kept->plan);
-    ipt_graph_destroy(&g);
-    IPT_TRY(status);
-    memcpy(kept->key, want, sizeof want);
-    e->n_plans++;
-    status = ipt_bank_write(e->bank, comp, kept->plan, &e->bytes_uploaded);
-    if (status != IPT_OK)
-        ipt_plan_destroy(&kept->plan);
-    *out = kept->plan;
-    return status;
+    return ipt_plan_get(e, &key, 0, out);
 }
 
 /* Inputs "keep" and "extra" of one chunk. */
@@ -325,7 +300,7 @@ static ipt_status encode_with(ipt_engine *e, const ipt_request *r, const ipt_pro
                               ipt_encoded *out)
 {
     const ipt_prompt *pr = p->prompt[which][encoder];
-    const ipt_text_config *c = encoder ? &e->config.text2 : &e->config.text;
+    const ipt_text_config *c = encoder ? &e->m->config.text2 : &e->m->config.text;
     ipt_text_key key = text_key(e, r, encoder, pr->n_span > 0);
     ipt_plan *plan = NULL;
     if (c->max_tokens != IPT_TOKEN_WINDOW)
@@ -338,7 +313,8 @@ static ipt_status encode_with(ipt_engine *e, const ipt_request *r, const ipt_pro
         return IPT_ERR_NOMEM;
     ipt_status status = IPT_OK;
     if (ipt_plan_has(plan, "gates")) /* not when every adapted layer is skipped */
-        IPT_TRY_GOTO(ipt_plan_write(plan, "gates", gates, ipt_bank_n_slot(e->bank) * sizeof *gates),
+        IPT_TRY_GOTO(ipt_plan_write(plan, "gates", gates,
+                                    ipt_bank_n_slot(ipt_engine_bank(e)) * sizeof *gates),
                      done);
     for (int chunk = 0; chunk < pr->n_chunk; chunk++) {
         const int32_t *ids = pr->ids + (size_t)chunk * n;
@@ -349,7 +325,7 @@ static ipt_status encode_with(ipt_engine *e, const ipt_request *r, const ipt_pro
                     e->ctx, IPT_ERR_SHAPE,
                     "%s: the tokenizer gives id %d, the text encoder has %d words; --config-dir "
                     "names a folder with the right tokenizer",
-                    ipt_model_path(e->model), ids[i], c->vocab);
+                    ipt_model_path(e->m->model), ids[i], c->vocab);
                 goto done;
             }
         IPT_TRY_GOTO(ipt_plan_write(plan, "ids", ids, n * sizeof *ids), done);
@@ -381,7 +357,7 @@ done:
 ipt_status ipt_encode(ipt_engine *e, const ipt_request *r, const ipt_prompts *p, size_t which,
                       const float *gates, ipt_arena *arena, ipt_encoded *out)
 {
-    const ipt_model_config *c = &e->config;
+    const ipt_model_config *c = &e->m->config;
     memset(out, 0, sizeof *out);
     out->tokens = p->n_chunk * IPT_TOKEN_WINDOW;
     out->width = c->text.width + (n_encoders(e) == 2 ? c->text2.width : 0);

@@ -7,14 +7,13 @@
 ipt_status ipt_unet_prepare(ipt_run *u)
 {
     ipt_engine *e = u->e;
-    const ipt_unet_config *c = &e->config.unet;
+    const ipt_unet_config *c = &e->m->config.unet;
     size_t rows = u->max_rows, chunks = (rows + IPT_MAX_ROWS - 1) / IPT_MAX_ROWS;
     int32_t limit = u->r->batch > 0 ? u->r->batch : (int32_t)((rows + chunks - 1) / chunks);
     ipt_unet_key key = {limit < (int32_t)rows ? limit : (int32_t)rows, u->set.h, u->set.w,
-                        u->text[0].enc.tokens, e->act_type};
-    IPT_TRY(ipt_unet_plan(e, &key));
+                        u->text[0].enc.tokens, e->m->act_type};
+    IPT_TRY(ipt_unet_plan(e, &key, &u->unet));
     u->batch = key.batch;
-    u->unet = e->unet.plan;
     size_t replays = (rows + (size_t)key.batch - 1) / (size_t)key.batch;
     u->step_macs = ipt_plan_macs(u->unet) * (double)replays;
     size_t b = (size_t)u->batch, hw = (size_t)u->set.h * (size_t)u->set.w;
@@ -38,7 +37,7 @@ ipt_status ipt_unet_prepare(ipt_run *u)
 /* SDXL's added conditions: pooled text, then the embedded sizes (original, crop, target). */
 static ipt_status fill_add(ipt_run *u, const ipt_encoded *text, float *add)
 {
-    const ipt_unet_config *c = &u->e->config.unet;
+    const ipt_unet_config *c = &u->e->m->config.unet;
     const double ids[6] = {u->set.height, u->set.width, 0, 0, u->set.height, u->set.width};
     if (c->add_time_dim < 1 || text->pooled_width + 6 * c->add_time_dim != c->add_in_dim)
         return ipt_fail(u->e->ctx, IPT_ERR_SHAPE,
@@ -55,7 +54,7 @@ static ipt_status fill_add(ipt_run *u, const ipt_encoded *text, float *add)
 static void fill_x(const ipt_run *u, const float *x, float *out)
 {
     size_t hw = (size_t)u->set.h * (size_t)u->set.w, c = (size_t)u->set.channels,
-           in = (size_t)u->e->config.unet.in_channels;
+           in = (size_t)u->e->m->config.unet.in_channels;
     for (size_t i = 0; i < hw; i++) {
         for (size_t k = 0; k < c; k++)
             out[i * in + k] = x[k * hw + i];
@@ -71,8 +70,8 @@ static void fill_x(const ipt_run *u, const float *x, float *out)
 static ipt_status fill_row(ipt_run *u, const float *x, double t, int32_t step, const ipt_row *row,
                            size_t k)
 {
-    const ipt_unet_config *c = &u->e->config.unet;
-    size_t b = (size_t)u->batch, slots = ipt_bank_n_slot(u->e->bank), text = 0,
+    const ipt_unet_config *c = &u->e->m->config.unet;
+    size_t b = (size_t)u->batch, slots = ipt_bank_n_slot(ipt_engine_bank(u->e)), text = 0,
            hw = (size_t)u->set.h * (size_t)u->set.w;
     float *w_emb = u->in_time + b * (size_t)c->channels[0];
     IPT_TRY(ipt_job_text(u, row, &text));
@@ -94,7 +93,7 @@ static ipt_status fill_row(ipt_run *u, const float *x, double t, int32_t step, c
 
 static ipt_status write_inputs(ipt_run *u)
 {
-    const ipt_unet_config *c = &u->e->config.unet;
+    const ipt_unet_config *c = &u->e->m->config.unet;
     size_t b = (size_t)u->batch, hw = (size_t)u->set.h * (size_t)u->set.w;
     const struct {
         const char *name;
@@ -108,8 +107,8 @@ static ipt_status write_inputs(ipt_run *u)
         {"add", u->in_add, (size_t)c->add_in_dim, c->text_time},
         {"w_emb", u->in_time + b * (size_t)c->channels[0], (size_t)c->time_cond_dim,
          c->time_cond_dim > 0},
-        {"gates", u->in_gates, IPT_GATE_ROWS * ipt_bank_n_slot(u->e->bank),
-         ipt_bank_has(u->e->bank, IPT_COMP_UNET)},
+        {"gates", u->in_gates, IPT_GATE_ROWS * ipt_bank_n_slot(ipt_engine_bank(u->e)),
+         ipt_bank_has(ipt_engine_bank(u->e), IPT_COMP_UNET)},
     };
     for (size_t i = 0; i < IPT_COUNT(in); i++)
         if (in[i].has)

@@ -56,7 +56,7 @@ static void limit_binding(fixture *f, uint64_t bytes)
     ipt_traits t = f->full;
     t.max_range = bytes ? bytes : t.max_range;
     ipt_gpu_limit_traits(f->gpu, &t);
-    ipt_engine_drop_plans(f->engine);
+    ipt_plans_drop(f->engine, 0);
 }
 
 static ipt_status keep_picture(void *user, int32_t index, const ipt_image *im, const char *text,
@@ -101,13 +101,13 @@ static void batch_is_halved(void **state)
     (void)state;
     fixture f = open_engine(0);
     assert_ok(f.ctx, draw(&f, 64, 64, 0));
-    assert_int_equal(f.engine->unet.key[0], 2);
+    assert_int_equal(ipt_plan_latest(f.engine, IPT_PLAN_UNET)->unet.batch, 2);
     uint8_t *whole = f.rgb;
     f.rgb = NULL;
     for (int32_t asked = 0; asked <= 2; asked += 2) {
         limit_binding(&f, 50 << 10);
         assert_ok(f.ctx, draw(&f, 64, 64, asked));
-        assert_int_equal(f.engine->unet.key[0], 1);
+        assert_int_equal(ipt_plan_latest(f.engine, IPT_PLAN_UNET)->unet.batch, 1);
         for (size_t i = 0; i < f.bytes; i++)
             if (abs(whole[i] - f.rgb[i]) > 1)
                 fail_msg("byte %zu: %d in one batch, %d in two", i, whole[i], f.rgb[i]);
@@ -160,7 +160,8 @@ static void memory_limit_names_a_size(void **state)
     named_size(&f, &w, &h);
     assert_int_equal(w, 2 * h);
     ipt_unet_key key = {1, h / 2, w / 2, 77, IPT_F32};
-    assert_ok(f.ctx, ipt_unet_plan(f.engine, &key));
+    ipt_plan *plan = NULL;
+    assert_ok(f.ctx, ipt_unet_plan(f.engine, &key, &plan));
     assert_ok(f.ctx, draw(&f, 32, 32, 0));
     close_engine(&f);
 }

@@ -390,7 +390,7 @@ static void replaced_adapter_is_read_again(void **state)
 }
 
 typedef struct stopper {
-    ipt_ctx *ctx;
+    ipt_stop stop;
     int pictures;
 } stopper;
 
@@ -398,7 +398,7 @@ static void stop_at_two(void *user, const ipt_progress *p)
 {
     stopper *s = user;
     if (strcmp(p->stage, "sample") == 0 && p->done == 2)
-        ipt_cancel(s->ctx);
+        ipt_stop_ask(&s->stop);
 }
 
 static ipt_status count_picture(void *user, int32_t index, const ipt_image *im, const char *text,
@@ -415,15 +415,16 @@ static void cancel_within_a_step(void **state)
     ipt_request r;
     (void)state;
     fixture f = open_engine(IPT_PRECISION_F32);
-    stopper s = {f.ctx, 0};
+    stopper s = {{0}, 0};
     small_request(&r, path);
     r.steps = 20;
     r.progress = stop_at_two;
     r.user = &s;
+    r.stop = &s.stop;
     assert_int_equal(ipt_generate(f.engine, &r, count_picture, &s, NULL), IPT_ERR_CANCELLED);
     assert_int_equal(s.pictures, 0);
-    ipt_cancel_clear(f.ctx);
-    r.progress = NULL; /* the engine is usable again */
+    r.progress = NULL; /* the engine is usable at once */
+    r.stop = NULL;
     r.steps = 1;
     assert_ok(f.ctx, ipt_generate(f.engine, &r, count_picture, &s, NULL));
     assert_int_equal(s.pictures, 1);

@@ -575,9 +575,11 @@ static void test_cancel(void **state)
     ipt_plan *p = bench_plan(b, &g, NULL);
     write_input(b, p, "x", 1);
     write_input(b, p, "y", 2);
-    ipt_cancel(b->ctx);
+    ipt_stop stop = {0};
+    ipt_ctx_listen(b->ctx, IPT_LISTEN_ALWAYS, &stop);
+    ipt_stop_ask(&stop);
     assert_int_equal(ipt_plan_run(p, 0), IPT_ERR_CANCELLED);
-    ipt_cancel_clear(b->ctx);
+    ipt_ctx_listen(b->ctx, IPT_LISTEN_ALWAYS, NULL);
     assert_ok(b->ctx, ipt_plan_run(p, 0));
     ipt_plan_destroy(&p);
 }

@@ -450,7 +450,7 @@ typedef struct wrong {
     const char *text[1];
     ipt_image picture;
     char path[PATH_MAX];
-    ipt_ctx *ctx;
+    ipt_stop stop;
     bool refuse_picture;
 } wrong;
 
@@ -474,7 +474,7 @@ static ipt_status keep(void *user, int32_t index, const ipt_image *im, const cha
 static void cancel_in_sampling(void *user, const ipt_progress *p)
 {
     if (strcmp(p->stage, "sample") == 0)
-        ipt_cancel(user);
+        ipt_stop_ask(user);
 }
 
 static void one_lora(wrong *w, const char *path)
@@ -572,7 +572,8 @@ static void cancelled(wrong *w)
 {
     one_lora(w, LORA);
     w->r.progress = cancel_in_sampling;
-    w->r.user = w->ctx;
+    w->r.user = &w->stop;
+    w->r.stop = &w->stop;
 }
 
 static void (*const wrong_values[])(wrong *) = {
@@ -640,7 +641,6 @@ static void engine_after_refusals(void **state)
     assert_non_null(w);
     for (size_t i = 0;; i++) {
         memset(w, 0, sizeof *w);
-        w->ctx = p->ctx;
         w->picture = (ipt_image){SIDE, SIDE, grey};
         w->text[0] = p->dir; /* holds wideword.safetensors */
         small_request(&w->r);
@@ -652,7 +652,6 @@ static void engine_after_refusals(void **state)
         ipt_status s = ipt_generate(e, &w->r, keep, &again, NULL);
         if (s == IPT_OK || ipt_last_error(p->ctx)[0] == 0)
             fail_msg("wrong request %zu was taken, or refused without a word", i);
-        ipt_cancel_clear(p->ctx);
         again.refuse = false;
         memset(again.rgb, 0, sizeof again.rgb);
         s = ipt_generate(e, &good, keep, &again, NULL);

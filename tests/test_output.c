@@ -158,9 +158,11 @@ static void devices_and_pipes_are_written(void **state)
     assert_int_equal(lstat(path, &st), 0);
     assert_true(S_ISFIFO(st.st_mode));
 
-    ipt_cancel(p->ctx); /* nobody reads: the wait can be cancelled */
+    ipt_stop stop = {0}; /* nobody reads: the wait can be cancelled */
+    ipt_ctx_listen(p->ctx, IPT_LISTEN_ALWAYS, &stop);
+    ipt_stop_ask(&stop);
     assert_int_equal(write_text(p, path, "x"), IPT_ERR_CANCELLED);
-    ipt_cancel_clear(p->ctx);
+    ipt_ctx_listen(p->ctx, IPT_LISTEN_ALWAYS, NULL);
 
     int fd = open(in(p, path, "open"), O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
     assert_int_equal(write(fd, "before ", 7), 7);

@@ -1,0 +1,135 @@
+/* engine/adapters.c - the adapter files of a request, kept while one of their plans is. */
+#include "engine/internal.h"
+
+#include <string.h>
+
+/* A path as given, or a name (with or without ending) in one of the LoRA folders. */
+static ipt_status find_lora(ipt_engine *e, const ipt_request *r, const char *name, char *buf,
+                            size_t n)
+{
+    static const char *const endings[] = {"", ".safetensors"};
+    if (ipt_file_stamp(name) != 0) { /* also what is no file: opening it says what it is */
+        ipt_name(buf, n, "%s", name);
+        return IPT_OK;
+    }
+    for (size_t d = 0; d < r->n_lora_dirs && !strstr(name, ".."); d++)
+        for (size_t i = 0; i < IPT_COUNT(endings); i++) {
+            ipt_name(buf, n, "%s/%s%s", r->lora_dirs[d], name, endings[i]);
+            if (ipt_is_file(buf))
+                return IPT_OK;
+        }
+    char dirs[512] = "";
+    for (size_t d = 0, at = 0; d < r->n_lora_dirs && at < sizeof dirs; d++)
+        at += (size_t)snprintf(dirs + at, sizeof dirs - at, "%s%s", d ? ", " : "", r->lora_dirs[d]);
+    return ipt_fail(e->ctx, IPT_ERR_IO,
+                    "%.200s: no such LoRA file%s%s; --lora-dir DIR names a folder", name,
+                    dirs[0] ? ", nor one of that name in " : "", dirs);
+}
+
+static ipt_status check_adapters(ipt_ctx *ctx, const ipt_adapter_set *s, const ipt_request *r)
+{
+    for (size_t i = 0; i < s->n_file; i++) {
+        const ipt_adapter_file *f = s->file[i];
+        IPT_TRY(ipt_adapter_check(f, r->allow_partial));
+        if (f->n_unmatched > 0)
+            ipt_log(ctx, IPT_LOG_WARN, "%s: %zu of %zu keys fit nothing in this model (first: %s)",
+                    f->path, f->n_unmatched, f->n_key, f->unmatched[0]);
+    }
+    return IPT_OK;
+}
+
+/* --- sets ------------------------------------------------------------------------------------- */
+void ipt_adapter_set_release(ipt_adapter_set **sp)
+{
+    ipt_adapter_set *s = *sp;
+    *sp = NULL;
+    if (!s || --s->refs > 0)
+        return;
+    ipt_bank_destroy(&s->bank);
+    for (size_t i = 0; i < s->n_file; i++)
+        ipt_adapter_close(&s->file[i]);
+    ipt_free(s->key);
+    ipt_free(s);
+}
+
+const ipt_bank *ipt_engine_bank(const ipt_engine *e) { return e->set ? e->set->bank : NULL; }
+size_t ipt_engine_n_file(const ipt_engine *e) { return e->set ? e->set->n_file : 0; }
+
+/* Opens the n files at key, which it takes. */
+static ipt_status open_set(ipt_engine *e, const ipt_request *r, char (*key)[IPT_MAX_PATH], size_t n,
+                           ipt_adapter_set **out)
+{
+    const ipt_module_list *modules = &e->m->modules;
+    ipt_adapter_set *s = ipt_alloc(e->ctx, sizeof *s);
+    ipt_status status = s ? IPT_OK : IPT_ERR_NOMEM;
+    if (!s) {
+        ipt_free(key);
+        return status;
+    }
+    s->refs = 1;
+    s->model = e->m->id;
+    s->key = key;
+    for (size_t i = 0; i < n && status == IPT_OK; i++) {
+        s->stamp[i] = ipt_file_stamp(key[i]);
+        status = ipt_adapter_open(e->ctx, key[i], modules->module, modules->n, &s->file[i]);
+        s->n_file += status == IPT_OK;
+    }
+    if (status == IPT_OK)
+        status = check_adapters(e->ctx, s, r);
+    if (status == IPT_OK)
+        status = ipt_bank_create(e->ctx, modules->module, modules->n, s->file, n, &s->bank);
+    if (status == IPT_OK)
+        *out = s;
+    else
+        ipt_adapter_set_release(&s);
+    return status;
+}
+
+static bool is_same_set(const ipt_engine *e, const ipt_adapter_set *s, char (*key)[IPT_MAX_PATH],
+                        size_t n)
+{
+    bool same = s && s->model == e->m->id && s->n_file == n;
+    for (size_t i = 0; i < n && same; i++)
+        same = strcmp(key[i], s->key[i]) == 0 && ipt_file_stamp(key[i]) == s->stamp[i];
+    return same;
+}
+
+/* A set of these files that is open already: the last request's, or that of a kept plan. */
+static ipt_adapter_set *find_set(const ipt_engine *e, char (*key)[IPT_MAX_PATH], size_t n)
+{
+    if (is_same_set(e, e->set, key, n))
+        return e->set;
+    for (int k = 0; k < IPT_PLAN_KINDS; k++)
+        for (int i = 0; i < IPT_KEEP_PLANS; i++)
+            if (is_same_set(e, e->plan[k][i].set, key, n))
+                return e->plan[k][i].set;
+    return NULL;
+}
+
+ipt_status ipt_load_adapters(ipt_engine *e, const ipt_request *r, const ipt_prompt_lora *extra,
+                             size_t n_extra)
+{
+    size_t n = r->n_lora + n_extra;
+    if (n > IPT_MAX_SLOT)
+        return ipt_fail(e->ctx, IPT_ERR_ARG, "%zu adapters given, at most %d at once", n,
+                        IPT_MAX_SLOT);
+    if (n == 0) {
+        ipt_adapter_set_release(&e->set);
+        return IPT_OK;
+    }
+    char(*key)[IPT_MAX_PATH] = ipt_calloc(e->ctx, n, IPT_MAX_PATH);
+    ipt_status status = key ? IPT_OK : IPT_ERR_NOMEM;
+    for (size_t i = 0; i < n && status == IPT_OK; i++) {
+        const char *name = i < r->n_lora ? r->lora[i].path : extra[i - r->n_lora].name;
+        status = find_lora(e, r, name, key[i], IPT_MAX_PATH);
+    }
+    ipt_adapter_set *kept = status == IPT_OK ? find_set(e, key, n) : NULL;
+    if (kept)
+        kept->refs++;
+    ipt_adapter_set_release(&e->set);
+    e->set = kept;
+    if (status == IPT_OK && !kept)
+        return open_set(e, r, key, n, &e->set);
+    ipt_free(key);
+    return status == IPT_OK ? check_adapters(e->ctx, kept, r) : status;
+}

@@ -1,0 +1,290 @@
+/* tests/test_engine.c - what an engine keeps between requests: models, plans, adapters; and that a
+ * request is stopped without touching the next one. */
+#include "tests/golden.h"
+
+#include "engine/impasto.h"
+
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#define DATA IPT_TEST_DATA
+enum { SIDE = 16 };
+
+typedef struct fixture {
+    ipt_ctx *ctx;
+    ipt_engine *engine;
+    ipt_report rep;
+    uint8_t rgb[4 * SIDE * SIDE * 3];
+} fixture;
+
+static void print_line(void *user, ipt_log_level level, const char *line)
+{
+    (void)user;
+    if (level == IPT_LOG_ERROR)
+        print_message("%s\n", line);
+}
+
+static fixture *open_engine(void)
+{
+    fixture *f = calloc(1, sizeof *f);
+    assert_non_null(f);
+    assert_int_equal(ipt_ctx_create(print_line, NULL, &f->ctx), IPT_OK);
+    const ipt_engine_opts o = {.precision = IPT_PRECISION_F32,
+                               .validate = test_wants_validation(),
+                               .device = getenv("IPT_TEST_DEVICE")};
+    assert_ok(f->ctx, ipt_engine_create(f->ctx, &o, &f->engine));
+    ipt_status s = ipt_engine_open_device(f->engine);
+    if (s == IPT_ERR_NO_DEVICE) {
+        print_message("skipped: %s\n", ipt_last_error(f->ctx));
+        ipt_engine_destroy(&f->engine);
+        ipt_ctx_destroy(&f->ctx);
+        free(f);
+        skip();
+    }
+    assert_ok(f->ctx, s);
+    return f;
+}
+
+static void close_engine(fixture *f)
+{
+    uint32_t said = ipt_gpu_validation_count(ipt_engine_gpu(f->engine));
+    ipt_engine_destroy(&f->engine);
+    ipt_ctx_destroy(&f->ctx);
+    free(f);
+    assert_int_equal(said, 0);
+}
+
+static ipt_status keep(void *user, int32_t index, const ipt_image *im, const char *text,
+                       const char *json)
+{
+    fixture *f = user;
+    size_t n = (size_t)im->w * (size_t)im->h * 3;
+    assert_true(index == 0 && text && json && n <= sizeof f->rgb);
+    memcpy(f->rgb, im->rgb, n);
+    return IPT_OK;
+}
+
+static void small_request(ipt_request *r, const char *model)
+{
+    ipt_request_init(r);
+    r->model = model;
+    r->prompt = "a cat";
+    r->width = r->height = SIDE;
+    r->steps = 2;
+    r->seed = 3;
+    r->sampler = "euler_a";
+}
+
+static void draw(fixture *f, const ipt_request *r)
+{
+    memset(f->rgb, 0, sizeof f->rgb);
+    assert_ok(f->ctx, ipt_generate(f->engine, r, keep, f, &f->rep));
+}
+
+/* --- plans ------------------------------------------------------------------------------------ */
+/* Two models, two sizes, with and without a picture's VAE: after the first round nothing is
+ * recorded, and the pictures stay what they were. */
+static void nothing_is_recorded_twice(void **state)
+{
+    static const char *const models[] = {DATA "/models/sd1", DATA "/models/sdxl"};
+    static uint8_t first[4][sizeof((fixture){0}.rgb)];
+    (void)state;
+    fixture *f = open_engine();
+    for (int i = 0; i < 12; i++) {
+        ipt_request r;
+        small_request(&r, models[i % 2]);
+        r.width = i / 2 % 2 ? 2 * SIDE : SIDE;
+        draw(f, &r);
+        if (i < 4) {
+            assert_true(f->rep.n_plans_recorded > 0);
+            memcpy(first[i], f->rgb, sizeof first[i]);
+            continue;
+        }
+        if (f->rep.n_plans_recorded != 0)
+            fail_msg("request %d recorded %d plans", i, (int)f->rep.n_plans_recorded);
+        assert_memory_equal(first[i % 4], f->rgb, sizeof first[0]);
+    }
+    close_engine(f);
+}
+
+/* Three models in turn: two are kept, and the third is right all the same. */
+static void more_models_than_are_kept(void **state)
+{
+    static const char *const models[] = {DATA "/models/sd1", DATA "/models/sdxl",
+                                         DATA "/models/sd2"};
+    static uint8_t first[3][sizeof((fixture){0}.rgb)];
+    (void)state;
+    fixture *f = open_engine();
+    for (int i = 0; i < 6; i++) {
+        ipt_request r;
+        small_request(&r, models[i % 3]);
+        r.steps = 1;
+        draw(f, &r);
+        assert_true(f->rep.n_plans_recorded > 0);
+        if (i < 3)
+            memcpy(first[i], f->rgb, sizeof first[i]);
+        else
+            assert_memory_equal(first[i % 3], f->rgb, sizeof first[0]);
+    }
+    close_engine(f);
+}
+
+/* More sizes than plans: the oldest go, and come back as they were. */
+static void more_sizes_than_are_kept(void **state)
+{
+    static uint8_t first[6][sizeof((fixture){0}.rgb)];
+    (void)state;
+    fixture *f = open_engine();
+    for (int i = 0; i < 12; i++) {
+        ipt_request r;
+        small_request(&r, DATA "/models/sd1");
+        r.steps = 1;
+        r.width = 8 + 2 * (i % 6);
+        draw(f, &r);
+        assert_int_equal(f->rep.n_plans_recorded, i == 0 ? 3 : 2);
+        if (i < 6)
+            memcpy(first[i], f->rgb, sizeof first[i]);
+        else
+            assert_memory_equal(first[i % 6], f->rgb, sizeof first[0]);
+    }
+    close_engine(f);
+}
+
+/* --- adapters --------------------------------------------------------------------------------- */
+static void copy_file(ipt_ctx *ctx, const char *from, const char *to)
+{
+    char *data = NULL;
+    size_t n = 0;
+    assert_ok(ctx, ipt_file_read(ctx, from, 1 << 24, &data, &n));
+    assert_ok(ctx, ipt_file_write(ctx, to, data, n));
+    ipt_free(data);
+}
+
+/* Files of one layout in turn: an upload each, nothing is recorded; back to none and to one of
+ * another layout: each has its own plans, and every picture is as at first. */
+static void another_file_is_an_upload(void **state)
+{
+    static uint8_t first[4][sizeof((fixture){0}.rgb)];
+    char copy[128];
+    (void)state;
+    fixture *f = open_engine();
+    ipt_name(copy, sizeof copy, "/tmp/impasto-same-%ld.safetensors", (long)getpid());
+    copy_file(f->ctx, DATA "/golden_lora_kohya.safetensors", copy);
+    const char *const file[4] = {DATA "/golden_lora_kohya.safetensors", copy, NULL,
+                                 DATA "/golden_lora_locon.safetensors"};
+    for (int i = 0; i < 12; i++) {
+        ipt_lora lora = {.path = file[i % 4], .weight = 1, .te_weight = 1, .end = 1};
+        ipt_request r;
+        small_request(&r, DATA "/models/sd1");
+        r.steps = 1;
+        r.lora = &lora;
+        r.n_lora = file[i % 4] ? 1 : 0;
+        draw(f, &r);
+        if (i < 4) {
+            memcpy(first[i], f->rgb, sizeof first[i]);
+            assert_int_equal(f->rep.n_plans_recorded == 0, i == 1);
+        } else {
+            assert_int_equal(f->rep.n_plans_recorded, 0);
+            assert_memory_equal(first[i % 4], f->rgb, sizeof first[0]);
+        }
+        assert_int_equal(f->rep.bytes_uploaded > 0, i % 4 < 2 || i == 3);
+    }
+    assert_memory_equal(first[0], first[1], sizeof first[0]);
+    assert_memory_not_equal(first[0], first[2], SIDE * SIDE * 3);
+    assert_memory_not_equal(first[0], first[3], SIDE * SIDE * 3);
+    unlink(copy);
+    close_engine(f);
+}
+
+/* --- stopping --------------------------------------------------------------------------------- */
+enum { ROUNDS = 40 };
+typedef struct stress {
+    ipt_stop stop[ROUNDS];
+    atomic_int at; /* the request that runs */
+} stress;
+
+/* Asks the stop of the request that runs as it sees it, at odd times: also of one just over. */
+static void *stop_some(void *user)
+{
+    stress *s = user;
+    uint64_t seed = 5;
+    for (int i = 0; i < ROUNDS;) {
+        const struct timespec wait = {.tv_nsec = (long)(ipt_rng_next(&seed) % 40000000)};
+        nanosleep(&wait, NULL);
+        i = atomic_load(&s->at);
+        if (i < ROUNDS && i % 2 == 0)
+            ipt_stop_ask(&s->stop[i]);
+    }
+    return NULL;
+}
+
+/* Every second request is stopped somewhere by another thread; the others never are, and give their
+ * picture to the bit. */
+static void stops_touch_their_request_only(void **state)
+{
+    static stress s;
+    static uint8_t first[sizeof((fixture){0}.rgb)];
+    pthread_t thread;
+    int stopped = 0;
+    ipt_request r;
+    (void)state;
+    fixture *f = open_engine();
+    small_request(&r, DATA "/models/sd1");
+    draw(f, &r);
+    memcpy(first, f->rgb, sizeof first);
+    r.steps = 2;
+    assert_int_equal(pthread_create(&thread, NULL, stop_some, &s), 0);
+    for (int i = 0; i < ROUNDS; i++) {
+        atomic_store(&s.at, i);
+        r.stop = &s.stop[i];
+        memset(f->rgb, 0, sizeof f->rgb);
+        ipt_status got = ipt_generate(f->engine, &r, keep, f, NULL);
+        if (got == IPT_ERR_CANCELLED && i % 2 == 0) {
+            stopped++;
+            continue;
+        }
+        assert_ok(f->ctx, got);
+        assert_memory_equal(first, f->rgb, sizeof first);
+    }
+    atomic_store(&s.at, ROUNDS);
+    assert_int_equal(pthread_join(thread, NULL), 0);
+    print_message("%d of %d requests were stopped\n", stopped, ROUNDS / 2);
+    close_engine(f);
+}
+
+/* Asked before it begins, a request does nothing; the next one with another stop runs. */
+static void a_stop_is_not_forgotten(void **state)
+{
+    ipt_stop asked = {0}, fresh = {0};
+    ipt_request r;
+    (void)state;
+    fixture *f = open_engine();
+    small_request(&r, DATA "/models/sd1");
+    ipt_stop_ask(&asked);
+    for (int i = 0; i < 2; i++) {
+        r.stop = &asked;
+        assert_int_equal(ipt_generate(f->engine, &r, keep, f, NULL), IPT_ERR_CANCELLED);
+        r.stop = i ? &fresh : NULL;
+        draw(f, &r);
+    }
+    ipt_ctx_listen(f->ctx, IPT_LISTEN_ALWAYS, &asked); /* a program that ends */
+    assert_int_equal(ipt_generate(f->engine, &r, keep, f, NULL), IPT_ERR_CANCELLED);
+    ipt_ctx_listen(f->ctx, IPT_LISTEN_ALWAYS, NULL);
+    close_engine(f);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(nothing_is_recorded_twice),
+        cmocka_unit_test(more_models_than_are_kept),
+        cmocka_unit_test(more_sizes_than_are_kept),
+        cmocka_unit_test(another_file_is_an_upload),
+        cmocka_unit_test(stops_touch_their_request_only),
+        cmocka_unit_test(a_stop_is_not_forgotten),
+    };
+    return cmocka_run_group_tests_name("engine", tests, NULL, NULL);
+}
