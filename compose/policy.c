@@ -139,9 +139,11 @@ ipt_status ipt_texts_add(ipt_texts *t, const char *text, uint16_t *index)
             *index = (uint16_t)i;
             return IPT_OK;
         }
-    if (t->n >= IPT_MAX_TEXT)
-        return ipt_fail(ctx, IPT_ERR_ARG, "the prompts change into more than %d texts",
-                        IPT_MAX_TEXT);
+    size_t bytes = text ? strlen(text) + 1 : 1;
+    if (t->n >= IPT_MAX_TEXT || bytes > IPT_MAX_TEXT_BYTES - t->bytes)
+        return ipt_fail(ctx, IPT_ERR_ARG,
+                        "the prompts change into more than %d texts, or into more than %d MiB",
+                        IPT_MAX_TEXT, IPT_MAX_TEXT_BYTES >> 20);
     if (!t->text) {
         const char **list = ipt_arena_alloc(t->arena, IPT_MAX_TEXT * sizeof *list);
         if (!list)
@@ -151,6 +153,7 @@ ipt_status ipt_texts_add(ipt_texts *t, const char *text, uint16_t *index)
     char *copy = text ? ipt_arena_strdup(t->arena, text) : NULL;
     if (text && !copy)
         return IPT_ERR_NOMEM;
+    t->bytes += bytes;
     *index = (uint16_t)t->n;
     t->text[t->n++] = copy;
     return IPT_OK;

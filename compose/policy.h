@@ -19,10 +19,11 @@
 #include "core/core.h"
 
 enum {
-    IPT_MAX_SLOT = 32,   /* adapters at once */
-    IPT_GATE_ROWS = 18,  /* row 0: other; 1..8 down level; 9 mid; 10..17 up block */
-    IPT_MAX_PART = 32,   /* prompts that AND joins */
-    IPT_MAX_TEXT = 2048, /* prompts of a job */
+    IPT_MAX_SLOT = 32,            /* adapters at once */
+    IPT_GATE_ROWS = 18,           /* row 0: other; 1..8 down level; 9 mid; 10..17 up block */
+    IPT_MAX_PART = 32,            /* prompts that AND joins */
+    IPT_MAX_TEXT = 2048,          /* prompts of a job */
+    IPT_MAX_TEXT_BYTES = 8 << 20, /* of all of them */
 };
 
 /* --- what a method is told -------------------------------------------------------------------- */
@@ -37,9 +38,9 @@ typedef struct ipt_slot_use {
 typedef struct ipt_texts {
     ipt_arena *arena;
     const char **text; /* [n]; NULL: not given (some models take zeros for it) */
-    size_t n;
+    size_t n, bytes;
 } ipt_texts;
-/* Index of a text, added when it is new (copied).  Errors: IPT_ERR_ARG above IPT_MAX_TEXT,
+/* Index of a text, added when it is new (copied).  Errors: IPT_ERR_ARG above IPT_MAX_TEXT(_BYTES),
  * IPT_ERR_NOMEM. */
 IPT_CHECKED ipt_status ipt_texts_add(ipt_texts *t, const char *text, uint16_t *index);
 

@@ -6,49 +6,20 @@
 #include <string.h>
 
 /* --- adapters --------------------------------------------------------------------------------- */
-/* Says what a prompt holds that does not act. */
-static void warn_of_syntax(ipt_ctx *ctx, const char *which, const char *text)
+/* Prompt and negative prompt without tags.  A negative one's do nothing, as in A1111. */
+static ipt_status read_tags(ipt_run *u, ipt_prompt *out[2])
 {
-    static const struct {
-        unsigned bit;
-        const char *what;
-    } syntax[] = {
-        {IPT_PROMPT_EDITS, "[from:to:when] (prompt editing)"},
-        {IPT_PROMPT_ALTERNATES, "[a|b] (alternating words)"},
-        {IPT_PROMPT_AND, "AND (several prompts in one)"},
-    };
-    unsigned found = text ? ipt_prompt_not_built(text, strlen(text)) : 0;
-    for (size_t i = 0; i < IPT_COUNT(syntax); i++)
-        if (found & syntax[i].bit)
-            ipt_log(ctx, IPT_LOG_WARN, "%s: %s is not built in and taken literally", which,
-                    syntax[i].what);
-}
-
-/* A negative prompt's tags do nothing, as in A1111. */
-static ipt_status look_for_negative_tags(ipt_run *u)
-{
-    ipt_prompt *p = NULL;
-    const char *text = u->r->negative ? u->r->negative : "";
-    IPT_TRY(ipt_prompt_create(u->e->ctx, u->e->m->tokenizer[0], text, strlen(text), NULL, &p));
-    if (p->n_lora > 0)
-        ipt_log(u->e->ctx, IPT_LOG_WARN, "negative prompt: <lora:%.100s> has no effect there",
-                p->loras[0].name);
-    ipt_prompt_destroy(&p);
-    return IPT_OK;
-}
-
-/* <lora:...> tags of the prompt. */
-static ipt_status read_tags(ipt_run *u, ipt_prompt **out)
-{
-    const char *text = u->r->prompt ? u->r->prompt : "";
+    const char *text[2] = {u->r->prompt ? u->r->prompt : "", u->r->negative ? u->r->negative : ""};
     ipt_ctx *ctx = u->e->ctx;
-    IPT_TRY(look_for_negative_tags(u));
-    IPT_TRY(ipt_prompt_create(ctx, u->e->m->tokenizer[0], text, strlen(text), NULL, out));
-    warn_of_syntax(ctx, "prompt", u->r->prompt);
-    warn_of_syntax(ctx, "negative prompt", u->r->negative);
-    for (size_t i = 0; i < (*out)->n_ignored; i++)
+    for (int i = 0; i < 2; i++)
+        IPT_TRY(
+            ipt_prompt_create(ctx, u->e->m->tokenizer[0], text[i], strlen(text[i]), NULL, &out[i]));
+    for (size_t i = 0; i < out[0]->n_ignored; i++)
         ipt_log(ctx, IPT_LOG_WARN, "prompt: %.100s has no meaning here and is left out",
-                (*out)->ignored[i]);
+                out[0]->ignored[i]);
+    if (out[1]->n_lora > 0)
+        ipt_log(ctx, IPT_LOG_WARN, "negative prompt: <lora:%.100s> has no effect there",
+                out[1]->loras[0].name);
     return IPT_OK;
 }
 
@@ -96,29 +67,79 @@ static ipt_status count_evaluations(ipt_run *u)
     return step ? IPT_OK : IPT_ERR_NOMEM;
 }
 
-/* The same text at every evaluation. */
-static ipt_status one_text(ipt_run *u, const char *text, const uint16_t **out)
+/* A1111 counts the calls of the model where a step of the sampler makes two of them. */
+static int32_t calls_of_a_step(ipt_sampler_kind kind)
+{
+    bool two = kind == IPT_SAMPLER_HEUN || kind == IPT_SAMPLER_DPM_2 ||
+               kind == IPT_SAMPLER_DPM_2_A || kind == IPT_SAMPLER_DPMPP_SDE;
+    return two ? 2 : 1;
+}
+
+/* The text of every evaluation, of a prompt that may change. */
+static ipt_status read_edits(ipt_run *u, const char *text, size_t n, const uint16_t **out)
+{
+    ipt_ctx *ctx = u->e->ctx;
+    ipt_prompt_edits *p = NULL;
+    uint16_t *at = ipt_arena_alloc(&u->arena, (size_t)u->n_eval * sizeof *at);
+    char *buf = ipt_alloc(ctx, n + 1);
+    ipt_status status = at && buf ? IPT_OK : IPT_ERR_NOMEM;
+    if (status == IPT_OK)
+        status =
+            ipt_prompt_edits_create(ctx, text, n, u->set.steps * calls_of_a_step(u->set.kind), &p);
+    for (int32_t i = 0, before = -1; status == IPT_OK && i < u->n_eval; i++) {
+        int32_t end = ipt_prompt_edits_end(p, i);
+        if (end == before) {
+            at[i] = at[i - 1];
+            continue;
+        }
+        before = end;
+        ipt_prompt_edits_text(p, end, buf);
+        status = ipt_texts_add(&u->texts, buf, &at[i]);
+    }
+    ipt_prompt_edits_destroy(&p);
+    ipt_free(buf);
+    *out = at;
+    return status;
+}
+
+/* The negative prompt; not given is not the same as empty. */
+static ipt_status read_negative(ipt_run *u, const char *text, const uint16_t **out)
 {
     uint16_t index = 0, *at = ipt_arena_alloc(&u->arena, (size_t)u->n_eval * sizeof *at);
+    if (u->r->negative)
+        return read_edits(u, text, strlen(text), out);
     if (!at)
         return IPT_ERR_NOMEM;
-    IPT_TRY(ipt_texts_add(&u->texts, text, &index));
+    IPT_TRY(ipt_texts_add(&u->texts, NULL, &index));
     for (int32_t i = 0; i < u->n_eval; i++)
         at[i] = index;
     *out = at;
     return IPT_OK;
 }
 
-static ipt_status read_prompts(ipt_run *u)
+static ipt_status read_prompts(ipt_run *u, ipt_prompt *const tags[2])
 {
+    ipt_prompt_conjunct part[IPT_MAX_PART];
     const uint16_t *negative = NULL;
+    const char *text = tags[0]->text;
+    size_t n = 0;
+    bool plain = true;
     u->texts.arena = &u->arena;
     u->job.texts = &u->texts;
     u->job.part = u->part;
-    u->job.n_part = 1;
-    u->part[0].weight = 1.0F;
-    IPT_TRY(one_text(u, u->r->prompt ? u->r->prompt : "", &u->part[0].text));
-    IPT_TRY(one_text(u, u->r->negative, &negative));
+    IPT_TRY(ipt_prompt_split(u->e->ctx, text, strlen(text), part, IPT_MAX_PART, &n));
+    for (size_t k = 0; k < n; k++) {
+        u->part[k].weight = (float)part[k].weight;
+        plain = plain && n == 1 && !(part[k].weight < 1 || part[k].weight > 1);
+        IPT_TRY(read_edits(u, part[k].text, part[k].len, &u->part[k].text));
+    }
+    u->job.n_part = (int32_t)n;
+    if (!plain && u->set.lcm_guidance)
+        return ipt_fail(u->e->ctx, IPT_ERR_UNSUPPORTED,
+                        "prompts joined by AND, or with a weight at their end, need guidance by a "
+                        "negative prompt; this model has guidance built in");
+    u->set.two_rows = u->set.two_rows || !plain; /* u + sum of w (c - u) */
+    IPT_TRY(read_negative(u, tags[1]->text, &negative));
     u->negative = negative[0];
     u->job.negative = u->set.two_rows ? negative : NULL;
     return IPT_OK;
@@ -145,20 +166,21 @@ static ipt_status make_policy(ipt_run *u)
 ipt_status ipt_job_prepare(ipt_run *u)
 {
     ipt_engine *e = u->e;
-    ipt_prompt *tags = NULL;
+    ipt_prompt *tags[2] = {NULL, NULL};
     ipt_status status = IPT_OK;
     IPT_TRY(ipt_load_model(e, u->r));
     IPT_TRY(ipt_settings_choose(u->e, u->r, &u->arena, &u->set));
-    IPT_TRY(read_tags(u, &tags));
+    IPT_TRY_GOTO(read_tags(u, tags), done);
     IPT_TRY_GOTO(ipt_load_device(e, u->r), done);
-    IPT_TRY_GOTO(ipt_load_adapters(e, u->r, tags->loras, tags->n_lora), done);
+    IPT_TRY_GOTO(ipt_load_adapters(e, u->r, tags[0]->loras, tags[0]->n_lora), done);
     IPT_TRY_GOTO(ipt_infotext_begin(e, u->r), done);
-    IPT_TRY_GOTO(fill_slots(u, tags), done);
+    IPT_TRY_GOTO(fill_slots(u, tags[0]), done);
     IPT_TRY_GOTO(count_evaluations(u), done);
-    IPT_TRY_GOTO(read_prompts(u), done);
+    IPT_TRY_GOTO(read_prompts(u, tags), done);
     IPT_TRY_GOTO(make_policy(u), done);
 done:
-    ipt_prompt_destroy(&tags);
+    for (int i = 0; i < 2; i++)
+        ipt_prompt_destroy(&tags[i]);
     return status;
 }
 

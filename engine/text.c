@@ -225,7 +225,8 @@ ipt_status ipt_prompts_read(ipt_engine *e, const ipt_request *r, const ipt_texts
         return IPT_ERR_NOMEM;
     for (size_t i = 0; i < out->n_embedding; i++)
         names[i] = (ipt_prompt_embedding){out->embedding[i].name, out->embedding[i].n};
-    const ipt_prompt_attr attr = {.embeddings = names, .n_embeddings = (int32_t)out->n_embedding};
+    const ipt_prompt_attr attr = {
+        .embeddings = names, .n_embeddings = (int32_t)out->n_embedding, .has_no_tags = true};
     return read_texts(e, &attr, out);
 }
 

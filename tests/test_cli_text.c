@@ -274,68 +274,10 @@ static void test_full_stdout(void **state)
     p->stdout_path = NULL;
 }
 
-/* --- prompts ---------------------------------------------------------------------------------- */
-static void test_syntax_that_is_not_built(void **state)
-{
-    enum { E = IPT_PROMPT_EDITS, A = IPT_PROMPT_ALTERNATES, N = IPT_PROMPT_AND };
-    static const struct {
-        const char *text;
-        unsigned found;
-    } cases[] = {
-        {"", 0},
-        {"a cat", 0},
-        {"[a cat]", 0},
-        {"[[a]]", 0},
-        {"(a:1.2) [b]", 0},
-        {"[(a:1.2)]", 0},
-        {"[a, (b:1.2), c]", 0},
-        {"a:b, c|d", 0},
-        {"\\[a|b\\] \\[a:b:0.5\\]", 0},
-        {"[a: b]", 0},
-        {"[a:]", 0},
-        {"]a|b[", 0},
-        {"SAND ANDy BRAND and AND_", 0},
-        {"[a:b:0.5]", E},
-        {"[a:0.5]", E},
-        {"[a::0.5]", E},
-        {"[:b:10]", E},
-        {"[a:b: .25 ]", E},
-        {"[(a:1.2):b:0.5]", E},
-        {"[a:[b:c:0.2]:0.5]", E},
-        {"x [a|b] y", A},
-        {"[a|]", A},
-        {"[[a|b]:0.5]", A | E},
-        {"a AND b", N},
-        {"AND", N},
-        {"a:1.2 AND [b|c]", N | A},
-        {"(a AND b)", N},
-    };
-    (void)state;
-    for (size_t i = 0; i < IPT_COUNT(cases); i++) {
-        unsigned found = ipt_prompt_not_built(cases[i].text, strlen(cases[i].text));
-        if (found != cases[i].found)
-            fail_msg("%s: %u, expected %u", cases[i].text, found, cases[i].found);
-    }
-    char *deep = calloc(1, 100001); /* no recursion, nothing written past the stack of brackets */
-    assert_non_null(deep);
-    memset(deep, '[', 50000);
-    memset(deep + 50000, ']', 50000);
-    assert_int_equal(ipt_prompt_not_built(deep, 100000), 0);
-    for (size_t i = 0; i < 100000; i++)
-        deep[i] = "[](|:1\\)"[(i * 7 + i / 11) % 8];
-    (void)ipt_prompt_not_built(deep, 100000);
-    free(deep);
-}
-
 /* Each said once, on one line each; a missing LoRA says where it was looked for. */
 static void test_warnings_of_a_prompt(void **state)
 {
-    static const char *const said[] = {"warning: prompt: [from:to:when]",
-                                       "warning: prompt: [a|b]",
-                                       "warning: prompt: AND",
-                                       "warning: negative prompt: [a|b]",
-                                       "warning: prompt: <hypernet:x:1>",
-                                       "warning: prompt: dyn=8",
+    static const char *const said[] = {"warning: prompt: <hypernet:x:1>", "warning: prompt: dyn=8",
                                        "warning: negative prompt: <lora:b>"};
     place *p = *state;
     char path[PATH_MAX], env[1][PATH_MAX + 32];
@@ -379,13 +321,9 @@ static void test_warnings_of_a_prompt(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_printable),
-        cmocka_unit_test(test_no_control_reaches_the_terminal),
-        cmocka_unit_test(test_lora_texts),
-        cmocka_unit_test(test_empty_and_odd_values),
-        cmocka_unit_test(test_full_stdout),
-        cmocka_unit_test(test_syntax_that_is_not_built),
-        cmocka_unit_test(test_warnings_of_a_prompt),
+        cmocka_unit_test(test_printable),   cmocka_unit_test(test_no_control_reaches_the_terminal),
+        cmocka_unit_test(test_lora_texts),  cmocka_unit_test(test_empty_and_odd_values),
+        cmocka_unit_test(test_full_stdout), cmocka_unit_test(test_warnings_of_a_prompt),
     };
     return cmocka_run_group_tests(tests, set_up, place_destroy);
 }

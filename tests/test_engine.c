@@ -276,6 +276,53 @@ static void a_stop_is_not_forgotten(void **state)
     close_engine(f);
 }
 
+/* --- prompts that change ---------------------------------------------------------------------- */
+static void expect_pictures(fixture *f, const char *a, const char *b, bool same)
+{
+    static uint8_t first[sizeof f->rgb];
+    ipt_request r;
+    small_request(&r, DATA "/models/sd1");
+    r.prompt = a;
+    draw(f, &r);
+    memcpy(first, f->rgb, sizeof first);
+    r.prompt = b;
+    draw(f, &r);
+    if ((memcmp(first, f->rgb, sizeof first) == 0) != same)
+        fail_msg("'%s' and '%s' give %s", a, b, same ? "two pictures" : "one picture");
+}
+
+/* Edits that are always or never due are the plain prompts; weights of 0 and 1 are as if they were
+ * not there; what changes within the steps gives another picture. */
+static void prompts_over_steps(void **state)
+{
+    ipt_request r;
+    (void)state;
+    fixture *f = open_engine();
+    expect_pictures(f, "a cat", "a [cat:dog:9]", true);
+    expect_pictures(f, "a dog", "a [cat:dog:0]", true);
+    expect_pictures(f, "a dog", "a [cat:dog:0] :1", true);
+    expect_pictures(f, "a cat", "a cat AND a dog:0", true);
+    expect_pictures(f, "a cat", "a cat AND a dog", false);
+    expect_pictures(f, "a cat", "a cat :2", false);
+    small_request(&r, DATA "/models/sd1"); /* rows: a negative one and one for each part */
+    r.prompt = "a cat AND a [dog|fox]";
+    r.steps = 3;
+    draw(f, &r);
+    assert_int_equal(f->rep.rows_full, 3 * 3);
+    r.cfg = 1; /* without guidance AND still needs the negative */
+    draw(f, &r);
+    assert_int_equal(f->rep.rows_full, 3 * 3);
+    r.prompt = "a cat";
+    draw(f, &r);
+    assert_int_equal(f->rep.rows_full, 3);
+    small_request(&r, DATA "/models/lcm");
+    r.sampler = "lcm";
+    r.prompt = "a AND b";
+    assert_int_equal(ipt_generate(f->engine, &r, NULL, NULL, NULL), IPT_ERR_UNSUPPORTED);
+    assert_non_null(strstr(ipt_last_error(f->ctx), "AND"));
+    close_engine(f);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -285,6 +332,7 @@ int main(void)
         cmocka_unit_test(another_file_is_an_upload),
         cmocka_unit_test(stops_touch_their_request_only),
         cmocka_unit_test(a_stop_is_not_forgotten),
+        cmocka_unit_test(prompts_over_steps),
     };
     return cmocka_run_group_tests_name("engine", tests, NULL, NULL);
 }

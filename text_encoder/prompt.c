@@ -17,8 +17,7 @@ static bool is_blank(uint32_t cp) { return tok_is_space(cp) || (cp >= 0x1c && cp
 static bool is_word(uint32_t cp) { return cp == '_' || tok_is_letter(cp) || tok_is_number(cp); }
 static bool is_digit(uint32_t cp) { return cp >= '0' && cp <= '9'; }
 
-/* [+-]digits[.digits] as the nearest double, whatever the locale.  false: not of that form. */
-static bool read_number(const char *s, size_t n, double *out)
+bool tok_read_number(const char *s, size_t n, double *out)
 {
     size_t i = 0, n_digits = 0, n_dots = 0, n_used = 0;
     int scale = 0;
@@ -104,7 +103,7 @@ static size_t match_weight(const parse *p, size_t i, double *weight)
     if (begin == end || k == p->n || p->v[k].cp != ')')
         return 0;
     const char *s = p->text + p->v[begin].begin;
-    return read_number(s, p->v[end - 1].end - p->v[begin].begin, weight) ? k + 1 - i : 0;
+    return tok_read_number(s, p->v[end - 1].end - p->v[begin].begin, weight) ? k + 1 - i : 0;
 }
 
 static bool is_break_at(const parse *p, size_t i, size_t begin, size_t end)
@@ -311,7 +310,7 @@ static ipt_status lora_number(ipt_ctx *ctx, const char *s, size_t n, const char 
     }
     while (n > 0 && is_blank((unsigned char)s[n - 1]))
         n--;
-    if (!read_number(s, n, out))
+    if (!tok_read_number(s, n, out))
         return ipt_fail(ctx, IPT_ERR_FORMAT, "prompt: \"%.*s\" in %.*s is not a number",
                         (int)(n < 40 ? n : 40), s, (int)(n_tag < 120 ? n_tag : 120), tag);
     return IPT_OK;
@@ -613,7 +612,7 @@ static ipt_status fill_prompt(ipt_ctx *ctx, const ipt_tokenizer *tok, const char
 {
     ipt_prompt_part whole, *parts = &whole;
     size_t n_text = 0, n_parts = 1;
-    IPT_TRY(strip_tags(ctx, p, text, n, attr->plain, &n_text));
+    IPT_TRY(strip_tags(ctx, p, text, n, attr->plain || attr->has_no_tags, &n_text));
     whole = (ipt_prompt_part){p->text, n_text, 1.0};
     if (!attr->plain)
         IPT_TRY(ipt_prompt_parse(&p->arena, p->text, n_text, &parts, &n_parts));

@@ -119,6 +119,7 @@ typedef struct ipt_prompt_attr {
     int32_t comma_backtrack; /* 0: A1111's 20; negative: off                                    */
     int32_t max_chunks;      /* 0: as needed, up to 64; else later tokens are dropped           */
     bool plain;              /* no syntax at all: brackets, BREAK and <...> are text (diffusers) */
+    bool has_no_tags;        /* they are taken out already: what looks like one is text */
 } ipt_prompt_attr;
 
 typedef struct ipt_prompt {
@@ -196,11 +197,35 @@ IPT_CHECKED ipt_status ipt_prompt_parse(ipt_arena *arena, const char *text, size
  * norm), never to the pooled output.
  * Source: A1111 sd_emphasis.EmphasisOriginal. */
 void ipt_prompt_apply_weights(float *z, const float *weights, size_t T, size_t D);
-/* A1111's syntax that is taken literally here, among the n bytes of a prompt: bits of these. */
-enum {
-    IPT_PROMPT_EDITS = 1,      /* [a:b:0.5], [a:0.5], [a::0.5] */
-    IPT_PROMPT_ALTERNATES = 2, /* [a|b] */
-    IPT_PROMPT_AND = 4,        /* a AND b */
-};
-unsigned ipt_prompt_not_built(const char *text, size_t n);
+
+/* --- prompts that change over the steps ------------------------------------------------------- */
+/* [from:to:when], [to:when], [from::when] (when: a step, or with a point a part of all steps) and
+ * [a|b|c], nested as one likes, in A1111's way; what is not of these forms stays as it is. */
+typedef struct ipt_prompt_edits ipt_prompt_edits;
+/*   text [n] bytes without tags;  steps >= 1: as many as the sampler's evaluations are counted in
+ * Ownership: caller, ipt_prompt_edits_destroy.  Errors: IPT_ERR_ARG (too long), IPT_ERR_NOMEM.
+ * Source: AUTOMATIC1111/stable-diffusion-webui 1.10
+ * prompt_parser.get_learned_conditioning_prompt_schedules. */
+IPT_CHECKED ipt_status ipt_prompt_edits_create(ipt_ctx *ctx, const char *text, size_t n,
+                                               int32_t steps, ipt_prompt_edits **out);
+void ipt_prompt_edits_destroy(ipt_prompt_edits **p);
+/* The last step, up to `steps`, of the text that stands at step `step`, 0 being the first: the
+ * first change at or after it.  As in A1111 a change "after step 3" is seen from step 4 on, so the
+ * first text of [a|b] stands twice. */
+int32_t ipt_prompt_edits_end(const ipt_prompt_edits *p, int32_t step);
+/* That text, out of `end` as the function above gives it, NUL-terminated; its length.
+ *   out [n + 1]: never longer than what it is made of */
+size_t ipt_prompt_edits_text(const ipt_prompt_edits *p, int32_t end, char *out);
+
+/* One of the prompts that AND joins, "a cat :1.2 AND a dog": without blanks at its end and without
+ * its weight.  A prompt without AND is one, with a weight too. */
+typedef struct ipt_prompt_conjunct {
+    const char *text; /* [len] inside the prompt */
+    size_t len;
+    double weight;
+} ipt_prompt_conjunct;
+/* Errors: IPT_ERR_ARG (more than max), IPT_ERR_NOMEM.
+ * Source: the same file, get_multicond_prompt_list. */
+IPT_CHECKED ipt_status ipt_prompt_split(ipt_ctx *ctx, const char *text, size_t n,
+                                        ipt_prompt_conjunct *out, size_t max, size_t *n_out);
 #endif
