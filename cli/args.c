@@ -125,8 +125,9 @@ static int bad_value(const cli *c, const cli_option *o, const char *v)
         return cli_usage_error(
             c, "--%s is '%.80s'; expected a whole number from 0 to 18446744073709551615, or random",
             o->name, v);
-    return cli_usage_error(c, "--%s is '%.80s'; expected a %snumber from %g to %g", o->name, v,
-                           o->type == CLI_INT ? "whole " : "", o->min, o->max);
+    return cli_usage_error(c, "--%s is '%.80s'; expected %sa %snumber from %g to %g", o->name, v,
+                           o->type == CLI_TILE ? "auto, never or " : "",
+                           o->type == CLI_NUMBER ? "" : "whole ", o->min, o->max);
 }
 
 static bool read_seed(const char *v, uint64_t *out)
@@ -186,6 +187,13 @@ static int store(cli *c, const cli_option *o, const char *v, void *into)
         return CLI_GO_ON;
     case CLI_INT:
         if (!cli_read_int(v, (int64_t)o->min, (int64_t)o->max, &i))
+            return bad_value(c, o, v);
+        memcpy(p, &(int32_t){(int32_t)i}, sizeof(int32_t));
+        return CLI_GO_ON;
+    case CLI_TILE:
+        i = strcmp(v, "never") == 0 ? -1 : 0;
+        if (i == 0 && strcmp(v, "auto") != 0 &&
+            !cli_read_int(v, (int64_t)o->min, (int64_t)o->max, &i))
             return bad_value(c, o, v);
         memcpy(p, &(int32_t){(int32_t)i}, sizeof(int32_t));
         return CLI_GO_ON;

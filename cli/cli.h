@@ -41,6 +41,7 @@ typedef enum cli_type {
     CLI_NUMBER, /* double within min..max */
     CLI_SEED,   /* uint64_t; "random" or -1: drawn from the system */
     CLI_CHOICE, /* const char *, one word of `choices` */
+    CLI_TILE,   /* int32_t: 0 "auto", -1 "never", or within min..max */
     CLI_REPEAT, /* cli_list of texts that are not empty */
     CLI_LATER,  /* known, but not in this version */
 } cli_type;

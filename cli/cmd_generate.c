@@ -12,79 +12,53 @@
 /* --- options
  * --------------------------------------------------------------------------------------- */
 typedef struct gen_args {
-    const char *model, *prompt, *negative, *output, *sheet, *compose, *sampler, *schedule, *rng,
-        *init, *mask;
-    const char *vae, *taesd, *vae_tile, *device, *precision, *trace, *config_dir, *prediction;
-    cli_list lora, compose_opt, lora_dir, embedding_dir;
-    int32_t steps, count, width, height, clip_skip, vram_limit, batch;
-    double cfg, cfg_rescale, strength;
-    uint64_t seed;
-    bool allow_partial, no_paste;
+    ipt_request q;                                         /* of --request, then of the options */
+    cli_list lora, compose_opt, lora_dirs, embedding_dirs; /* as given: they replace q's */
+    const char *request, *output, *sheet, *device, *trace;
+    int32_t vram_limit;
 } gen_args;
 
 static const char compose_later[] = "cmlora clora lego lorahub";
 
-#define AT(field) offsetof(gen_args, field)
+/* Fields of the request as options: their types, and where they go. */
+#define TYPE_TEXT CLI_TEXT
+#define TYPE_PROMPT CLI_PROMPT
+#define TYPE_INT CLI_INT
+#define TYPE_NUMBER CLI_NUMBER
+#define TYPE_SEED CLI_SEED
+#define TYPE_CHOICE CLI_CHOICE
+#define TYPE_FLAG CLI_FLAG
+#define TYPE_OFF CLI_FLAG
+#define TYPE_TILE CLI_TILE
+#define TYPE_TEXTS CLI_REPEAT
+#define TYPE_LORAS CLI_REPEAT
+#define AT(member) offsetof(gen_args, member)
+#define AT_TEXT(m) AT(q.m)
+#define AT_PROMPT(m) AT(q.m)
+#define AT_INT(m) AT(q.m)
+#define AT_NUMBER(m) AT(q.m)
+#define AT_SEED(m) AT(q.m)
+#define AT_CHOICE(m) AT(q.m)
+#define AT_FLAG(m) AT(q.m)
+#define AT_OFF(m) AT(q.m)
+#define AT_TILE(m) AT(q.m)
+#define AT_TEXTS(m) AT(m)
+#define AT_LORAS(m) AT(m)
 static const cli_option options[] = {
-    {"model", 'm', CLI_TEXT, "MODEL",
-     "checkpoint or diffusers folder (default: $IMPASTO_MODEL, else the built-in model)", AT(model),
-     0, 0, NULL},
-    {"prompt", 'p', CLI_PROMPT, "TEXT", "what the picture shows", AT(prompt), 0, 0, NULL},
-    {"negative", 'n', CLI_PROMPT, "TEXT", "what it should not show", AT(negative), 0, 0, NULL},
+#define IPT_FIELD(type, member, name, option, letter, value, help, min, max, choices, needs, say)  \
+    {option, letter, TYPE_##type, value, help, AT_##type(member), min, max, choices},
+#include "engine/request.def"
+#undef IPT_FIELD
+    {"request", 'r', CLI_TEXT, "FILE",
+     "a request as JSON, or the PNG that holds it; options change it", AT(request), 0, 0, NULL},
     {"output", 'o', CLI_TEXT, "FILE", ".png, .jpg or .jpeg (default: impasto-SEED.png); overwrites",
      AT(output), 0, 0, NULL},
     {"sheet", 0, CLI_TEXT, "FILE", "also write all pictures of the request as one", AT(sheet), 0, 0,
      NULL},
-    {"lora", 0, CLI_REPEAT, "SPEC", "FILE[:W[:TE_W]][@WORD], see below; repeatable", AT(lora), 0, 0,
-     NULL},
-    {"compose", 0, CLI_TEXT, "METHOD", "how LoRAs join, see below", AT(compose), 0, 0, NULL},
-    {"compose-opt", 0, CLI_REPEAT, "KEY=VALUE", "option of the method, see below; repeatable",
-     AT(compose_opt), 0, 0, NULL},
-    {"steps", 0, CLI_INT, "N", "sampler steps, default 20 (4 for lcm, tcd)", AT(steps), 1, 1000,
-     NULL},
-    {"cfg", 0, CLI_NUMBER, "G", "guidance, default 7 (1.5 for lcm, tcd)", AT(cfg), 0, 100, NULL},
-    {"cfg-rescale", 0, CLI_NUMBER, "PHI", "guidance rescale", AT(cfg_rescale), 0, 1, NULL},
-    {"seed", 's', CLI_SEED, "S", "noise seed (default: -1, a random one, reported)", AT(seed), 0, 0,
-     NULL},
-    {"count", 'b', CLI_INT, "N", "pictures; picture k has seed S + k", AT(count), 1, 10000, NULL},
-    {"width", 'W', CLI_INT, "W", "pixels (default: the model's)", AT(width), 8, 16384, NULL},
-    {"height", 'H', CLI_INT, "H", "pixels (default: the model's)", AT(height), 8, 16384, NULL},
-    {"clip-skip", 0, CLI_INT, "N", "2: text of the layer before the last", AT(clip_skip), 0, 32,
-     NULL},
-    {"sampler", 0, CLI_TEXT, "NAME",
-     "sampler, also with its schedule; below (default: the model's)", AT(sampler), 0, 0, NULL},
-    {"schedule", 0, CLI_TEXT, "NAME", "noise schedule, see below", AT(schedule), 0, 0, NULL},
-    {"rng", 0, CLI_CHOICE, "NAME", "noise as torch-cpu (default) or philox (CUDA)", AT(rng), 0, 0,
-     "torch-cpu philox"},
-    {"init", 'i', CLI_TEXT, "IMG", "start from this picture", AT(init), 0, 0, NULL},
-    {"strength", 0, CLI_NUMBER, "X", "how much of it to change, default 0.75 (1 with --mask)",
-     AT(strength), 0, 1, NULL},
-    {"mask", 0, CLI_TEXT, "IMG", "repaint only where this is white (with --init)", AT(mask), 0, 0,
-     NULL},
-    {"no-paste", 0, CLI_FLAG, NULL, "the raw result also where the mask is black", AT(no_paste), 0,
-     0, NULL},
-    {"vae", 0, CLI_TEXT, "FILE", "another VAE", AT(vae), 0, 0, NULL},
-    {"taesd", 0, CLI_TEXT, "FILE", "decode with this tiny autoencoder", AT(taesd), 0, 0, NULL},
-    {"vae-tile", 0, CLI_TEXT, "auto|never|N", "decode in tiles of N pixels, default auto",
-     AT(vae_tile), 0, 0, NULL},
     {"device", 0, CLI_TEXT, "DEVICE", "index, \"cpu\" or part of a name; see impasto devices",
      AT(device), 0, 0, NULL},
-    {"precision", 0, CLI_CHOICE, "f16|f32|auto", "storage of weights and activations",
-     AT(precision), 0, 0, "auto f16 f32"},
     {"vram-limit", 0, CLI_INT, "MIB", "device memory to take at most", AT(vram_limit), 64, 1 << 24,
      NULL},
-    {"batch", 0, CLI_INT, "N", "UNet rows evaluated at once at most, 0: auto", AT(batch), 0, 256,
-     NULL},
-    {"lora-dir", 0, CLI_REPEAT, "DIR", "where <lora:name:w> is looked up first; repeatable",
-     AT(lora_dir), 0, 0, NULL},
-    {"embedding-dir", 0, CLI_REPEAT, "DIR", "textual inversions by file name; repeatable",
-     AT(embedding_dir), 0, 0, NULL},
-    {"config-dir", 0, CLI_TEXT, "DIR", "diffusers folder whose configs a single file follows",
-     AT(config_dir), 0, 0, NULL},
-    {"prediction", 0, CLI_CHOICE, "KIND", "epsilon or v_prediction, where the files do not say",
-     AT(prediction), 0, 0, "epsilon v_prediction"},
-    {"allow-partial", 0, CLI_FLAG, NULL, "take a LoRA of which some modules do not fit",
-     AT(allow_partial), 0, 0, NULL},
     {"trace", 0, CLI_TEXT, "FILE", "write every intermediate as .safetensors", AT(trace), 0, 0,
      NULL},
     {"region", 0, CLI_LATER, "SPEC", "", 0, 0, 0, NULL},
@@ -161,7 +135,12 @@ static void more_help(void)
         "aspect, or its\n"
         "             own size where the model could have made it; one: the other from the "
         "aspect\n"
-        "Prompts follow A1111: (word:1.2), [word], BREAK, <lora:name:0.8>.  In <lora:name:a:b> a "
+        "--request    the fields of a request are the options above, in JSON with '_' for '-'; a "
+        "PNG made here\n"
+        "             holds its own.  What stands in the options counts\n"
+        "Prompts follow A1111: (word:1.2), [word], BREAK, <lora:name:0.8>; [from:to:0.5], [to:10], "
+        "[from::0.5]\n"
+        "and [a|b] change over the steps, \"a AND b :0.6\" joins prompts.  In <lora:name:a:b> a "
         "is "
         "the text\n"
         "encoder's weight and b the UNet's, the other way round than in --lora FILE:W:TE_W.  Names "
@@ -182,7 +161,6 @@ typedef struct gen_run {
     ipt_image *kept; /* [count] copies for the sheet, NULL without one */
     ipt_lora *lora;  /* [a->lora.n] */
     char **lora_text;
-    ipt_image init, mask;
     char lora_home[PATH_MAX]; /* the user's own LoRA folder */
     cli_progress progress;
 } gen_run;
@@ -202,7 +180,7 @@ static bool output_name(const gen_args *a, int32_t i, int32_t count, bool direct
     char base[64];
     const char *name = a->output;
     if (!name)
-        name = ipt_name(base, sizeof base, "impasto-%" PRIu64 ".png", a->seed);
+        name = ipt_name(base, sizeof base, "impasto-%" PRIu64 ".png", a->q.seed);
     const char *dot = strrchr(name, '.');
     int len = count == 1 || direct || !dot
                   ? snprintf(buf, n, "%s", name)
@@ -276,7 +254,8 @@ static int check_names(const cli *c, const gen_args *a)
     char near[64], compose_methods[256];
     ipt_sampler_kind kind;
     ipt_schedule schedule = IPT_SCHEDULE_DEFAULT, of_sampler = IPT_SCHEDULE_DEFAULT;
-    const char *method = a->compose ? a->compose : "merge", *hint = NULL;
+    const ipt_request *q = &a->q;
+    const char *method = q->compose ? q->compose : ipt_method_find(NULL)->name, *hint = NULL;
     ipt_method_names(compose_methods, sizeof compose_methods);
     if (cli_has_word(method, compose_later))
         return cli_usage_error(c, "--compose %s is not in this version; one of: %s", method,
@@ -287,56 +266,59 @@ static int check_names(const cli *c, const gen_args *a)
                                hint ? "did you mean " : "", hint ? hint : "", hint ? "? " : "",
                                compose_methods);
     }
-    if (a->sampler) {
-        ipt_name_is found = ipt_sampler_read(a->sampler, &kind, &of_sampler);
+    if (q->sampler && strcmp(q->sampler, "default") != 0) {
+        ipt_name_is found = ipt_sampler_read(q->sampler, &kind, &of_sampler);
         if (found != IPT_NAME_KNOWN)
-            return name_error(c, "sampler", a->sampler, found, ipt_sampler_names());
+            return name_error(c, "sampler", q->sampler, found, ipt_sampler_names());
     }
-    if (a->schedule) {
-        ipt_name_is found = ipt_schedule_read(a->schedule, &schedule);
+    if (q->schedule) {
+        ipt_name_is found = ipt_schedule_read(q->schedule, &schedule);
         if (found != IPT_NAME_KNOWN)
-            return name_error(c, "schedule", a->schedule, found, ipt_schedule_names());
+            return name_error(c, "schedule", q->schedule, found, ipt_schedule_names());
     }
     if (of_sampler != IPT_SCHEDULE_DEFAULT && schedule != IPT_SCHEDULE_DEFAULT &&
         of_sampler != schedule)
         return cli_usage_error(c, "--sampler '%.80s' names the schedule %s, --schedule %s another",
-                               a->sampler, ipt_schedule_name(of_sampler),
+                               q->sampler, ipt_schedule_name(of_sampler),
                                ipt_schedule_name(schedule));
-    for (size_t i = 0; i < a->compose_opt.n; i++)
-        if (!strchr(a->compose_opt.item[i], '=') || a->compose_opt.item[i][0] == '=')
+    for (size_t i = 0; i < q->n_compose_opt; i++)
+        if (!strchr(q->compose_opt[i], '=') || q->compose_opt[i][0] == '=')
             return cli_usage_error(
                 c, "--compose-opt '%s' is not KEY=VALUE; see impasto generate --help",
-                a->compose_opt.item[i]);
+                q->compose_opt[i]);
     return CLI_GO_ON;
 }
 
-static int check_args(const cli *c, const gen_args *a, int32_t *tile)
+static int check_args(const cli *c, const gen_args *a)
 {
-    int64_t n = 0;
-    *tile = 0;
-    if (!a->prompt)
+    const ipt_request *q = &a->q;
+    if (!q->prompt)
         return cli_usage_error(c, "generate needs a prompt: -p TEXT; see impasto generate --help");
-    if (a->mask && !a->init)
+    if (q->mask_file && !q->init_file)
         return cli_usage_error(c, "--mask needs --init IMG, the picture to repaint");
-    if (a->no_paste && !a->mask)
+    if (q->no_paste && !q->mask_file)
         return cli_usage_error(c, "--no-paste needs --mask IMG, whose protected part it gives up");
-    if (!a->init && !isnan(a->strength))
+    if (!q->init_file && !isnan(q->strength))
         return cli_usage_error(c, "--strength needs --init IMG, the picture to start from");
-    if (a->vae_tile && strcmp(a->vae_tile, "never") == 0) {
-        *tile = -1;
-    } else if (a->vae_tile && strcmp(a->vae_tile, "auto") != 0) {
-        if (!cli_read_int(a->vae_tile, 64, 8192, &n))
-            return cli_usage_error(
-                c, "--vae-tile is '%s'; expected auto, never or a whole number from 64 to 8192",
-                a->vae_tile);
-        *tile = (int32_t)n;
-    }
     return check_names(c, a);
 }
 
-static int read_loras(gen_run *r)
+/* Lists that were given take the place of the request's. */
+static int take_lists(gen_run *r, gen_args *a)
 {
-    const cli_list *l = &r->a->lora;
+    const cli_list *l = &a->lora;
+    const struct {
+        const cli_list *given;
+        const char *const **item;
+        size_t *n;
+    } lists[] = {{&a->compose_opt, &a->q.compose_opt, &a->q.n_compose_opt},
+                 {&a->lora_dirs, &a->q.lora_dirs, &a->q.n_lora_dirs},
+                 {&a->embedding_dirs, &a->q.embedding_dirs, &a->q.n_embedding_dirs}};
+    for (size_t i = 0; i < IPT_COUNT(lists); i++)
+        if (lists[i].given->n > 0) {
+            *lists[i].item = (const char *const *)lists[i].given->item;
+            *lists[i].n = lists[i].given->n;
+        }
     r->lora = ipt_calloc(r->c->ctx, l->n, sizeof *r->lora);
     r->lora_text = ipt_calloc(r->c->ctx, l->n, sizeof *r->lora_text);
     if (!r->lora || !r->lora_text)
@@ -346,19 +328,20 @@ static int read_loras(gen_run *r)
         if (s != IPT_OK)
             return cli_fail_status(r->c, s);
     }
+    if (l->n > 0) {
+        a->q.lora = r->lora;
+        a->q.n_lora = l->n;
+    }
     return CLI_GO_ON;
 }
 
 /* The user's own LoRA folder, behind those of --lora-dir. */
-static int add_lora_home(gen_run *r, gen_args *a)
+static void add_lora_home(gen_run *r, gen_args *a)
 {
     char data[PATH_MAX];
-    if (!ipt_data_dir(data, sizeof data) ||
-        !ipt_path_join(r->lora_home, sizeof r->lora_home, data, "loras"))
-        return CLI_GO_ON;
-    return cli_list_add(r->c->ctx, &a->lora_dir, r->lora_home)
-               ? CLI_GO_ON
-               : cli_fail_status(r->c, IPT_ERR_NOMEM);
+    if (ipt_data_dir(data, sizeof data) &&
+        ipt_path_join(r->lora_home, sizeof r->lora_home, data, "loras"))
+        a->q.lora_home = r->lora_home;
 }
 
 static ipt_status copy_image(ipt_ctx *ctx, const ipt_image *from, ipt_image *to)
@@ -387,48 +370,6 @@ static ipt_status save_picture(void *user, int32_t i, const ipt_image *im, const
         cli_path_line(r->file[i]);
     }
     return IPT_OK;
-}
-
-static void fill_request(const gen_run *r, int32_t tile, ipt_request *q)
-{
-    const gen_args *a = r->a;
-    ipt_request_init(q);
-    q->model = a->model;
-    q->vae = a->vae;
-    q->taesd = a->taesd;
-    q->config_dir = a->config_dir;
-    q->prediction = a->prediction;
-    q->prompt = a->prompt;
-    q->negative = a->negative;
-    q->width = a->width;
-    q->height = a->height;
-    q->steps = a->steps;
-    q->cfg = a->cfg;
-    q->cfg_rescale = a->cfg_rescale;
-    q->clip_skip = a->clip_skip;
-    q->seed = a->seed;
-    q->count = r->count;
-    q->sampler = a->sampler;
-    q->schedule = a->schedule;
-    q->rng = a->rng;
-    q->init = a->init ? &r->init : NULL;
-    q->mask = a->mask ? &r->mask : NULL;
-    q->strength = a->strength;
-    q->no_paste = a->no_paste;
-    q->lora = r->lora;
-    q->n_lora = a->lora.n;
-    q->compose = a->compose;
-    q->compose_opt = (const char *const *)a->compose_opt.item;
-    q->n_compose_opt = a->compose_opt.n;
-    q->lora_dirs = (const char *const *)a->lora_dir.item;
-    q->n_lora_dirs = a->lora_dir.n;
-    q->embedding_dirs = (const char *const *)a->embedding_dir.item;
-    q->n_embedding_dirs = a->embedding_dir.n;
-    q->vae_tile = tile;
-    q->batch = a->batch;
-    q->allow_partial = a->allow_partial;
-    q->trace = a->trace;
-    q->progress = cli_progress_show;
 }
 
 /* --- the report
@@ -465,8 +406,8 @@ static json_t *report_json(const gen_run *r, const ipt_report *p)
     json_t *o = json_object(), *files = json_array(), *opts = json_array();
     for (size_t i = 0; i < r->n_done; i++)
         json_array_append_new(files, ipt_json_text(r->file[i]));
-    for (size_t i = 0; i < r->a->compose_opt.n; i++)
-        json_array_append_new(opts, ipt_json_text(r->a->compose_opt.item[i]));
+    for (size_t i = 0; i < r->a->q.n_compose_opt; i++)
+        json_array_append_new(opts, ipt_json_text(r->a->q.compose_opt[i]));
     json_object_set_new(o, "model", ipt_json_text(p->model));
     json_object_set_new(o, "architecture", ipt_json_text(p->model_arch));
     json_object_set_new(o, "model_sha256", ipt_json_text(p->model_sha256));
@@ -546,10 +487,6 @@ static int make_pictures(gen_run *r, const ipt_request *q)
     ipt_engine *e = NULL;
     ipt_report p = {0};
     ipt_engine_opts o = {.device = r->a->device, .vram_limit = (uint64_t)r->a->vram_limit << 20};
-    if (r->a->precision && strcmp(r->a->precision, "f16") == 0)
-        o.precision = IPT_PRECISION_F16;
-    if (r->a->precision && strcmp(r->a->precision, "f32") == 0)
-        o.precision = IPT_PRECISION_F32;
     ipt_status s = ipt_engine_create(c->ctx, &o, &e);
     if (s == IPT_OK)
         s = ipt_generate(e, q, save_picture, r, &p);
@@ -570,41 +507,63 @@ static int make_pictures(gen_run *r, const ipt_request *q)
 
 static int generate(cli *c, gen_args *a, gen_run *r)
 {
-    ipt_request q;
-    int32_t tile = 0;
-    ipt_status s = IPT_OK;
-    int rc = check_args(c, a, &tile);
+    int rc = take_lists(r, a);
     if (rc == CLI_GO_ON)
-        rc = read_loras(r);
-    if (rc == CLI_GO_ON)
-        rc = add_lora_home(r, a);
+        rc = check_args(c, a);
     if (rc == CLI_GO_ON)
         rc = prepare_output(r);
     if (rc != CLI_GO_ON)
         return rc;
+    add_lora_home(r, a);
     if (a->sheet) {
         r->kept = ipt_calloc(c->ctx, (size_t)r->count, sizeof *r->kept);
-        s = r->kept ? IPT_OK : IPT_ERR_NOMEM;
+        if (!r->kept)
+            return cli_fail_status(c, IPT_ERR_NOMEM);
     }
-    if (s == IPT_OK && a->init)
-        s = ipt_image_load(c->ctx, a->init, &r->init);
-    if (s == IPT_OK && a->mask)
-        s = ipt_image_load(c->ctx, a->mask, &r->mask);
+    cli_progress_init(&r->progress, c->quiet);
+    a->q.trace = a->trace;
+    a->q.progress = cli_progress_show;
+    a->q.user = &r->progress;
+    return make_pictures(r, &a->q);
+}
+
+static void finish_lists(gen_args *a)
+{
+    cli_list *list[] = {&a->lora, &a->compose_opt, &a->lora_dirs, &a->embedding_dirs};
+    for (size_t i = 0; i < IPT_COUNT(list); i++)
+        cli_list_finish(list[i]);
+}
+
+/* The options; with --request they are read once more, over what that says. */
+static int read_options(cli *c, const cli_command *cmd, int argc, char **argv, ipt_arena *arena,
+                        gen_args *a)
+{
+    uint64_t seed = 0;
+    ipt_status s = cli_random_seed(c->ctx, &seed); /* --seed overwrites it */
     if (s != IPT_OK)
         return cli_fail_status(c, s);
-    cli_progress_init(&r->progress, c->quiet);
-    fill_request(r, tile, &q);
-    q.user = &r->progress;
-    return make_pictures(r, &q);
+    ipt_request_init(&a->q);
+    a->q.seed = seed;
+    int rc = cli_parse(c, cmd, argc, argv, a, NULL);
+    if (rc != CLI_GO_ON || !a->request)
+        return rc;
+    const char *file = a->request;
+    finish_lists(a);
+    memset(a, 0, sizeof *a);
+    ipt_request_init(&a->q);
+    a->q.seed = seed;
+    s = ipt_request_load(arena, file, &a->q);
+    return s == IPT_OK ? cli_parse(c, cmd, argc, argv, a, NULL) : cli_fail_status(c, s);
 }
 
 static int run(cli *c, const cli_command *cmd, int argc, char **argv)
 {
-    gen_args a = {.cfg = (double)NAN, .strength = (double)NAN};
+    gen_args a = {.request = NULL};
     gen_run r = {.c = c, .a = &a};
-    ipt_status s = cli_random_seed(c->ctx, &a.seed); /* --seed overwrites it */
-    int rc = s == IPT_OK ? cli_parse(c, cmd, argc, argv, &a, NULL) : cli_fail_status(c, s);
-    r.count = a.count > 0 ? a.count : 1;
+    ipt_arena arena;
+    ipt_arena_init(&arena, c->ctx);
+    int rc = read_options(c, cmd, argc, argv, &arena, &a);
+    r.count = a.q.count > 0 ? a.q.count : 1;
     if (rc == CLI_GO_ON)
         rc = generate(c, &a, &r);
     for (int32_t i = 0; r.kept && i < r.count; i++)
@@ -615,12 +574,8 @@ static int run(cli *c, const cli_command *cmd, int argc, char **argv)
     ipt_free(r.lora_text);
     ipt_free(r.lora);
     ipt_free(r.file);
-    ipt_image_finish(&r.init);
-    ipt_image_finish(&r.mask);
-    cli_list_finish(&a.lora);
-    cli_list_finish(&a.compose_opt);
-    cli_list_finish(&a.lora_dir);
-    cli_list_finish(&a.embedding_dir);
+    finish_lists(&a);
+    ipt_arena_finish(&arena);
     return rc;
 }
 
@@ -643,7 +598,8 @@ const cli_command cli_cmd_generate = {
         "      --compose switch -o cat.png\n"
         "  impasto generate -m sdxl/ -p \"a fox\" --init sketch.png --strength 0.6 -W 1024 -H 1024 "
         "-o fox.jpg\n"
-        "  impasto generate -p \"a green pear\" --count 9 --sheet pears.png -o pear.png --json\n",
+        "  impasto generate -p \"a green pear\" --count 9 --sheet pears.png -o pear.png --json\n"
+        "  impasto generate --request pear-3.png --steps 40 -o pear-3b.png\n",
     .more = more_help,
     .run = run,
 };

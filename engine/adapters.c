@@ -3,6 +3,12 @@
 
 #include <string.h>
 
+/* The folders where names are looked up, the user's own last. */
+static const char *lora_dir(const ipt_request *r, size_t i)
+{
+    return i < r->n_lora_dirs ? r->lora_dirs[i] : r->lora_home;
+}
+
 /* A path as given, or a name (with or without ending) in one of the LoRA folders. */
 static ipt_status find_lora(ipt_engine *e, const ipt_request *r, const char *name, char *buf,
                             size_t n)
@@ -12,15 +18,16 @@ static ipt_status find_lora(ipt_engine *e, const ipt_request *r, const char *nam
         ipt_name(buf, n, "%s", name);
         return IPT_OK;
     }
-    for (size_t d = 0; d < r->n_lora_dirs && !strstr(name, ".."); d++)
+    size_t n_dir = r->n_lora_dirs + (r->lora_home != NULL);
+    for (size_t d = 0; d < n_dir && !strstr(name, ".."); d++)
         for (size_t i = 0; i < IPT_COUNT(endings); i++) {
-            ipt_name(buf, n, "%s/%s%s", r->lora_dirs[d], name, endings[i]);
+            ipt_name(buf, n, "%s/%s%s", lora_dir(r, d), name, endings[i]);
             if (ipt_is_file(buf))
                 return IPT_OK;
         }
     char dirs[512] = "";
-    for (size_t d = 0, at = 0; d < r->n_lora_dirs && at < sizeof dirs; d++)
-        at += (size_t)snprintf(dirs + at, sizeof dirs - at, "%s%s", d ? ", " : "", r->lora_dirs[d]);
+    for (size_t d = 0, at = 0; d < n_dir && at < sizeof dirs; d++)
+        at += (size_t)snprintf(dirs + at, sizeof dirs - at, "%s%s", d ? ", " : "", lora_dir(r, d));
     return ipt_fail(e->ctx, IPT_ERR_IO,
                     "%.200s: no such LoRA file%s%s; --lora-dir DIR names a folder", name,
                     dirs[0] ? ", nor one of that name in " : "", dirs);

@@ -5,11 +5,27 @@
 #include <math.h>
 #include <string.h>
 
-void ipt_request_init(ipt_request *r)
+/* The request of picture k with nothing left open: what repeats it. */
+static ipt_request settled(const ipt_run *u, int32_t k)
 {
-    memset(r, 0, sizeof *r);
-    r->cfg = (double)NAN;
-    r->strength = (double)NAN;
+    ipt_request q = *u->r;
+    const ipt_report *rep = u->rep;
+    q.model = rep->model;
+    q.prompt = q.prompt ? q.prompt : "";
+    q.width = rep->width;
+    q.height = rep->height;
+    q.steps = rep->steps;
+    q.cfg = u->set.cfg;
+    q.seed += (uint64_t)k;
+    q.count = 0;
+    q.sampler = u->set.is_unnamed ? "default" : rep->sampler;
+    q.schedule = rep->schedule;
+    q.rng = rep->rng;
+    q.precision = u->e->m->weight_type == IPT_F32 ? "f32" : "f16";
+    q.compose = rep->compose;
+    if (q.init)
+        q.strength = u->set.strength;
+    return q;
 }
 
 static ipt_status emit_picture(ipt_run *u, const float *rgb, int32_t k, ipt_image_fn image,
@@ -17,7 +33,6 @@ static ipt_status emit_picture(ipt_run *u, const float *rgb, int32_t k, ipt_imag
 {
     size_t n = (size_t)u->set.width * (size_t)u->set.height * 3;
     ipt_image im = {u->set.width, u->set.height, ipt_alloc(u->e->ctx, n)};
-    uint64_t seed = u->r->seed + (uint64_t)k;
     if (!im.rgb)
         return IPT_ERR_NOMEM;
     for (size_t i = 0; i < n; i++)
@@ -33,8 +48,9 @@ static ipt_status emit_picture(ipt_run *u, const float *rgb, int32_t k, ipt_imag
         }
     }
     u->rep->ms_total = ipt_now_ms() - u->t_start;
-    char *text = ipt_infotext(u->e, u->r, u->rep, seed, &u->e->report_arena);
-    char *json = ipt_request_json(u->e, u->r, u->rep, seed, &u->e->report_arena);
+    const ipt_request q = settled(u, k);
+    char *text = ipt_infotext(u->e, &q, u->rep, &u->e->report_arena);
+    char *json = ipt_request_write(&q, &u->e->report_arena);
     ipt_status status = text && json ? IPT_OK : IPT_ERR_NOMEM;
     if (k == 0)
         u->rep->infotext = text;
@@ -63,11 +79,27 @@ static ipt_status make_pictures(ipt_run *u, ipt_trace *trace, ipt_image_fn image
     return status;
 }
 
+/* Pictures that the request names as files. */
+static ipt_status read_pictures(ipt_run *u)
+{
+    ipt_request *r = &u->request;
+    if (!r->init && r->init_file) {
+        IPT_TRY(ipt_image_load(u->e->ctx, r->init_file, &u->init));
+        r->init = &u->init;
+    }
+    if (!r->mask && r->mask_file) {
+        IPT_TRY(ipt_image_load(u->e->ctx, r->mask_file, &u->mask));
+        r->mask = &u->mask;
+    }
+    return IPT_OK;
+}
+
 static ipt_status run_request(ipt_run *u, ipt_image_fn image, void *user)
 {
     ipt_engine *e = u->e;
     ipt_trace *trace = NULL;
     ipt_run_progress(u, "load", 0, 1, 0);
+    IPT_TRY(read_pictures(u));
     IPT_TRY(ipt_job_prepare(u));
     u->rep->ms_load = ipt_now_ms() - u->t_start;
     IPT_TRY(ipt_job_encode(u));
@@ -96,7 +128,8 @@ ipt_status ipt_generate(ipt_engine *e, const ipt_request *r, ipt_image_fn image,
         return IPT_ERR_NOMEM;
     memset(&local, 0, sizeof local);
     u->e = e;
-    u->r = r;
+    u->request = *r;
+    u->r = &u->request;
     u->rep = &local;
     u->t_start = ipt_now_ms();
     e->request++;
@@ -120,6 +153,8 @@ ipt_status ipt_generate(ipt_engine *e, const ipt_request *r, ipt_image_fn image,
     if (report)
         *report = local;
     ipt_job_finish(u);
+    ipt_image_finish(&u->init);
+    ipt_image_finish(&u->mask);
     ipt_arena_finish(&u->arena);
     ipt_free(u);
     if (status == IPT_ERR_DEVICE_LOST) /* the next request opens the device anew */

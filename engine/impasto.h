@@ -91,9 +91,10 @@ typedef struct ipt_request {
     uint64_t seed;
     int32_t count; /* pictures; picture k has seed + k; 0: 1 */
     const char *sampler, *schedule,
-        *rng;                     /* NULL: the model's own scheduler; "default"; "torch-cpu" */
-    const ipt_image *init, *mask; /* img2img; white = repaint.  Borrowed for the call */
-    double strength;              /* 0..1; NAN: 0.75 (1.0 with a mask) */
+        *rng; /* NULL or "default": the model's own scheduler; NULL: "default"; "torch-cpu" */
+    const ipt_image *init, *mask;      /* img2img; white = repaint.  Borrowed for the call */
+    const char *init_file, *mask_file; /* files of them: read where the pictures are NULL */
+    double strength;                   /* 0..1; NAN: 0.75 (1.0 with a mask) */
     bool no_paste; /* keep the raw result where the mask protects; else init's own pixels */
     const ipt_lora *lora;
     size_t n_lora;
@@ -103,15 +104,32 @@ typedef struct ipt_request {
     const char *const *lora_dirs,
         *const *embedding_dirs; /* searched for <lora:name> and names in prompts */
     size_t n_lora_dirs, n_embedding_dirs;
-    int32_t vae_tile;     /* 0 auto, -1 never, else tile size in pixels */
-    int32_t batch;        /* UNet rows evaluated at once at most; 0: auto */
-    bool allow_partial;   /* take a LoRA of which some modules do not fit */
-    const ipt_stop *stop; /* asked: this request ends, and no other; NULL: none of its own */
-    const char *trace;    /* safetensors file of every intermediate of picture 0, or NULL */
+    const char *lora_home; /* a folder behind lora_dirs that is the user's own, not the request's */
+    const char *precision; /* "f16", "f32", "auto"; NULL: the engine's */
+    int32_t vae_tile;      /* 0 auto, -1 never, else tile size in pixels */
+    int32_t batch;         /* UNet rows evaluated at once at most; 0: auto */
+    bool allow_partial;    /* take a LoRA of which some modules do not fit */
+    const ipt_stop *stop;  /* asked: this request ends, and no other; NULL: none of its own */
+    const char *trace;     /* safetensors file of every intermediate of picture 0, or NULL */
     ipt_progress_fn progress;
     void *user;
 } ipt_request;
 void ipt_request_init(ipt_request *r); /* the defaults above */
+
+/* Requests as JSON objects with the fields of request.def; what is not there stays as it is in *r,
+ * which is untouched after a failure.  Texts live in arena; what names the text in messages.
+ * Errors: IPT_ERR_FORMAT: no JSON, an unknown field, or a field with what was found and what is
+ * expected; IPT_ERR_NOMEM. */
+IPT_CHECKED ipt_status ipt_request_parse(ipt_arena *arena, const char *what, const char *text,
+                                         size_t n, ipt_request *r);
+/* The same from a .json file, or from a PNG that ipt_image_save wrote.  Errors: also IPT_ERR_IO. */
+IPT_CHECKED ipt_status ipt_request_load(ipt_arena *arena, const char *path, ipt_request *r);
+/* The other way: fields that differ from ipt_request_init.  Reading it gives the same request, but
+ * for pictures that have no file.  Memory from arena; NULL when it ran out. */
+char *ipt_request_write(const ipt_request *r, ipt_arena *arena);
+/* The request [*n_text] inside the PNG [n].  Errors: IPT_ERR_FORMAT: there is none. */
+IPT_CHECKED ipt_status ipt_image_find_request(ipt_ctx *ctx, const char *path, const char *png,
+                                              size_t n, const char **text, size_t *n_text);
 
 typedef struct ipt_adapter_report {
     const char *file, *name, *family, *algo; /* algo "lora" or "locon" */

@@ -9,17 +9,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-static double cfg_of(const ipt_request *r, const ipt_report *rep)
-{
-    bool few = strcmp(rep->sampler, "lcm") == 0 || strcmp(rep->sampler, "tcd") == 0;
-    return isnan(r->cfg) ? (few ? 1.5 : 7.0) : r->cfg;
-}
-
-static double strength_of(const ipt_request *r)
-{
-    return isnan(r->strength) ? (r->mask ? 1.0 : 0.75) : r->strength;
-}
-
 /* The last name of a path, without an ending unless `whole`: what A1111 calls a model and a VAE. */
 static const char *name_of(ipt_arena *arena, const char *path, bool whole)
 {
@@ -117,62 +106,145 @@ ipt_status ipt_infotext_hashes(ipt_engine *e, const ipt_request *r, ipt_report *
     return IPT_OK;
 }
 
-/* --- A1111's text
- * ------------------------------------------------------------------------------------ */
-/* Appends to buf; *at stays below n. */
-static void put(char *buf, size_t n, size_t *at, const char *fmt, ...) IPT_PRINTF(4, 5);
-static void put(char *buf, size_t n, size_t *at, const char *fmt, ...)
+/* --- A1111's text ----------------------------------------------------------------------------- */
+typedef struct speech {
+    ipt_engine *e;
+    const ipt_request *r; /* with nothing left open */
+    const ipt_report *rep;
+    ipt_arena *arena;
+    char *buf; /* [n], at stays below */
+    size_t n, at;
+} speech;
+
+static void put(speech *s, const char *fmt, ...) IPT_PRINTF(2, 3);
+static void put(speech *s, const char *fmt, ...)
 {
     va_list ap;
     va_start(ap, fmt);
-    int len = vsnprintf(buf + *at, n - *at, fmt, ap);
+    int len = vsnprintf(s->buf + s->at, s->n - s->at, fmt, ap);
     va_end(ap);
     if (len > 0)
-        *at = *at + (size_t)len < n ? *at + (size_t)len : n - 1;
+        s->at = s->at + (size_t)len < s->n ? s->at + (size_t)len : s->n - 1;
 }
 
 /* ", KEY: value", the value as a JSON string where its characters would end it, as A1111 quotes. */
-static void put_value(char *buf, size_t n, size_t *at, const char *key, const char *value)
+static void put_value(speech *s, const char *key, const char *value)
 {
     json_t *o = value && strpbrk(value, ",:\n") ? ipt_json_text(value) : NULL;
     char *quoted = o ? json_dumps(o, JSON_ENCODE_ANY) : NULL;
     if (value)
-        put(buf, n, at, ", %s: %s", key, quoted ? quoted : value);
+        put(s, ", %s: %s", key, quoted ? quoted : value);
     free(quoted);
     json_decref(o);
 }
 
-/* "Lora hashes": names as the prompt's tags have them. */
-static void put_loras(char *buf, size_t n, size_t *at, const ipt_report *rep, ipt_arena *arena)
+/* The prompt, and --lora options as if typed: tags carry the strengths, the text encoder's first.
+ */
+static void say_prompt(speech *s)
 {
-    size_t room = 1, k = 0;
-    for (size_t i = 0; i < rep->n_adapter; i++)
-        room += strlen(rep->adapter[i].name) + 32;
-    char *list = ipt_arena_alloc(arena, room);
-    for (size_t i = 0; list && i < rep->n_adapter; i++) {
-        const ipt_adapter_report *a = &rep->adapter[i];
-        if (!a->a1111_hash)
-            continue;
-        put(list, room, &k, "%s", k ? ", " : "");
-        for (const char *c = a->name; *c; c++) /* they separate the list */
-            if (*c != ':' && *c != ',')
-                put(list, room, &k, "%c", *c);
-        put(list, room, &k, ": %s", a->a1111_hash);
+    put(s, "%s", s->r->prompt ? s->r->prompt : "");
+    for (size_t i = 0; i < s->r->n_lora; i++) {
+        double w = (double)s->r->lora[i].weight, te = (double)s->r->lora[i].te_weight;
+        put(s, " <lora:%s:%g", s->e->set->file[i]->name, te);
+        if (w < te || w > te)
+            put(s, ":%g", w);
+        put(s, ">");
     }
-    if (list && k > 0)
-        put_value(buf, n, at, "Lora hashes", list);
 }
 
-/* --lora options as if typed: tags carry the strengths, the text encoder's first. */
-static void put_tags(char *buf, size_t n, size_t *at, const ipt_engine *e, const ipt_request *r)
+static void say_negative(speech *s)
 {
-    for (size_t i = 0; i < r->n_lora; i++) {
-        double w = (double)r->lora[i].weight, te = (double)r->lora[i].te_weight;
-        put(buf, n, at, " <lora:%s:%g", e->set->file[i]->name, te);
-        if (w < te || w > te)
-            put(buf, n, at, ":%g", w);
-        put(buf, n, at, ">");
+    if (s->r->negative && *s->r->negative)
+        put(s, "\nNegative prompt: %s", s->r->negative);
+}
+
+static void say_steps(speech *s) { put(s, "\nSteps: %d", s->r->steps); }
+
+static void say_sampler(speech *s)
+{
+    ipt_sampler_kind kind = IPT_SAMPLER_COUNT;
+    bool known = ipt_sampler_from_name(s->rep->sampler, &kind);
+    put(s, ", Sampler: %s", known ? ipt_sampler_label(kind) : s->rep->sampler);
+}
+
+static void say_schedule(speech *s) { put_value(s, "Schedule type", s->rep->schedule_label); }
+static void say_cfg(speech *s) { put(s, ", CFG scale: %g", s->r->cfg); }
+static void say_seed(speech *s) { put(s, ", Seed: %" PRIu64, s->r->seed); }
+static void say_size(speech *s) { put(s, ", Size: %dx%d", s->r->width, s->r->height); }
+
+static void say_model(speech *s)
+{
+    put_value(s, "Model hash", first_of(s->rep->model_sha256, 10, s->arena));
+    put_value(s, "Model", name_of(s->arena, s->rep->model, false));
+}
+
+static void say_vae(speech *s)
+{
+    put_value(s, "VAE hash", first_of(s->rep->vae_sha256, 10, s->arena));
+    if (s->r->vae)
+        put_value(s, "VAE", name_of(s->arena, s->r->vae, true));
+}
+
+static void say_strength(speech *s)
+{
+    if (s->r->init)
+        put(s, ", Denoising strength: %g", s->r->strength);
+}
+
+static void say_clip_skip(speech *s)
+{
+    if (s->r->clip_skip > 1)
+        put(s, ", Clip skip: %d", s->r->clip_skip);
+}
+
+static void say_taesd(speech *s)
+{
+    if (s->r->taesd)
+        put(s, ", VAE Decoder: TAESD");
+}
+
+static void say_mask(speech *s)
+{
+    if (s->rep->mask_blur > 0)
+        put(s, ", Mask blur: %g", s->rep->mask_blur);
+}
+
+static void say_cfg_rescale(speech *s)
+{
+    if (s->r->cfg_rescale > 0)
+        put(s, ", CFG Rescale phi: %g", s->r->cfg_rescale);
+}
+
+static void say_rng(speech *s)
+{
+    put(s, ", RNG: %s", strcmp(s->rep->rng, "philox") == 0 ? "NV" : "CPU");
+}
+
+/* "Lora hashes": names as the prompt's tags have them. */
+static void say_loras(speech *s)
+{
+    speech list = {.arena = s->arena, .n = 1};
+    for (size_t i = 0; i < s->rep->n_adapter; i++)
+        list.n += strlen(s->rep->adapter[i].name) + 32;
+    list.buf = ipt_arena_alloc(s->arena, list.n);
+    for (size_t i = 0; list.buf && i < s->rep->n_adapter; i++) {
+        const ipt_adapter_report *a = &s->rep->adapter[i];
+        if (!a->a1111_hash)
+            continue;
+        put(&list, "%s", list.at ? ", " : "");
+        for (const char *c = a->name; *c; c++) /* they separate the list */
+            if (*c != ':' && *c != ',')
+                put(&list, "%c", *c);
+        put(&list, ": %s", a->a1111_hash);
     }
+    if (list.at > 0)
+        put_value(s, "Lora hashes", list.buf);
+}
+
+static void say_compose(speech *s)
+{
+    if (s->rep->n_adapter > 0)
+        put(s, ", Compose: %s", s->rep->compose);
 }
 
 static size_t text_room(const ipt_engine *e, const ipt_request *r, const ipt_report *rep)
@@ -185,112 +257,21 @@ static size_t text_room(const ipt_engine *e, const ipt_request *r, const ipt_rep
     return n;
 }
 
-char *ipt_infotext(ipt_engine *e, const ipt_request *r, const ipt_report *rep, uint64_t seed,
-                   ipt_arena *arena)
+char *ipt_infotext(ipt_engine *e, const ipt_request *r, const ipt_report *rep, ipt_arena *arena)
 {
-    const char *prompt = r->prompt ? r->prompt : "", *negative = r->negative ? r->negative : "";
-    ipt_sampler_kind kind = IPT_SAMPLER_COUNT;
-    size_t n = text_room(e, r, rep), at = 0;
-    char *buf = ipt_arena_alloc(arena, n);
-    const char *model = name_of(arena, rep->model, false),
-               *vae = r->vae ? name_of(arena, r->vae, true) : NULL;
-    if (!buf || !model || (r->vae && !vae))
+    static void (*const say[])(speech * s) = {
+#define IPT_FIELD(type, member, name, option, letter, value, help, min, max, choices, needs, say)  \
+    say,
+#include "engine/request.def"
+#undef IPT_FIELD
+    };
+    speech s = {e, r, rep, arena, NULL, text_room(e, r, rep), 0};
+    s.buf = ipt_arena_alloc(arena, s.n);
+    if (!s.buf)
         return NULL;
-    put(buf, n, &at, "%s", prompt);
-    put_tags(buf, n, &at, e, r);
-    if (*negative)
-        put(buf, n, &at, "\nNegative prompt: %s", negative);
-    bool known = ipt_sampler_from_name(rep->sampler, &kind);
-    put(buf, n, &at, "\nSteps: %d, Sampler: %s", rep->steps,
-        known ? ipt_sampler_label(kind) : rep->sampler);
-    put_value(buf, n, &at, "Schedule type", rep->schedule_label);
-    put(buf, n, &at, ", CFG scale: %g, Seed: %" PRIu64 ", Size: %dx%d", cfg_of(r, rep), seed,
-        rep->width, rep->height);
-    put_value(buf, n, &at, "Model hash", first_of(rep->model_sha256, 10, arena));
-    put_value(buf, n, &at, "Model", model);
-    put_value(buf, n, &at, "VAE hash", first_of(rep->vae_sha256, 10, arena));
-    put_value(buf, n, &at, "VAE", vae);
-    if (r->init)
-        put(buf, n, &at, ", Denoising strength: %g", strength_of(r));
-    if (r->clip_skip > 1)
-        put(buf, n, &at, ", Clip skip: %d", r->clip_skip);
-    if (r->taesd)
-        put(buf, n, &at, ", VAE Decoder: TAESD");
-    if (rep->mask_blur > 0)
-        put(buf, n, &at, ", Mask blur: %g", rep->mask_blur);
-    if (r->cfg_rescale > 0)
-        put(buf, n, &at, ", CFG Rescale phi: %g", r->cfg_rescale);
-    put(buf, n, &at, ", RNG: %s", strcmp(rep->rng, "philox") == 0 ? "NV" : "CPU");
-    put_loras(buf, n, &at, rep, arena);
-    if (rep->n_adapter > 0)
-        put(buf, n, &at, ", Compose: %s", rep->compose);
-    put(buf, n, &at, ", Version: impasto " IPT_VERSION);
-    return buf;
-}
-
-/* --- the request as JSON
- * ----------------------------------------------------------------------------- */
-static json_t *lora_json(const ipt_request *r)
-{
-    json_t *list = json_array();
-    for (size_t i = 0; i < r->n_lora; i++) {
-        const ipt_lora *l = &r->lora[i];
-        json_t *o = json_object();
-        json_object_set_new(o, "file", ipt_json_text(l->path));
-        json_object_set_new(o, "weight", json_real((double)l->weight));
-        json_object_set_new(o, "te_weight", json_real((double)l->te_weight));
-        if (l->word)
-            json_object_set_new(o, "word", ipt_json_text(l->word));
-        if (l->start > 0 || l->end < 1) {
-            json_object_set_new(o, "start", json_real((double)l->start));
-            json_object_set_new(o, "end", json_real((double)l->end));
-        }
-        if (l->blocks)
-            json_object_set_new(o, "blocks", ipt_json_text(l->blocks));
-        json_array_append_new(list, o);
-    }
-    return list;
-}
-
-char *ipt_request_json(ipt_engine *e, const ipt_request *r, const ipt_report *rep, uint64_t seed,
-                       ipt_arena *arena)
-{
-    json_t *o = json_object();
-    (void)e;
-    json_object_set_new(o, "model", ipt_json_text(rep->model));
-    json_object_set_new(o, "prompt", ipt_json_text(r->prompt ? r->prompt : ""));
-    if (r->negative)
-        json_object_set_new(o, "negative", ipt_json_text(r->negative));
-    json_object_set_new(o, "steps", json_integer(rep->steps));
-    json_object_set_new(o, "cfg", json_real(cfg_of(r, rep)));
-    if (r->cfg_rescale > 0)
-        json_object_set_new(o, "cfg_rescale", json_real(r->cfg_rescale));
-    json_object_set_new(o, "seed", ipt_json_uint(seed));
-    json_object_set_new(o, "width", json_integer(rep->width));
-    json_object_set_new(o, "height", json_integer(rep->height));
-    json_object_set_new(o, "sampler", ipt_json_text(rep->sampler));
-    json_object_set_new(o, "schedule", ipt_json_text(rep->schedule));
-    json_object_set_new(o, "rng", ipt_json_text(rep->rng));
-    json_object_set_new(o, "precision", ipt_json_text(rep->precision));
-    if (r->clip_skip > 0)
-        json_object_set_new(o, "clip_skip", json_integer(r->clip_skip));
-    if (r->vae)
-        json_object_set_new(o, "vae", ipt_json_text(r->vae));
-    if (r->init)
-        json_object_set_new(o, "strength", json_real(strength_of(r)));
-    json_object_set_new(o, "compose", ipt_json_text(rep->compose));
-    if (r->init && r->mask)
-        json_object_set_new(o, "paste", json_boolean(!r->no_paste));
-    json_object_set_new(o, "compose", json_string(rep->compose));
-    json_t *opts = json_array();
-    for (size_t i = 0; i < r->n_compose_opt; i++)
-        json_array_append_new(opts, ipt_json_text(r->compose_opt[i]));
-    json_object_set_new(o, "compose_opt", opts);
-    json_object_set_new(o, "lora", lora_json(r));
-    json_object_set_new(o, "version", ipt_json_text("impasto " IPT_VERSION));
-    char *text = json_dumps(o, JSON_COMPACT);
-    char *copy = text ? ipt_arena_strdup(arena, text) : NULL;
-    free(text);
-    json_decref(o);
-    return copy;
+    for (size_t i = 0; i < IPT_COUNT(say); i++)
+        if (say[i])
+            say[i](&s);
+    put(&s, ", Version: impasto " IPT_VERSION);
+    return s.buf;
 }

@@ -93,6 +93,7 @@ struct ipt_engine {
     ipt_weights *taesd_store;
     char taesd_key[IPT_MAX_PATH];
     uint64_t taesd_stamp;
+    ipt_dtype taesd_type;
     uint32_t taesd_id;
     ipt_adapter_set *set; /* of the request that runs, or of the last one; NULL: no adapters */
 
@@ -155,10 +156,11 @@ typedef struct ipt_settings {
     ipt_sampler_kind kind;
     ipt_schedule schedule;
     ipt_sampler_config config;
-    bool philox;       /* source of noise; else torch's CPU generator */
-    bool lcm_guidance; /* the strength of guidance is an input of the UNet */
-    bool two_rows;     /* a negative row beside each positive one */
-    double cfg;
+    bool is_unnamed;      /* the scheduler's name would mean other settings than the folder's own */
+    bool philox;          /* source of noise; else torch's CPU generator */
+    bool lcm_guidance;    /* the strength of guidance is an input of the UNet */
+    bool two_rows;        /* a negative row beside each positive one */
+    double cfg, strength; /* strength: with a picture to start from */
     int32_t width, height, h, w, channels; /* of the picture; of its latent */
     int32_t steps, skip, count;            /* skip: first steps left out by img2img */
     size_t n;                              /* values of one latent */
@@ -302,9 +304,7 @@ IPT_CHECKED ipt_status ipt_infotext_begin(ipt_engine *e, const ipt_request *r);
  * Errors: IPT_ERR_CANCELLED. */
 IPT_CHECKED ipt_status ipt_infotext_hashes(ipt_engine *e, const ipt_request *r, ipt_report *rep,
                                            ipt_adapter_report *a);
-/* A1111 "parameters" and the request as JSON; memory from arena, NULL when it ran out. */
-char *ipt_infotext(ipt_engine *e, const ipt_request *r, const ipt_report *rep, uint64_t seed,
-                   ipt_arena *arena);
-char *ipt_request_json(ipt_engine *e, const ipt_request *r, const ipt_report *rep, uint64_t seed,
-                       ipt_arena *arena);
+/* A1111's "parameters" of a request with nothing left open; memory from arena, NULL when it ran
+ * out. */
+char *ipt_infotext(ipt_engine *e, const ipt_request *r, const ipt_report *rep, ipt_arena *arena);
 #endif

@@ -135,6 +135,20 @@ static ipt_loaded *find_kept(ipt_engine *e, const char *key, const uint64_t stam
     return NULL;
 }
 
+static ipt_status read_precision(ipt_ctx *ctx, const char *text, ipt_precision *out)
+{
+    static const char *const names[] = {
+        [IPT_PRECISION_AUTO] = "auto", [IPT_PRECISION_F16] = "f16", [IPT_PRECISION_F32] = "f32"};
+    for (size_t i = 0; text && i < IPT_COUNT(names); i++)
+        if (strcmp(text, names[i]) == 0) {
+            *out = (ipt_precision)i;
+            return IPT_OK;
+        }
+    return text ? ipt_fail(ctx, IPT_ERR_ARG, "unknown precision '%.80s'; there are: auto f16 f32",
+                           text)
+                : IPT_OK;
+}
+
 ipt_status ipt_load_model(ipt_engine *e, const ipt_request *r)
 {
     char path[IPT_MAX_PATH], key[3 * IPT_MAX_PATH];
@@ -143,6 +157,7 @@ ipt_status ipt_load_model(ipt_engine *e, const ipt_request *r)
     else
         IPT_TRY(ipt_default_model(e->ctx, path, sizeof path));
     ipt_precision precision = e->opts.precision;
+    IPT_TRY(read_precision(e->ctx, r->precision, &precision));
     ipt_name(key, sizeof key, "%d|%s|%s|%s", precision == IPT_PRECISION_F32, path,
              r->vae ? r->vae : "", r->config_dir ? r->config_dir : "");
     const uint64_t stamp[2] = {ipt_file_stamp(path), ipt_file_stamp(r->vae)};
@@ -215,7 +230,8 @@ static ipt_status load_taesd(ipt_engine *e, const char *path)
     const uint64_t stamp = ipt_file_stamp(path);
     ipt_model *model = NULL;
     ipt_weights *store = NULL;
-    if (strcmp(e->taesd_key, path ? path : "") == 0 && e->taesd_stamp == stamp)
+    if (strcmp(e->taesd_key, path ? path : "") == 0 && e->taesd_stamp == stamp &&
+        (!path || e->taesd_type == e->m->weight_type))
         return IPT_OK;
     if (path)
         IPT_TRY(open_taesd(e, path, &model, &store));
@@ -224,6 +240,7 @@ static ipt_status load_taesd(ipt_engine *e, const char *path)
     e->taesd = model;
     e->taesd_store = store;
     e->taesd_stamp = stamp;
+    e->taesd_type = e->m->weight_type;
     ipt_name(e->taesd_key, sizeof e->taesd_key, "%s", path ? path : "");
     return IPT_OK;
 }

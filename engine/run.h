@@ -24,7 +24,9 @@ typedef struct ipt_buffers {
 
 typedef struct ipt_run {
     ipt_engine *e;
-    const ipt_request *r;
+    ipt_request request;  /* with the pictures of its files */
+    const ipt_request *r; /* it */
+    ipt_image init, mask;
     ipt_report *rep;
     ipt_adapter_report *adapter; /* rep's, [e->n_file] */
     ipt_arena arena;

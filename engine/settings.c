@@ -41,20 +41,21 @@ static ipt_status choose_sampler(const ipt_engine *e, const ipt_request *r, ipt_
 {
     ipt_ctx *ctx = e->ctx;
     const json_t *json = ipt_model_scheduler(e->m->model);
+    const char *sampler = r->sampler && strcmp(r->sampler, "default") != 0 ? r->sampler : NULL;
     s->kind = IPT_SAMPLER_DPMPP_2M; /* single files name no scheduler: what their users take */
     s->schedule = IPT_SCHEDULE_DEFAULT;
     ipt_schedule asked = IPT_SCHEDULE_DEFAULT;
-    if (r->sampler && ipt_sampler_read(r->sampler, &s->kind, &s->schedule) != IPT_NAME_KNOWN)
-        return ipt_fail(ctx, IPT_ERR_ARG, "unknown sampler '%.80s'; there are: %s", r->sampler,
+    if (sampler && ipt_sampler_read(sampler, &s->kind, &s->schedule) != IPT_NAME_KNOWN)
+        return ipt_fail(ctx, IPT_ERR_ARG, "unknown sampler '%.80s'; there are: %s", sampler,
                         ipt_sampler_names());
-    if (!r->sampler && json) {
+    if (!sampler && json) {
         const char *name = ipt_json_str(json, "_class_name", "");
         if (!ipt_sampler_from_class(name, ipt_json_str(json, "algorithm_type", NULL), &s->kind))
             return ipt_fail(ctx, IPT_ERR_UNSUPPORTED,
                             "%s: scheduler %s is not known; choose one with --sampler",
                             ipt_model_path(e->m->model), name);
     }
-    if (!r->sampler && !json && !r->schedule)
+    if (!sampler && !json && !r->schedule)
         s->schedule = IPT_SCHEDULE_KARRAS;
     if (r->schedule && ipt_schedule_read(r->schedule, &asked) != IPT_NAME_KNOWN)
         return ipt_fail(ctx, IPT_ERR_ARG, "unknown schedule '%.80s'; there are: %s", r->schedule,
@@ -64,7 +65,7 @@ static ipt_status choose_sampler(const ipt_engine *e, const ipt_request *r, ipt_
         return ipt_fail(ctx, IPT_ERR_ARG,
                         "sampler '%.80s' names the schedule %s, schedule '%.80s' another one; give "
                         "one of them",
-                        r->sampler, ipt_schedule_name(s->schedule), r->schedule);
+                        sampler, ipt_schedule_name(s->schedule), r->schedule);
     if (asked != IPT_SCHEDULE_DEFAULT)
         s->schedule = asked;
     if (json) {
@@ -75,7 +76,9 @@ static ipt_status choose_sampler(const ipt_engine *e, const ipt_request *r, ipt_
         s->config.rescale_betas_zero_snr = e->m->config.zero_snr;
     }
     /* asked for by name, PNDM means PLMS as in every SD tool, without the Runge-Kutta start */
-    if (s->kind == IPT_SAMPLER_PNDM && r->sampler && !json_object_get(json, "skip_prk_steps"))
+    bool prk_unsaid = s->kind == IPT_SAMPLER_PNDM && !json_object_get(json, "skip_prk_steps");
+    s->is_unnamed = prk_unsaid && !sampler;
+    if (prk_unsaid && sampler)
         s->config.skip_prk_steps = true;
     if (e->m->config.arch !=
         IPT_ARCH_SDXL) { /* diffusers' SD pipeline corrects old configurations so */
@@ -168,8 +171,8 @@ ipt_status ipt_settings_choose(const ipt_engine *e, const ipt_request *r, ipt_ar
         return ipt_fail(ctx, IPT_ERR_ARG, "%s is an inpainting model: give --init and --mask",
                         ipt_model_path(e->m->model));
     if (r->init) {
-        double strength = isnan(r->strength) ? (r->mask ? 1.0 : 0.75) : r->strength;
-        IPT_TRY(ipt_sampler_skip(ctx, s->steps, strength, &s->skip));
+        s->strength = isnan(r->strength) ? (r->mask ? 1.0 : 0.75) : r->strength;
+        IPT_TRY(ipt_sampler_skip(ctx, s->steps, s->strength, &s->skip));
         warn_of_stretching(ctx, r, s);
     }
     return IPT_OK;
