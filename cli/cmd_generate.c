@@ -14,8 +14,8 @@
 typedef struct gen_args {
     ipt_request q;                                         /* of --request, then of the options */
     cli_list lora, compose_opt, lora_dirs, embedding_dirs; /* as given: they replace q's */
-    const char *request, *output, *sheet, *device, *trace;
-    int32_t vram_limit;
+    const char *request, *output, *sheet, *preview, *device, *trace;
+    int32_t vram_limit, preview_every;
 } gen_args;
 
 static const char compose_later[] = "cmlora clora lego lorahub";
@@ -55,6 +55,10 @@ static const cli_option options[] = {
      AT(output), 0, 0, NULL},
     {"sheet", 0, CLI_TEXT, "FILE", "also write all pictures of the request as one", AT(sheet), 0, 0,
      NULL},
+    {"preview", 0, CLI_TEXT, "FILE", "what the picture looks like so far, written again and again",
+     AT(preview), 0, 0, NULL},
+    {"preview-every", 0, CLI_INT, "N", "steps from one preview to the next, default 1",
+     AT(preview_every), 1, 1000, NULL},
     {"device", 0, CLI_TEXT, "DEVICE", "index, \"cpu\" or part of a name; see impasto devices",
      AT(device), 0, 0, NULL},
     {"vram-limit", 0, CLI_INT, "MIB", "device memory to take at most", AT(vram_limit), 64, 1 << 24,
@@ -192,16 +196,19 @@ static bool output_name(const gen_args *a, int32_t i, int32_t count, bool direct
 static int check_distinct(const gen_run *r)
 {
     const gen_args *a = r->a;
-    const char *other[] = {a->sheet, a->trace};
+    static const char *const names[] = {"sheet", "trace", "preview"};
+    const char *other[] = {a->sheet, a->trace, a->preview};
     for (size_t k = 0; k < IPT_COUNT(other); k++) {
         if (!other[k] || ipt_file_is_direct(other[k]))
             continue;
         for (int32_t i = 0; i < r->count; i++)
             if (strcmp(other[k], r->file[i]) == 0)
                 return cli_usage_error(r->c, "--%s %s would replace a picture of that name",
-                                       k ? "trace" : "sheet", other[k]);
-        if (k && other[0] && strcmp(other[0], other[k]) == 0)
-            return cli_usage_error(r->c, "--sheet and --trace are the same file: %s", other[k]);
+                                       names[k], other[k]);
+        for (size_t j = 0; j < k; j++)
+            if (other[j] && strcmp(other[j], other[k]) == 0)
+                return cli_usage_error(r->c, "--%s and --%s are the same file: %s", names[j],
+                                       names[k], other[k]);
     }
     return CLI_GO_ON;
 }
@@ -211,12 +218,13 @@ static int prepare_output(gen_run *r)
 {
     cli *c = r->c;
     const gen_args *a = r->a;
-    const char *pictures[] = {a->output, a->sheet};
+    static const char *const names[] = {"output", "sheet", "preview"};
+    const char *pictures[] = {a->output, a->sheet, a->preview};
     ipt_status s = IPT_OK;
     for (size_t i = 0; i < IPT_COUNT(pictures); i++)
         if (pictures[i] && !is_picture_name(pictures[i]) && !ipt_file_is_direct(pictures[i]))
-            return cli_usage_error(c, "--%s %s: the name must end in .png, .jpg or .jpeg",
-                                   i ? "sheet" : "output", pictures[i]);
+            return cli_usage_error(c, "--%s %s: the name must end in .png, .jpg or .jpeg", names[i],
+                                   pictures[i]);
     bool direct = a->output && ipt_file_is_direct(a->output);
     r->file = ipt_calloc(c->ctx, (size_t)r->count, sizeof *r->file);
     if (!r->file)
@@ -226,10 +234,10 @@ static int prepare_output(gen_run *r)
             return cli_fail(c, IPT_ERR_OUTPUT, "%.100s...: cannot write: path too long", a->output);
     for (int32_t i = 0; i < r->count && s == IPT_OK; i++)
         s = ipt_file_check_write(c->ctx, r->file[i]);
-    if (s == IPT_OK && a->sheet)
-        s = ipt_file_check_write(c->ctx, a->sheet);
-    if (s == IPT_OK && a->trace)
-        s = ipt_file_check_write(c->ctx, a->trace);
+    const char *other[] = {a->sheet, a->trace, a->preview};
+    for (size_t i = 0; i < IPT_COUNT(other) && s == IPT_OK; i++)
+        if (other[i])
+            s = ipt_file_check_write(c->ctx, other[i]);
     return s == IPT_OK ? check_distinct(r) : cli_fail_status(c, s);
 }
 
@@ -370,6 +378,18 @@ static ipt_status save_picture(void *user, int32_t i, const ipt_image *im, const
         cli_path_line(r->file[i]);
     }
     return IPT_OK;
+}
+
+static void show_progress(void *user, const ipt_progress *p)
+{
+    gen_run *r = user;
+    cli_progress_show(&r->progress, p);
+}
+
+static ipt_status save_preview(void *user, const ipt_preview *p)
+{
+    const gen_run *r = user;
+    return ipt_image_save(r->c->ctx, r->a->preview, p->im, NULL, NULL);
 }
 
 /* --- the report
@@ -522,8 +542,10 @@ static int generate(cli *c, gen_args *a, gen_run *r)
     }
     cli_progress_init(&r->progress, c->quiet);
     a->q.trace = a->trace;
-    a->q.progress = cli_progress_show;
-    a->q.user = &r->progress;
+    a->q.progress = show_progress;
+    a->q.preview = a->preview ? save_preview : NULL;
+    a->q.preview_every = a->preview_every;
+    a->q.user = r;
     return make_pictures(r, &a->q);
 }
 

@@ -77,6 +77,16 @@ typedef struct ipt_progress {
 } ipt_progress;
 typedef void (*ipt_progress_fn)(void *user, const ipt_progress *p);
 
+/* What a picture looks like so far: the clean picture that the last evaluation predicts, in full
+ * size through a tiny VAE (taesd, or the model's own), else one pixel for each cell of the latent.
+ */
+typedef struct ipt_preview {
+    int32_t image, step, n_step; /* steps done, of all that run */
+    const ipt_image *im;         /* borrowed for the call */
+} ipt_preview;
+/* A failure ends the request. */
+typedef ipt_status (*ipt_preview_fn)(void *user, const ipt_preview *p);
+
 typedef struct ipt_request {
     const char *model;             /* file or folder; NULL: default model */
     const char *vae, *taesd;       /* NULL: the model's own */
@@ -112,6 +122,8 @@ typedef struct ipt_request {
     const ipt_stop *stop;  /* asked: this request ends, and no other; NULL: none of its own */
     const char *trace;     /* safetensors file of every intermediate of picture 0, or NULL */
     ipt_progress_fn progress;
+    ipt_preview_fn preview; /* every preview_every steps (0: every step); changes no picture */
+    int32_t preview_every;
     void *user;
 } ipt_request;
 void ipt_request_init(ipt_request *r); /* the defaults above */

@@ -23,6 +23,13 @@ enum {
     IPT_KEEP_PLANS = 4, /* of a kind: two sizes of two models */
 };
 
+/* Colours in -0.5..0.5 of a latent cell: value[c] for each channel, then a constant. */
+enum { IPT_PREVIEW_CHANNELS = 32 };
+typedef struct ipt_preview_map {
+    int32_t channels; /* 0: not fitted yet */
+    float value[(IPT_PREVIEW_CHANNELS + 1) * 3];
+} ipt_preview_map;
+
 /* An open model and what is on the device of it. */
 typedef struct ipt_loaded {
     uint32_t id;   /* never given twice */
@@ -36,6 +43,7 @@ typedef struct ipt_loaded {
     ipt_module_list modules;
     ipt_weights *store[IPT_COMP_COUNT];
     ipt_tokenizer *tokenizer[2];
+    ipt_preview_map preview;
 } ipt_loaded;
 
 /* Adapter files of a request, slot by slot, for one model. */

@@ -7,7 +7,7 @@ ipt_status ipt_loop_buffers(ipt_run *u)
 {
     ipt_buffers *b = &u->buf;
     size_t bytes = u->set.n * sizeof(float);
-    float **one[] = {&b->x, &b->in, &b->eps, &b->eps_u, &b->noise, &b->fresh, &b->keep};
+    float **one[] = {&b->x, &b->in, &b->eps, &b->eps_u, &b->noise, &b->fresh, &b->keep, &b->x0};
     for (size_t i = 0; i < IPT_COUNT(one); i++)
         if (!(*one[i] = ipt_arena_alloc(&u->arena, bytes)))
             return IPT_ERR_NOMEM;
@@ -79,6 +79,7 @@ static ipt_status sample_loop(ipt_run *u, ipt_sampler *s, ipt_noise *source, ipt
         if (fresh)
             ipt_noise_draw(source, b->fresh, u->set.n);
         IPT_TRY(trace_latent(u, trace, "eps_step", i, b->eps));
+        IPT_TRY(ipt_preview_show(u, s, i, image));
         IPT_TRY(ipt_sampler_step(s, i, b->eps, b->x, fresh ? b->fresh : NULL));
         if (u->start.mask && !u->start.mask_channels)
             ipt_start_keep(&u->start, s, i + 1, &u->set, b->noise, b->keep, b->x);

@@ -18,7 +18,7 @@ typedef struct ipt_run_text {
 
 /* Buffers of one picture: latents [C,h,w]. */
 typedef struct ipt_buffers {
-    float *x, *in, *eps, *eps_u, *noise, *fresh, *keep;
+    float *x, *in, *eps, *eps_u, *noise, *fresh, *keep, *x0;
     float *row_eps; /* [rows of an evaluation at most][n] */
 } ipt_buffers;
 
@@ -87,6 +87,12 @@ IPT_CHECKED ipt_status ipt_loop_buffers(ipt_run *u);
 IPT_CHECKED ipt_status ipt_loop_trace_text(ipt_run *u, ipt_trace *t);
 /* Picture k of the request into rgb [H,W,3], 0..1; trace may be NULL. */
 IPT_CHECKED ipt_status ipt_loop_picture(ipt_run *u, int32_t k, ipt_trace *trace, float *rgb);
+
+/* --- preview.c -------------------------------------------------------------------------------- */
+/* After evaluation `eval` of picture `image`, before its step: shows u->buf.x and .eps if wanted.
+ */
+IPT_CHECKED ipt_status ipt_preview_show(ipt_run *u, const ipt_sampler *s, int32_t eval,
+                                        int32_t image);
 
 /* --- report.c --------------------------------------------------------------------------------- */
 void ipt_run_progress(ipt_run *u, const char *stage, int32_t done, int32_t total, int32_t image);

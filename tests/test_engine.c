@@ -4,6 +4,7 @@
 
 #include "engine/impasto.h"
 
+#include <math.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
@@ -323,6 +324,92 @@ static void prompts_over_steps(void **state)
     close_engine(f);
 }
 
+/* --- previews --------------------------------------------------------------------------------- */
+typedef struct previews {
+    fixture *f;
+    int n, last, refuse_at;
+    int32_t w, h;
+    uint8_t rgb[4 * SIDE * SIDE * 3];
+} previews;
+
+static ipt_status take_preview(void *user, const ipt_preview *p)
+{
+    previews *v = user;
+    size_t bytes = (size_t)p->im->w * (size_t)p->im->h * 3;
+    assert_true(bytes <= sizeof v->rgb && p->image == 0 && p->step > v->last);
+    v->last = p->step;
+    v->w = p->im->w;
+    v->h = p->im->h;
+    memcpy(v->rgb, p->im->rgb, bytes);
+    v->n++;
+    return v->n == v->refuse_at ? IPT_ERR_OUTPUT : IPT_OK;
+}
+
+static ipt_status keep_any(void *user, int32_t index, const ipt_image *im, const char *text,
+                           const char *json)
+{
+    uint8_t *rgb = ((previews *)user)->f->rgb;
+    (void)index, (void)text, (void)json;
+    assert_true((size_t)im->w * (size_t)im->h * 3 <= sizeof((previews *)user)->f->rgb);
+    memcpy(rgb, im->rgb, (size_t)im->w * (size_t)im->h * 3);
+    return IPT_OK;
+}
+
+/* Correlation of a preview with the means of the picture's squares of side f. */
+static double likeness(const uint8_t *rgb, const uint8_t *small, int32_t w, int32_t h, int32_t f)
+{
+    double n = 0, sx = 0, sy = 0, sxx = 0, syy = 0, sxy = 0;
+    for (int32_t y = 0; y < h; y++)
+        for (int32_t i = 0; i < 3 * w; i++) {
+            double x = 0, v = small[y * 3 * w + i];
+            for (int32_t k = 0; k < f * f; k++)
+                x += rgb[((y * f + k / f) * w * f + i / 3 * f + k % f) * 3 + i % 3] /
+                     (double)(f * f);
+            n++, sx += x, sy += v, sxx += x * x, syy += v * v, sxy += x * v;
+        }
+    return (n * sxy - sx * sy) / sqrt((n * sxx - sx * sx) * (n * syy - sy * sy));
+}
+
+/* They come every N steps, change nothing, and the last one looks like the picture; one that is
+ * refused ends the request. */
+static void previews_look_ahead(void **state)
+{
+    static uint8_t first[sizeof((fixture){0}.rgb)];
+    static previews v;
+    char model[512];
+    ipt_request r;
+    (void)state;
+    fixture *f = open_engine();
+    v.f = f;
+    small_request(&r, ipt_name(model, sizeof model, "%s/models/default", IPT_SOURCE_DIR));
+    r.prompt = "a red apple, noto style, on a blue background";
+    r.sampler = NULL;
+    r.width = r.height = SIDE;
+    r.steps = 7;
+    r.user = &v;
+    assert_ok(f->ctx, ipt_generate(f->engine, &r, keep_any, &v, NULL));
+    memcpy(first, f->rgb, sizeof first);
+    for (r.preview_every = 0; r.preview_every <= 3; r.preview_every++) {
+        v.n = v.last = 0;
+        r.preview = take_preview;
+        assert_ok(f->ctx, ipt_generate(f->engine, &r, keep_any, &v, NULL));
+        assert_memory_equal(first, f->rgb, SIDE * SIDE * 3);
+        assert_int_equal(v.n, r.preview_every > 1 ? 7 / r.preview_every : 7);
+        if (r.preview_every > 1)
+            continue;
+        assert_int_equal(v.w, SIDE / 4);
+        double like = likeness(first, v.rgb, v.w, v.h, SIDE / v.w);
+        if (!(like > 0.9))
+            fail_msg("the last preview is not like the picture: %g", like);
+    }
+    v.n = v.last = 0;
+    v.refuse_at = 2;
+    r.preview_every = 0;
+    assert_int_equal(ipt_generate(f->engine, &r, keep_any, &v, NULL), IPT_ERR_OUTPUT);
+    assert_int_equal(v.n, 2);
+    close_engine(f);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -333,6 +420,7 @@ int main(void)
         cmocka_unit_test(stops_touch_their_request_only),
         cmocka_unit_test(a_stop_is_not_forgotten),
         cmocka_unit_test(prompts_over_steps),
+        cmocka_unit_test(previews_look_ahead),
     };
     return cmocka_run_group_tests_name("engine", tests, NULL, NULL);
 }
