@@ -21,6 +21,7 @@ typedef struct ipt_bench_opts {
     int32_t width, height;         /* pixels; 0: 512 (generate: the model's size) */
     int32_t batch, repeat;         /* rows, measured runs */
     int32_t lora_rank, lora_count; /* 0: none */
+    const char *lora_kind;         /* "lora", "lokr", "krona": with about the values of that rank */
     bool f32;                      /* weights and activations f32; else f16 weights */
     bool composite; /* with LoRAs: one batch of lora_count rows against as many single rows */
     bool profile;   /* table of operators */

@@ -1,19 +1,22 @@
 /* bench/bench_unet.c - one UNet evaluation at a published configuration, plain and with LoRAs as
  * gates; one VAE decoding. */
-#include "bench/bench.h"
+#include "bench/bench_lora.h"
 
 #include <string.h>
 
-#include "engine/modules.h"
+#include "compose/compose.h"
 #include "unet/unet.h"
 #include "vae/vae.h"
 
-/* The LoRAs of one plan: every adapted module stacks them in one pair of factors. */
+enum { MAX_LORAS = 8 };
+
+/* The LoRAs of one plan, stacked as the engine does it. */
 typedef struct lora_set {
     ipt_module_list modules;
-    ipt_adapter_site *site;
-    size_t n;
-    int32_t rank, count, n_rank; /* n_rank: stacked, a multiple of 4 */
+    bench_lora_file file[MAX_LORAS];
+    ipt_adapter_file *open[MAX_LORAS];
+    int32_t count;
+    ipt_bank *bank;
 } lora_set;
 
 static ipt_status pick_config(bench *b, ipt_unet_config *c)
@@ -31,7 +34,6 @@ static ipt_status pick_config(bench *b, ipt_unet_config *c)
     return IPT_OK;
 }
 
-/* The modules that LoRA trainers adapt: everything inside the transformers. */
 static ipt_status make_loras(bench *b, const ipt_unet_config *c, lora_set *l)
 {
     ipt_model_config *mc = ipt_calloc(b->ctx, 1, sizeof *mc);
@@ -42,46 +44,35 @@ static ipt_status make_loras(bench *b, const ipt_unet_config *c, lora_set *l)
     ipt_status status = ipt_modules_create(b->ctx, mc, &l->modules);
     ipt_free(mc);
     IPT_TRY(status);
-    l->rank = b->o->lora_rank;
-    l->count = b->o->lora_count;
-    l->n_rank = (l->rank * l->count + 3) / 4 * 4;
-    l->site = ipt_calloc(b->ctx, l->modules.n, sizeof *l->site);
-    if (!l->site)
-        return IPT_ERR_NOMEM;
-    for (size_t i = 0; i < l->modules.n; i++)
-        if (strstr(l->modules.module[i].name, "attentions."))
-            l->site[l->n++] = (ipt_adapter_site){l->modules.module[i].name, (uint16_t)l->n_rank, 0};
-    return IPT_OK;
+    if (b->o->lora_count > MAX_LORAS)
+        return ipt_fail(b->ctx, IPT_ERR_ARG, "%d LoRAs, at most %d", (int)b->o->lora_count,
+                        MAX_LORAS);
+    for (; l->count < b->o->lora_count; l->count++) {
+        IPT_TRY(bench_lora_open(b, &l->modules, l->count, &l->file[l->count]));
+        l->open[l->count] = l->file[l->count].file;
+    }
+    return ipt_bank_create(b->ctx, l->modules.module, l->modules.n, l->open, (size_t)l->count,
+                           &l->bank);
 }
 
-static ipt_status write_loras(bench *b, const lora_set *l, ipt_graph *g, ipt_plan *p)
+static void drop_loras(lora_set *l)
 {
-    int32_t slot[1024];
-    for (int32_t r = 0; r < l->n_rank; r++)
-        slot[r] = r < l->rank * l->count ? r / l->rank : -1;
-    for (size_t i = 0; i < l->n; i++) {
-        char name[256];
-        for (int k = 0; k < 2; k++) {
-            ipt_name(name, sizeof name, "%s.lora_%c", l->site[i].site, "ab"[k]);
-            ipt_shape s = ipt_shape_of(g, ipt_find(g, name));
-            IPT_TRY(bench_fill(b, p, name, ipt_shape_count(&s), 0.02));
-        }
-        ipt_name(name, sizeof name, "%s.lora_slot", l->site[i].site);
-        IPT_TRY(ipt_plan_write(p, name, slot, (size_t)l->n_rank * sizeof *slot));
-    }
-    return IPT_OK;
+    ipt_bank_destroy(&l->bank);
+    for (int32_t i = 0; i < l->count; i++)
+        bench_lora_close(&l->file[i]);
+    ipt_modules_finish(&l->modules);
 }
 
 /* One-hot gates: batch element i sees LoRA (first + i) mod count. */
 static ipt_status write_gates(const bench *b, const lora_set *l, ipt_plan *p, int32_t batch,
                               int32_t first)
 {
-    size_t n = (size_t)batch * (size_t)l->count;
+    size_t n = IPT_GATE_ROWS * (size_t)batch * (size_t)l->count;
     float *gate = ipt_calloc(b->ctx, n, sizeof *gate);
     if (!gate)
         return IPT_ERR_NOMEM;
-    for (int32_t i = 0; i < batch; i++)
-        gate[i * l->count + (first + i) % l->count] = 1;
+    for (int32_t i = 0; i < IPT_GATE_ROWS * batch; i++)
+        gate[i * l->count + (first + i % batch) % l->count] = 1;
     ipt_status s = ipt_plan_write(p, "gates", gate, n * sizeof *gate);
     ipt_free(gate);
     return s;
@@ -111,13 +102,16 @@ static ipt_status make_plan(bench *b, const ipt_unet_config *c, const lora_set *
     ipt_plan *p = NULL;
     ipt_status status;
     IPT_TRY(ipt_graph_create(b->ctx, &g));
+    size_t n_site = 0;
+    uint64_t uploaded = 0;
+    const ipt_adapter_site *site = ipt_bank_sites(lora ? lora->bank : NULL, IPT_COMP_UNET, &n_site);
     if (lora)
-        ipt_graph_adapters(g, lora->site, lora->n, 1, batch, lora->count);
+        ipt_graph_adapters(g, site, n_site, IPT_GATE_ROWS, batch, lora->count);
     ipt_unet_build(g, c, &key);
     IPT_TRY_GOTO(ipt_plan_create(g, &po, &p), fail);
     IPT_TRY_GOTO(fill_inputs(b, g, p), fail);
     if (lora) {
-        IPT_TRY_GOTO(write_loras(b, lora, g, p), fail);
+        IPT_TRY_GOTO(ipt_bank_write(lora->bank, IPT_COMP_UNET, p, &uploaded), fail);
         IPT_TRY_GOTO(write_gates(b, lora, p, batch, 0), fail);
     }
     ipt_graph_destroy(&g);
@@ -223,8 +217,7 @@ static ipt_status bench_loras(bench *b, const ipt_unet_config *c, ipt_plan **pla
     }
 end:
     ipt_plan_destroy(&p);
-    ipt_free(l.site);
-    ipt_modules_finish(&l.modules);
+    drop_loras(&l);
     return status;
 }
 

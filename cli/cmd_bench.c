@@ -5,7 +5,7 @@
 #include <string.h>
 
 typedef struct bench_args {
-    const char *device, *kernels, *config, *model, *precision;
+    const char *device, *kernels, *config, *model, *precision, *lora_kind;
     int32_t width, height, batch, repeat, lora_rank, lora_count, steps;
     bool profile, composite;
 } bench_args;
@@ -27,6 +27,8 @@ static const cli_option options[] = {
     {"lora-rank", 0, CLI_INT, "R", "unet: also with LoRAs of this rank", AT(lora_rank), 1, 128,
      NULL},
     {"lora-count", 0, CLI_INT, "N", "how many of them, default 1", AT(lora_count), 1, 8, NULL},
+    {"lora-kind", 0, CLI_CHOICE, "lora|lokr|krona", "of about as many values, default lora",
+     AT(lora_kind), 0, 0, "lora lokr krona"},
     {"composite", 0, CLI_FLAG, NULL, "also all LoRAs as the rows of one batch", AT(composite), 0, 0,
      NULL},
     {"profile", 0, CLI_FLAG, NULL, "unet, vae: time by operator", AT(profile), 0, 0, NULL},
@@ -116,6 +118,7 @@ static int measure(cli *c, const bench_args *a, const char *what)
                         .lora_count = a->lora_count  ? a->lora_count
                                       : a->lora_rank ? 1
                                                      : 0,
+                        .lora_kind = a->lora_kind ? a->lora_kind : "lora",
                         .f32 = a->precision && strcmp(a->precision, "f32") == 0,
                         .composite = a->composite,
                         .profile = a->profile,

@@ -1,5 +1,6 @@
-/* compose/bank.c - the loaded adapters of a request, stacked per module: columns of all adapters
- * side by side, a slot number for each column, padded to a multiple of four. */
+/* compose/bank.c - the loaded adapters of a request, stacked per module: low-rank columns of all
+ * adapters side by side with a slot number for each, padded to a multiple of four; Kronecker
+ * factors and whole differences one after the other; biases and norms as one vector a slot. */
 #include "compose/compose.h"
 
 #include <stdlib.h>
@@ -7,10 +8,12 @@
 
 enum { RANK_ALIGN = 4 };
 
-typedef struct bank_site {
-    size_t module; /* index into the module list */
-    uint16_t rank; /* padded */
-} bank_site;
+/* What all files together have for one module. */
+typedef struct load {
+    uint32_t rank;
+    uint16_t n_dense, n_kron;
+    bool has_bias, has_norm;
+} load;
 
 struct ipt_bank {
     ipt_ctx *ctx;
@@ -19,10 +22,11 @@ struct ipt_bank {
     ipt_adapter_file *const *file;
     size_t n_file;
     ipt_adapter_site *site[IPT_COMP_COUNT];
-    bank_site *from[IPT_COMP_COUNT];
+    size_t *from[IPT_COMP_COUNT]; /* module of each site */
     size_t n_site[IPT_COMP_COUNT];
 };
 
+/* --- layout ----------------------------------------------------------------------------------- */
 /* Gate row of a UNet module: which block it sits in. */
 static uint16_t row_of(const char *name)
 {
@@ -36,35 +40,94 @@ static uint16_t row_of(const char *name)
     return (uint16_t)(level + 1);
 }
 
-static ipt_status stack(ipt_bank *b, size_t n_modules, uint32_t *rank)
+static bool is_used(const load *l)
+{
+    return l->rank || l->n_dense || l->n_kron || l->has_bias || l->has_norm;
+}
+
+static void count(const ipt_bank *b, load *loads)
 {
     for (size_t f = 0; f < b->n_file; f++)
-        for (size_t m = 0; m < b->file[f]->n_module; m++)
-            rank[b->file[f]->module[m].module] += (uint32_t)b->file[f]->module[m].rank;
+        for (size_t i = 0; i < b->file[f]->n_module; i++) {
+            const ipt_adapter_module *m = &b->file[f]->module[i];
+            load *l = &loads[m->module];
+            switch (m->act) {
+            case IPT_ACTS_LOW_RANK:
+                l->rank += (uint32_t)m->n_col;
+                break;
+            case IPT_ACTS_KRON:
+                l->n_kron++;
+                break;
+            case IPT_ACTS_DENSE:
+                l->n_dense++;
+                break;
+            case IPT_ACTS_BIAS:
+                l->has_bias = true;
+                break;
+            case IPT_ACTS_NORM:
+                l->has_norm = true;
+                break;
+            }
+        }
+}
+
+/* The k-th part (0, 1, ...) of one module that acts in a way, over all files in turn; NULL after
+ * the last.  *slot: its file. */
+static const ipt_adapter_module *nth(const ipt_bank *b, size_t module, ipt_adapter_act act,
+                                     size_t k, size_t *slot)
+{
+    for (size_t f = 0; f < b->n_file; f++)
+        for (size_t i = 0; i < b->file[f]->n_module; i++) {
+            const ipt_adapter_module *m = &b->file[f]->module[i];
+            if (m->module != module || m->act != act || k-- > 0)
+                continue;
+            *slot = f;
+            return m;
+        }
+    return NULL;
+}
+
+static ipt_status add_site(ipt_bank *b, size_t module, const load *l)
+{
+    const ipt_module *m = &b->modules[module];
+    uint32_t padded = (l->rank + RANK_ALIGN - 1) / RANK_ALIGN * RANK_ALIGN;
+    size_t slot = 0, k = b->n_site[m->comp]++;
+    ipt_adapter_kron *kron = ipt_arena_alloc(&b->arena, (l->n_kron + 1u) * sizeof *kron);
+    if (!kron)
+        return IPT_ERR_NOMEM;
+    if (padded > UINT16_MAX)
+        return ipt_fail(b->ctx, IPT_ERR_ARG, "%s: the adapters' ranks add up to %u, at most 65532",
+                        m->name, padded);
+    for (size_t i = 0; i < l->n_kron; i++)
+        kron[i] = nth(b, module, IPT_ACTS_KRON, i, &slot)->kron;
+    b->from[m->comp][k] = module;
+    b->site[m->comp][k] =
+        (ipt_adapter_site){.site = m->name,
+                           .n_rank = (uint16_t)padded,
+                           .row = m->comp == IPT_COMP_UNET ? row_of(m->name) : (uint16_t)0,
+                           .n_dense = l->n_dense,
+                           .n_kron = l->n_kron,
+                           .has_bias = l->has_bias,
+                           .has_norm = l->has_norm,
+                           .kron = kron};
+    return IPT_OK;
+}
+
+static ipt_status stack(ipt_bank *b, size_t n_modules, load *loads)
+{
+    size_t n[IPT_COMP_COUNT] = {0};
+    count(b, loads);
     for (size_t m = 0; m < n_modules; m++)
-        b->n_site[b->modules[m].comp] += rank[m] > 0;
+        n[b->modules[m].comp] += is_used(&loads[m]);
     for (int c = 0; c < IPT_COMP_COUNT; c++) {
-        b->site[c] = ipt_arena_alloc(&b->arena, (b->n_site[c] + 1) * sizeof *b->site[c]);
-        b->from[c] = ipt_arena_alloc(&b->arena, (b->n_site[c] + 1) * sizeof *b->from[c]);
+        b->site[c] = ipt_arena_alloc(&b->arena, (n[c] + 1) * sizeof *b->site[c]);
+        b->from[c] = ipt_arena_alloc(&b->arena, (n[c] + 1) * sizeof *b->from[c]);
         if (!b->site[c] || !b->from[c])
             return IPT_ERR_NOMEM;
-        b->n_site[c] = 0;
     }
-    for (size_t m = 0; m < n_modules; m++) {
-        int c = b->modules[m].comp;
-        uint32_t padded = (rank[m] + RANK_ALIGN - 1) / RANK_ALIGN * RANK_ALIGN;
-        if (!rank[m])
-            continue;
-        if (padded > UINT16_MAX)
-            return ipt_fail(b->ctx, IPT_ERR_ARG,
-                            "%s: the adapters' ranks add up to %u, at most 65532",
-                            b->modules[m].name, padded);
-        size_t k = b->n_site[c]++;
-        b->from[c][k] = (bank_site){m, (uint16_t)padded};
-        b->site[c][k] =
-            (ipt_adapter_site){b->modules[m].name, (uint16_t)padded,
-                               c == IPT_COMP_UNET ? row_of(b->modules[m].name) : (uint16_t)0};
-    }
+    for (size_t m = 0; m < n_modules; m++)
+        if (is_used(&loads[m]))
+            IPT_TRY(add_site(b, m, &loads[m]));
     return IPT_OK;
 }
 
@@ -75,23 +138,24 @@ ipt_status ipt_bank_create(ipt_ctx *ctx, const ipt_module *modules, size_t n_mod
         return ipt_fail(ctx, IPT_ERR_ARG, "%zu adapters given, at most %d at once", n_file,
                         IPT_MAX_SLOT);
     ipt_bank *b = ipt_alloc(ctx, sizeof *b);
-    uint32_t *rank = ipt_calloc(ctx, n_modules + 1, sizeof *rank);
-    ipt_status status = b && rank ? IPT_OK : IPT_ERR_NOMEM;
+    load *loads = ipt_calloc(ctx, n_modules + 1, sizeof *loads);
+    ipt_status status = b && loads ? IPT_OK : IPT_ERR_NOMEM;
     if (status == IPT_OK) {
         b->ctx = ctx;
         b->modules = modules;
         b->file = file;
         b->n_file = n_file;
         ipt_arena_init(&b->arena, ctx);
-        status = stack(b, n_modules, rank);
+        status = stack(b, n_modules, loads);
+        if (status != IPT_OK)
+            ipt_bank_destroy(&b);
+    } else {
+        ipt_free(b);
     }
-    ipt_free(rank);
-    if (status != IPT_OK) {
-        ipt_bank_destroy(&b);
-        return status;
-    }
-    *out = b;
-    return IPT_OK;
+    ipt_free(loads);
+    if (status == IPT_OK)
+        *out = b;
+    return status;
 }
 
 void ipt_bank_destroy(ipt_bank **bp)
@@ -113,6 +177,21 @@ const ipt_adapter_site *ipt_bank_sites(const ipt_bank *b, int comp, size_t *n)
 
 bool ipt_bank_has(const ipt_bank *b, int comp) { return b && b->n_site[comp] > 0; }
 
+static bool same_site(const ipt_adapter_site *a, const ipt_adapter_site *b)
+{
+    if (strcmp(a->site, b->site) != 0 || a->n_rank != b->n_rank || a->row != b->row ||
+        a->n_dense != b->n_dense || a->n_kron != b->n_kron || a->has_bias != b->has_bias ||
+        a->has_norm != b->has_norm)
+        return false;
+    for (int i = 0; i < a->n_kron; i++) {
+        const ipt_adapter_kron *x = &a->kron[i], *y = &b->kron[i];
+        if (x->o1 != y->o1 || x->o2 != y->o2 || x->i1 != y->i1 || x->i2 != y->i2 ||
+            x->is_shuffled != y->is_shuffled)
+            return false;
+    }
+    return true;
+}
+
 bool ipt_bank_same_layout(const ipt_bank *a, const ipt_bank *b, int comp)
 {
     size_t na = 0, nb = 0;
@@ -120,59 +199,225 @@ bool ipt_bank_same_layout(const ipt_bank *a, const ipt_bank *b, int comp)
     if (na != nb || (na > 0 && ipt_bank_n_slot(a) != ipt_bank_n_slot(b)))
         return false;
     for (size_t i = 0; i < na; i++)
-        if (strcmp(sa[i].site, sb[i].site) != 0 || sa[i].n_rank != sb[i].n_rank ||
-            sa[i].row != sb[i].row)
+        if (!same_site(&sa[i], &sb[i]))
             return false;
     return true;
 }
 
-/* The stacked factors of one site. */
-static ipt_status write_site(const ipt_bank *b, const bank_site *s, ipt_plan *p, uint64_t *uploaded)
+/* --- values ----------------------------------------------------------------------------------- */
+/* One site of one plan. */
+typedef struct writer {
+    const ipt_bank *b;
+    const ipt_adapter_site *site;
+    size_t module;
+    ipt_plan *p;
+    uint64_t *uploaded;
+} writer;
+
+/* Leaf "<site>.<kind>", or "<site>.<kind><k><end>". */
+static ipt_status put(const writer *w, const char *kind, int k, const char *end, const void *data,
+                      size_t bytes)
 {
-    const ipt_module *m = &b->modules[s->module];
-    size_t k = (size_t)m->in * (size_t)m->kh * (size_t)m->kw, o = (size_t)m->out, r = s->rank,
-           col = 0;
-    float *fa = ipt_calloc(b->ctx, k * r, sizeof *fa), *fb = ipt_calloc(b->ctx, r * o, sizeof *fb);
-    int32_t *slot = ipt_calloc(b->ctx, r, sizeof *slot);
-    ipt_status status = fa && fb && slot ? IPT_OK : IPT_ERR_NOMEM;
+    char name[320], number[16] = "";
+    if (k >= 0)
+        ipt_name(number, sizeof number, "%d", k);
+    ipt_name(name, sizeof name, "%s.%s%s%s", w->site->site, kind, number, end);
+    *w->uploaded += bytes;
+    return ipt_plan_write(w->p, name, data, bytes);
+}
+
+static ipt_status put_slot(const writer *w, const char *kind, int k, size_t slot)
+{
+    const int32_t s = (int32_t)slot, four[4] = {s, s, s, s};
+    return put(w, kind, k, "_slot", four, w->b->modules[w->module].in % 4 ? 4 : sizeof four);
+}
+
+/* The model's own values that a part needs; *out NULL: none.  The caller's, ipt_free. */
+static ipt_status read_base(const writer *w, const ipt_adapter_module *a, double **out)
+{
+    const ipt_module *m = &w->b->modules[w->module];
+    const bool is_bias = a->act == IPT_ACTS_BIAS;
+    ipt_weights *store = ipt_plan_weights(w->p);
+    ipt_shape s = ipt_shape1(IPT_F32, m->out);
     char name[320];
+    *out = NULL;
+    if (!ipt_adapter_needs_base(a) || !store)
+        return IPT_OK;
+    if (!m->is_norm && !is_bias)
+        s = m->kh * m->kw == 1 ? ipt_shape2(IPT_F32, m->out, m->in)
+                               : ipt_shape4(IPT_F32, m->out, m->kh, m->kw, m->in);
+    double *v = ipt_calloc(w->b->ctx, ipt_shape_count(&s), sizeof *v);
+    if (!v)
+        return IPT_ERR_NOMEM;
+    ipt_name(name, sizeof name, "%s.%s", m->name, is_bias ? "bias" : "weight");
+    ipt_status status = store->read(store, name, &s, v);
+    if (status == IPT_OK)
+        *out = v;
+    else
+        ipt_free(v);
+    return status;
+}
+
+static ipt_status write_low_rank(const writer *w)
+{
+    const ipt_module *m = &w->b->modules[w->module];
+    size_t k = (size_t)m->in * (size_t)m->kh * (size_t)m->kw, o = (size_t)m->out,
+           r = w->site->n_rank, col = 0, f = 0;
+    const ipt_adapter_module *a;
+    float *fa = ipt_calloc(w->b->ctx, k * r, sizeof *fa),
+          *fb = ipt_calloc(w->b->ctx, r * o, sizeof *fb);
+    int32_t *slot = ipt_calloc(w->b->ctx, r, sizeof *slot);
+    ipt_status status = fa && fb && slot ? IPT_OK : IPT_ERR_NOMEM;
     for (size_t i = 0; slot && i < r; i++)
         slot[i] = -1;
-    for (size_t f = 0; status == IPT_OK && f < b->n_file; f++)
-        for (size_t i = 0; i < b->file[f]->n_module; i++) {
-            const ipt_adapter_module *am = &b->file[f]->module[i];
-            if (am->module != s->module)
-                continue;
-            ipt_adapter_pack(am, fa, fb, r, col);
-            for (int32_t c = 0; c < am->rank; c++)
-                slot[col++] = (int32_t)f;
-        }
+    for (size_t n = 0; status == IPT_OK && (a = nth(w->b, w->module, IPT_ACTS_LOW_RANK, n, &f));
+         n++) {
+        double *base = NULL;
+        status = read_base(w, a, &base);
+        if (status == IPT_OK)
+            status = ipt_adapter_pack(w->b->ctx, a, base, fa, fb, r, col);
+        for (int32_t c = 0; c < a->n_col; c++)
+            slot[col++] = (int32_t)f;
+        ipt_free(base);
+    }
     if (status == IPT_OK)
-        status =
-            ipt_plan_write(p, ipt_name(name, sizeof name, "%s.lora_a", m->name), fa, k * r * 4);
+        status = put(w, "lora_a", -1, "", fa, k * r * sizeof *fa);
     if (status == IPT_OK)
-        status =
-            ipt_plan_write(p, ipt_name(name, sizeof name, "%s.lora_b", m->name), fb, r * o * 4);
+        status = put(w, "lora_b", -1, "", fb, r * o * sizeof *fb);
     if (status == IPT_OK)
-        status =
-            ipt_plan_write(p, ipt_name(name, sizeof name, "%s.lora_slot", m->name), slot, r * 4);
-    *uploaded += (k * r + r * o + r) * 4;
+        status = put(w, "lora_slot", -1, "", slot, r * sizeof *slot);
     ipt_free(fa);
     ipt_free(fb);
     ipt_free(slot);
     return status;
 }
 
+static ipt_status write_kron(const writer *w, int k)
+{
+    size_t f = 0;
+    const ipt_adapter_module *a = nth(w->b, w->module, IPT_ACTS_KRON, (size_t)k, &f);
+    const ipt_adapter_kron *d = &a->kron;
+    size_t n_p = (size_t)d->i1 * (size_t)d->o1,
+           n_q = (size_t)a->kh * (size_t)a->kw * (size_t)d->i2 * (size_t)d->o2;
+    float *p = ipt_calloc(w->b->ctx, n_p, sizeof *p), *q = ipt_calloc(w->b->ctx, n_q, sizeof *q);
+    ipt_status status = p && q ? ipt_adapter_kron_factors(w->b->ctx, a, p, q) : IPT_ERR_NOMEM;
+    if (status == IPT_OK)
+        status = put(w, "kron", k, "_p", p, n_p * sizeof *p);
+    if (status == IPT_OK)
+        status = put(w, "kron", k, "_q", q, n_q * sizeof *q);
+    if (status == IPT_OK)
+        status = put_slot(w, "kron", k, f);
+    ipt_free(p);
+    ipt_free(q);
+    return status;
+}
+
+/* The change of a part, n values; the caller's, ipt_free. */
+static ipt_status delta_of(const writer *w, const ipt_adapter_module *a, size_t n, double **out)
+{
+    double *base = NULL, *d = ipt_calloc(w->b->ctx, n, sizeof *d);
+    ipt_status status = d ? read_base(w, a, &base) : IPT_ERR_NOMEM;
+    if (status == IPT_OK)
+        status = ipt_adapter_delta(w->b->ctx, a, base, d);
+    ipt_free(base);
+    if (status == IPT_OK)
+        *out = d;
+    else
+        ipt_free(d);
+    return status;
+}
+
+static ipt_status write_dense(const writer *w, int k)
+{
+    const ipt_module *m = &w->b->modules[w->module];
+    size_t fan = (size_t)m->in * (size_t)m->kh * (size_t)m->kw, out = (size_t)m->out, f = 0;
+    const ipt_adapter_module *a = nth(w->b, w->module, IPT_ACTS_DENSE, (size_t)k, &f);
+    double *d = NULL;
+    IPT_TRY(delta_of(w, a, out * fan, &d));
+    float *t = ipt_calloc(w->b->ctx, out * fan, sizeof *t);
+    ipt_status status = t ? IPT_OK : IPT_ERR_NOMEM;
+    for (size_t o = 0; t && o < out; o++)
+        for (size_t i = 0; i < fan; i++)
+            t[i * out + o] = (float)d[o * fan + i];
+    ipt_free(d);
+    if (status == IPT_OK)
+        status = put(w, "dense", k, "", t, out * fan * sizeof *t);
+    ipt_free(t);
+    return status == IPT_OK ? put_slot(w, "dense", k, f) : status;
+}
+
+/* One row a slot; slots without a part have zeros. */
+static ipt_status write_vectors(const writer *w, ipt_adapter_act act, const char *leaf)
+{
+    size_t out = (size_t)w->b->modules[w->module].out, f = 0;
+    const ipt_adapter_module *a;
+    ipt_status status = IPT_OK;
+    float *v = ipt_calloc(w->b->ctx, w->b->n_file * out, sizeof *v);
+    if (!v)
+        return IPT_ERR_NOMEM;
+    for (size_t k = 0; status == IPT_OK && (a = nth(w->b, w->module, act, k, &f)); k++) {
+        double *d = NULL;
+        status = delta_of(w, a, out, &d);
+        for (size_t i = 0; status == IPT_OK && i < out; i++)
+            v[f * out + i] = (float)d[i];
+        ipt_free(d);
+    }
+    if (status == IPT_OK)
+        status = put(w, leaf, -1, "", v, w->b->n_file * out * sizeof *v);
+    ipt_free(v);
+    return status;
+}
+
+static ipt_status write_ones(const writer *w)
+{
+    size_t c = (size_t)w->b->modules[w->module].out;
+    float *v = ipt_calloc(w->b->ctx, c, sizeof *v);
+    ipt_status status = v ? put(w, "norm_zero", -1, "", v, c * sizeof *v) : IPT_ERR_NOMEM;
+    for (size_t i = 0; v && i < c; i++)
+        v[i] = 1;
+    if (status == IPT_OK)
+        status = put(w, "norm_one", -1, "", v, c * sizeof *v);
+    ipt_free(v);
+    return status;
+}
+
+static ipt_status write_site(const writer *w)
+{
+    const ipt_adapter_site *s = w->site;
+    if (s->n_rank)
+        IPT_TRY(write_low_rank(w));
+    for (int k = 0; k < s->n_kron; k++)
+        IPT_TRY(write_kron(w, k));
+    for (int k = 0; k < s->n_dense; k++)
+        IPT_TRY(write_dense(w, k));
+    if (s->has_norm) {
+        IPT_TRY(write_vectors(w, IPT_ACTS_NORM, "norm_delta"));
+        IPT_TRY(write_ones(w));
+    }
+    return s->has_bias ? write_vectors(w, IPT_ACTS_BIAS, "bias_delta") : IPT_OK;
+}
+
+/* The leaf that tells whether a plan has the site. */
+static const char *sign_of(const ipt_adapter_site *s)
+{
+    return s->n_rank     ? "lora_slot"
+           : s->n_kron   ? "kron0_slot"
+           : s->n_dense  ? "dense0_slot"
+           : s->has_norm ? "norm_delta"
+                         : "bias_delta";
+}
+
 ipt_status ipt_bank_write(const ipt_bank *b, int comp, ipt_plan *p, uint64_t *uploaded)
 {
     char name[320];
     for (size_t i = 0; b && i < b->n_site[comp]; i++) {
+        const writer w = {b, &b->site[comp][i], b->from[comp][i], p, uploaded};
         /* A text encoder's plan lacks the layers after the one that clip skip asks for and, without
          * a pooled output, the projection; a UNet's plan has every module. */
-        ipt_name(name, sizeof name, "%s.lora_slot", b->site[comp][i].site);
+        ipt_name(name, sizeof name, "%s.%s", w.site->site, sign_of(w.site));
         if (comp != IPT_COMP_UNET && !ipt_plan_has(p, name))
             continue;
-        IPT_TRY(write_site(b, &b->from[comp][i], p, uploaded));
+        IPT_TRY(write_site(&w));
     }
     return IPT_OK;
 }

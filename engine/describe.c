@@ -287,8 +287,10 @@ static json_t *modules_json(const fit *f, double *alpha_min, double *alpha_max, 
         by_comp[t->comp]++;
         json_array_append_new(a, json_pack("{s:s, s:s, s:s, s:i, s:f, s:f, s:i, s:i}", "component",
                                            ipt_comp_name(t->comp), "name", t->name, "kind",
-                                           m->kh > 1 || m->kw > 1 ? "conv" : "linear", "rank",
-                                           (int)m->rank, "alpha", alpha, "scale", (double)m->scale,
+                                           t->is_norm               ? "norm"
+                                           : m->kh > 1 || m->kw > 1 ? "conv"
+                                                                    : "linear",
+                                           "rank", (int)m->rank, "alpha", alpha, "scale", m->scale,
                                            "out", (int)m->out, "in", (int)m->in));
     }
     return a;
@@ -323,6 +325,16 @@ static json_t *embedding_json(const ipt_adapter_embedding *e)
     return o;
 }
 
+/* The kind of its modules, "mixed" where they differ. */
+static const char *algorithm(const ipt_adapter_file *a)
+{
+    const char *name = a->n_module ? ipt_adapter_kind_name(&a->module[0]) : "none";
+    for (size_t i = 1; i < a->n_module; i++)
+        if (strcmp(name, ipt_adapter_kind_name(&a->module[i])) != 0)
+            return "mixed";
+    return strcmp(name, "lora") == 0 && a->has_conv ? "locon" : name;
+}
+
 static json_t *lora_json(const fit *f)
 {
     const ipt_adapter_file *a = f->file;
@@ -341,7 +353,7 @@ static json_t *lora_json(const fit *f)
     json_object_set_new(o, "path", ipt_json_text(a->path));
     json_object_set_new(o, "name", ipt_json_text(a->name));
     json_object_set_new(o, "family", ipt_json_text(ipt_adapter_family_name(a->family)));
-    json_object_set_new(o, "algorithm", json_string(a->has_conv ? "locon" : "lora"));
+    json_object_set_new(o, "algorithm", json_string(algorithm(a)));
     json_object_set_new(o, "tucker", json_boolean(a->has_tucker));
     json_object_set_new(o, "model", ipt_json_text(f->name));
     json_object_set_new(o, "rank_min", json_integer(a->rank_min));

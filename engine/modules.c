@@ -73,23 +73,31 @@ void ipt_wants_finish(ipt_want_list *l)
     }
 }
 
-/* Length of the module's name when a weight belongs to a linear or a convolution, else 0: vectors
- * are norms and biases, and embedding tables are no modules. */
+static bool ends_with(const char *name, const char *end)
+{
+    size_t n = strlen(name), k = strlen(end);
+    return n > k && strcmp(name + n - k, end) == 0;
+}
+
+/* Length of the module's name when a weight belongs to a linear, a convolution or a norm, else 0:
+ * embedding tables are no modules. */
 static size_t module_length(const ipt_want *w)
 {
     static const char end[] = ".weight";
-    static const char *const tables[] = {"token_embedding", "position_embedding"};
-    size_t n = strlen(w->name);
-    if (w->shape.rank < 2 || n <= sizeof end - 1 ||
-        strcmp(w->name + n - (sizeof end - 1), end) != 0)
+    if (!ends_with(w->name, end) || ends_with(w->name, "token_embedding.weight") ||
+        ends_with(w->name, "position_embedding.weight"))
         return 0;
-    n -= sizeof end - 1;
-    for (size_t i = 0; i < IPT_COUNT(tables); i++) {
-        size_t k = strlen(tables[i]);
-        if (n >= k && memcmp(w->name + n - k, tables[i], k) == 0)
-            return 0;
-    }
-    return n;
+    return strlen(w->name) - (sizeof end - 1);
+}
+
+/* Biases follow their weights. */
+static bool has_bias(const ipt_want_list *wants, size_t i, size_t n)
+{
+    const char *name = wants->want[i].name;
+    if (i + 1 == wants->n)
+        return false;
+    const char *next = wants->want[i + 1].name;
+    return strncmp(next, name, n) == 0 && strcmp(next + n, ".bias") == 0;
 }
 
 static ipt_status add_modules(ipt_module_list *l, const ipt_want_list *wants, int comp)
@@ -109,7 +117,9 @@ static ipt_status add_modules(ipt_module_list *l, const ipt_want_list *wants, in
                                          .out = w->shape.dim[0],
                                          .in = conv ? w->shape.dim[3] : w->shape.dim[1],
                                          .kh = conv ? w->shape.dim[1] : 1,
-                                         .kw = conv ? w->shape.dim[2] : 1};
+                                         .kw = conv ? w->shape.dim[2] : 1,
+                                         .is_norm = w->shape.rank == 1,
+                                         .has_bias = has_bias(wants, i, n)};
     }
     return IPT_OK;
 }

@@ -26,9 +26,9 @@ typedef struct ipt_module_list {
     size_t n;
     ipt_arena arena; /* owns all of it */
 } ipt_module_list;
-/* The linear and convolution modules of the UNet and the text encoders that `c` has, component
- * after component, in the order of building: what ipt_adapter_open() wants.
- * Ownership: caller, ipt_modules_finish.  Errors: as ipt_wants_create. */
+/* The linear, convolution and norm modules of the UNet and the text encoders that `c` has,
+ * component after component, in the order of building: what ipt_adapter_open() wants. Ownership:
+ * caller, ipt_modules_finish.  Errors: as ipt_wants_create. */
 IPT_CHECKED ipt_status ipt_modules_create(ipt_ctx *ctx, const ipt_model_config *c,
                                           ipt_module_list *out);
 void ipt_modules_finish(ipt_module_list *l); /* safe on zeroed */

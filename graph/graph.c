@@ -1,4 +1,4 @@
-/* graph/graph.c - building: values, leaves, names, signatures, outputs, cuts, adapter sites.
+/* graph/graph.c - building: values, leaves, names, signatures, outputs, cuts.
  * Must not know: what any operator computes, Vulkan, files. */
 #include "graph/graph.h"
 
@@ -487,81 +487,4 @@ ipt_val ipt_emit(ipt_graph *g, ipt_op op, const char *name, const ipt_val *in, i
     }
     g->node[g->n_node++] = n;
     return (ipt_val){n.out[0]};
-}
-
-/* --- adapter sites ---------------------------------------------------------------------------- */
-static int by_site(const void *a, const void *b)
-{
-    const ipt_adapter_site *x = a, *y = b;
-    return strcmp(x->site, y->site);
-}
-
-void ipt_graph_adapters(ipt_graph *g, const ipt_adapter_site *s, size_t n, int n_row, int n_batch,
-                        int n_slot)
-{
-    if (g->status != IPT_OK || n == 0)
-        return;
-    g->site = ipt_arena_alloc(&g->arena, n * sizeof *s);
-    for (size_t i = 0; g->site && i < n; i++) {
-        g->site[i] = s[i];
-        g->site[i].site = ipt_arena_strdup(&g->arena, s[i].site);
-        if (!g->site[i].site)
-            g->site = NULL;
-    }
-    if (!g->site) {
-        g->status = IPT_ERR_NOMEM;
-        return;
-    }
-    qsort(g->site, n, sizeof *g->site, by_site);
-    g->n_site = n;
-    g->gate_rows = n_row;
-    g->gate_batch = n_batch;
-    g->gate_slots = n_slot;
-}
-
-ipt_val ipt_adapter_hidden(ipt_graph *g, ipt_val x, int32_t out, const char *site,
-                           const ipt_conv *conv, ipt_val *up)
-{
-    if (g->status != IPT_OK || g->n_site == 0)
-        return (ipt_val){0};
-    char full[256], leaf[300];
-    ipt_name(full, sizeof full, "%s%s", g->prefix, site);
-    ipt_adapter_site key = {.site = full};
-    const ipt_adapter_site *s = bsearch(&key, g->site, g->n_site, sizeof key, by_site);
-    if (!s)
-        return (ipt_val){0};
-    ipt_shape xs = ipt_shape_of(g, x);
-    int32_t in = xs.dim[xs.rank - 1], batch = xs.dim[0];
-    int32_t taps = conv ? conv->kernel * conv->kernel : 1, rank = s->n_rank;
-    ipt_name(leaf, sizeof leaf, "%s.lora_a", full);
-    ipt_val a = ipt_leaf(g, IPT_PARAM, leaf, ipt_shape2(xs.dtype, taps * in, rank));
-    ipt_name(leaf, sizeof leaf, "%s.lora_b", full);
-    *up = ipt_leaf(g, IPT_PARAM, leaf, ipt_shape2(xs.dtype, rank, out));
-    ipt_name(leaf, sizeof leaf, "%s.lora_slot", full);
-    ipt_val slot = ipt_leaf(g, IPT_PARAM, leaf, ipt_shape1(IPT_I32, rank));
-    ipt_val gates = ipt_leaf(g, IPT_INPUT, "gates",
-                             ipt_shape3(IPT_F32, g->gate_rows, g->gate_batch, g->gate_slots));
-    ipt_val h = conv && (conv->kernel > 1 || conv->stride > 1 || conv->up_h > 0)
-                    ? ipt_conv2d_leaf(g, x, a, *conv)
-                    : ipt_matmul(g, x, a, (ipt_val){0});
-    ipt_shape hs = ipt_shape_of(g, h);
-    if (hs.rank != 3) {
-        int64_t t = 1;
-        for (int i = 1; i < hs.rank - 1; i++)
-            t *= hs.dim[i];
-        h = ipt_reshape(g, h, ipt_shape3(hs.dtype, batch, (int32_t)t, rank));
-        h = ipt_gate_mul(g, h, gates, slot, s->row);
-        h = ipt_reshape(g, h, hs);
-    } else {
-        h = ipt_gate_mul(g, h, gates, slot, s->row);
-    }
-    return h;
-}
-
-ipt_val ipt_adapter_path(ipt_graph *g, ipt_val x, ipt_val y, const char *site, const ipt_conv *conv)
-{
-    ipt_shape ys = ipt_shape_of(g, y);
-    ipt_val up = {0};
-    ipt_val h = ys.rank ? ipt_adapter_hidden(g, x, ys.dim[ys.rank - 1], site, conv, &up) : up;
-    return h.id ? ipt_matmul(g, h, up, y) : y;
 }

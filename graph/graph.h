@@ -137,19 +137,34 @@ ipt_val ipt_take_rows(ipt_graph *g, ipt_val x, ipt_val idx); /* [N,T,C], [N] i32
 /* y[n,t,r] = h[n,t,r] gates[row,n,slot[r]]; slot < 0: 0.  gates [n_row,N,n_slot] f32, slot [R] i32.
  */
 ipt_val ipt_gate_mul(ipt_graph *g, ipt_val h, ipt_val gates, ipt_val slot, int row);
+ipt_val ipt_mix(ipt_graph *g, ipt_val x,
+                ipt_val p);                /* [R,I,C], [I,O]: p^T x of every row [R,O,C] */
+ipt_val ipt_swap(ipt_graph *g, ipt_val x); /* [A,B,C,D] -> [A,C,B,D] */
 ipt_val ipt_mse(ipt_graph *g, ipt_val a, ipt_val b); /* mean squared difference -> [1] f32 */
 
-/* --- adapters: y[b] += sum_s gate[row][b][s] * up_s (down_s x[b])
- * ---------------------------------- Before building: every linear / conv2d whose weight name
- * matches a site emits the side path h = x A; h *= gate; y += h B with PARAM leaves "<site>.lora_a"
- * [K,R] (K = I, or KH*KW*I in the order ky, kx, i) and "<site>.lora_b" [R,O], INPUT "gates"
- * [n_row,N,n_slot] and INPUT-like PARAM
- * "<site>.lora_slot" [R] i32.  R = n_rank is a multiple of 4; ranks of several slots are stacked; a
- * column whose slot is -1 is padding. */
+/* --- adapters beside untouched weights (graph/adapter.c) --------------------------------------
+ * Before building: a linear, conv2d or norm whose name matches a site emits side paths, gated by
+ * INPUT "gates" [n_row,N,n_slot], g = gates[row][n][slot]:
+ *   low rank  y += B (g (A x))     PARAM "<site>.lora_a" [K,R] (K = I, or KH*KW*I in the order ky,
+ *             kx, i), "<site>.lora_b" [R,O], "<site>.lora_slot" [R] i32.  R = n_rank is a multiple
+ *             of 4; ranks of several slots are stacked; a column whose slot is -1 is padding.
+ *   Kronecker y += g (P kron Q) x  "<site>.kron<k>_p" [I1,O1], "_q" [KH*KW*I2,O2], "_slot" i32
+ *   dense     y += g D x           "<site>.dense<k>" [K,O], "<site>.dense<k>_slot" i32
+ *   bias      y += g d             "<site>.bias_delta" [n_slot,O] f32
+ *   norm      y += g d norm(x)     "<site>.norm_delta" [n_slot,C] f32, "<site>.norm_one" and
+ *             "_zero" [C] f32: ones and zeros
+ * "_slot" has 4 times the slot's number when I is a multiple of 4, else once. */
+typedef struct ipt_adapter_kron {
+    int32_t o1, o2, i1, i2; /* P [O1,I1], Q [O2,I2]; x is viewed [..,I1,I2] */
+    bool is_shuffled;       /* output (o1,o2) is number o2*O1 + o1, else o1*O2 + o2 */
+} ipt_adapter_kron;
 typedef struct ipt_adapter_site {
     const char *site; /* canonical module name, without ".weight", with the prefix */
-    uint16_t n_rank;  /* stacked and padded rank */
+    uint16_t n_rank;  /* stacked and padded rank; 0: no low-rank path */
     uint16_t row;     /* row of "gates" */
+    uint16_t n_dense, n_kron;
+    bool has_bias, has_norm;
+    const ipt_adapter_kron *kron; /* [n_kron] */
 } ipt_adapter_site;
 /* Copies the list.  n_batch: batch elements of "gates". */
 void ipt_graph_adapters(ipt_graph *g, const ipt_adapter_site *s, size_t n, int n_row, int n_batch,
@@ -215,6 +230,8 @@ typedef struct ipt_plan_opts {
  * Errors: the poison; IPT_ERR_DEVICE_MEM with need / have; IPT_ERR_TOO_LARGE when a tensor passes a
  * limit of the device; those of weights->find; IPT_ERR_UNSUPPORTED. */
 IPT_CHECKED ipt_status ipt_plan_create(ipt_graph *g, const ipt_plan_opts *o, ipt_plan **out);
+/* The store that the plan was made with; NULL: none. */
+ipt_weights *ipt_plan_weights(const ipt_plan *p);
 /* Whether the plan has an input or parameter of that name: a graph leaves out what its key does not
  * ask for. */
 bool ipt_plan_has(const ipt_plan *p, const char *in);

@@ -172,10 +172,15 @@ ipt_val ipt_weight_leaf(ipt_graph *g, const char *site, const char *leaf, ipt_sh
  * ipt_linear to add in the same product; else id 0.  conv NULL: linear. */
 ipt_val ipt_adapter_hidden(ipt_graph *g, ipt_val x, int32_t out, const char *site,
                            const ipt_conv *conv, ipt_val *up);
-/* Called by ipt_conv2d with its result: when `site` is in the adapter list, appends the side path y
- * + gate * up(down(x)) and returns the sum, else y. */
+/* Called with the result of a linear (conv NULL; its low-rank path is in it) or a convolution: when
+ * `site` is in the adapter list, appends what else acts there and returns the sum, else y. */
 ipt_val ipt_adapter_path(ipt_graph *g, ipt_val x, ipt_val y, const char *site,
                          const ipt_conv *conv);
+/* Whether adapters act on a norm of c channels; where one changes its weight, one_zero gets ones
+ * and zeros to norm with (else it stays as it is). */
+bool ipt_adapter_norm_operands(ipt_graph *g, const char *site, int32_t c, ipt_val one_zero[2]);
+/* y + what adapters add; normed: the norm with ones and zeros. */
+ipt_val ipt_adapter_norm_path(ipt_graph *g, const char *site, ipt_val y, ipt_val normed);
 /* Sets the poison (first one wins). */
 void ipt_poison(ipt_graph *g, ipt_status s, const char *fmt, ...) IPT_PRINTF(3, 4);
 #endif

@@ -399,8 +399,9 @@ ipt_val ipt_linear_add(ipt_graph *g, ipt_val x, const char *site, int out, bool 
     ipt_val w = ipt_weight_leaf(g, site, "weight", ipt_shape2(IPT_F32, out, last_of(&s)));
     ipt_val b = bias ? ipt_weight_leaf(g, site, "bias", ipt_shape1(IPT_F32, out)) : (ipt_val){0};
     ipt_val u = {0}, h = ipt_adapter_hidden(g, x, out, site, NULL, &u);
-    return ipt_emit(g, IPT_OP_LINEAR, site, (ipt_val[]){x, w, b, residual, h, u}, h.id ? 6 : 4,
-                    NULL, NULL);
+    ipt_val y = ipt_emit(g, IPT_OP_LINEAR, site, (ipt_val[]){x, w, b, residual, h, u}, h.id ? 6 : 4,
+                         NULL, NULL);
+    return ipt_adapter_path(g, x, y, site, NULL);
 }
 
 ipt_val ipt_linear(ipt_graph *g, ipt_val x, const char *site, int out, bool bias)

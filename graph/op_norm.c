@@ -370,12 +370,30 @@ const ipt_op_def ipt_op_group_norm_dp = {
     .kernel = group_dp_kernel,
 };
 
+/* The norm with what adapters add to it; id 0 when none does.  The activation comes after. */
+static ipt_val adapted_norm(ipt_graph *g, ipt_op op, const char *site, const ipt_val in[3],
+                            ipt_attr attr)
+{
+    ipt_val normed[3] = {in[0], {0}, {0}}, z = {0};
+    ipt_shape s = ipt_shape_of(g, in[0]);
+    if (s.rank == 0 || !ipt_adapter_norm_operands(g, site, s.dim[s.rank - 1], normed + 1))
+        return z;
+    const bool silu = attr.norm.silu != 0;
+    attr.norm.silu = 0;
+    ipt_val y = ipt_emit(g, op, site, in, 3, &attr, NULL);
+    if (normed[1].id)
+        z = ipt_emit(g, op, site, normed, 3, &attr, NULL);
+    y = ipt_adapter_norm_path(g, site, y, z);
+    return silu ? ipt_silu(g, y) : y;
+}
+
 ipt_val ipt_group_norm(ipt_graph *g, ipt_val x, const char *site, int groups, float eps, bool silu)
 {
     ipt_shape s = ipt_shape_of(g, x), c = ipt_shape1(IPT_F32, s.rank ? s.dim[s.rank - 1] : 1);
     ipt_attr attr = {.norm = {groups, eps, silu}};
     ipt_val in[3] = {x, ipt_weight_leaf(g, site, "weight", c), ipt_weight_leaf(g, site, "bias", c)};
-    return ipt_emit(g, IPT_OP_GROUP_NORM, site, in, 3, &attr, NULL);
+    ipt_val y = adapted_norm(g, IPT_OP_GROUP_NORM, site, in, attr);
+    return y.id ? y : ipt_emit(g, IPT_OP_GROUP_NORM, site, in, 3, &attr, NULL);
 }
 
 /* --- layer norm ------------------------------------------------------------------------------ */
@@ -606,5 +624,6 @@ ipt_val ipt_layer_norm(ipt_graph *g, ipt_val x, const char *site, float eps)
     ipt_shape s = ipt_shape_of(g, x), c = ipt_shape1(IPT_F32, s.rank ? s.dim[s.rank - 1] : 1);
     ipt_attr attr = {.norm = {.eps = eps}};
     ipt_val in[3] = {x, ipt_weight_leaf(g, site, "weight", c), ipt_weight_leaf(g, site, "bias", c)};
-    return ipt_emit(g, IPT_OP_LAYER_NORM, site, in, 3, &attr, NULL);
+    ipt_val y = adapted_norm(g, IPT_OP_LAYER_NORM, site, in, attr);
+    return y.id ? y : ipt_emit(g, IPT_OP_LAYER_NORM, site, in, 3, &attr, NULL);
 }

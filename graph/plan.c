@@ -103,6 +103,8 @@ static ipt_status find_value(const ipt_plan *p, const char *name, bool want_leaf
     return IPT_OK;
 }
 
+ipt_weights *ipt_plan_weights(const ipt_plan *p) { return p->weights; }
+
 bool ipt_plan_has(const ipt_plan *p, const char *in) { return named(p, in, true) != 0; }
 
 ipt_status ipt_plan_write(ipt_plan *p, const char *in, const void *src, size_t n)

@@ -8,7 +8,7 @@
 /* PEFT's settings of one component, read at first use. */
 typedef struct ipt_adapter_settings {
     bool is_read, is_there;
-    double alpha;
+    double alpha, rank;
     bool rslora;
     size_t n_pattern;
     struct {
@@ -38,9 +38,9 @@ struct ipt_adapter_impl {
 IPT_CHECKED ipt_status ipt_adapter_read_metadata(ipt_adapter_file *f);
 /* peft_type of a component, NULL: not said. */
 const char *ipt_adapter_peft_type(const ipt_adapter_file *f, int comp);
-/* Alpha of a module by the settings and what it is divided by (the rank, or its root); *found
- * false: there are no settings for it.  Errors: IPT_ERR_FORMAT, IPT_ERR_UNSUPPORTED (pattern),
- * IPT_ERR_NOMEM. */
+/* Alpha of a module by the settings and what it is divided by (the rank, or its root; rank 0: that
+ * of the settings); *found false: there are no settings for it.  Errors: IPT_ERR_FORMAT,
+ * IPT_ERR_UNSUPPORTED (pattern), IPT_ERR_NOMEM. */
 IPT_CHECKED ipt_status ipt_adapter_alpha(ipt_adapter_file *f, const ipt_module *m, int32_t rank,
                                          bool *found, double *alpha, double *divisor);
 
@@ -59,11 +59,10 @@ IPT_CHECKED ipt_status ipt_adapter_list(ipt_adapter_file *f);
 /* --- adapter_file.c --------------------------------------------------------------------------- */
 /* Marks a tensor (NULL: none) as used by a module, or by a word. */
 void ipt_adapter_claim(ipt_adapter_file *f, const ipt_st_tensor *t, bool is_word);
-/* The stem of a factor's key ("x" of "x.lora_up.weight") and both factors' keys; false: the key is
- * no factor's. */
-typedef struct ipt_adapter_factors {
-    char stem[IPT_KEY_MAX];
-    const ipt_st_tensor *down, *up; /* NULL: not in the file */
-} ipt_adapter_factors;
-bool ipt_adapter_factors_of(const ipt_adapter_file *f, const char *key, ipt_adapter_factors *out);
+/* Keys that could change nothing in any model: an alpha without factors, a product with a factor
+ * that is zero. */
+bool ipt_adapter_is_idle(const ipt_adapter_file *f, const char *key);
+/* IPT_ERR_SHAPE with file, key, found and expected. */
+ipt_status ipt_adapter_bad_shape(const ipt_adapter_file *f, const ipt_st_tensor *t,
+                                 const char *expected);
 #endif

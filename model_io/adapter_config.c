@@ -1,9 +1,9 @@
 /* model_io/adapter_config.c - the settings that PEFT and diffusers write beside the factors: alpha,
  * rank-stabilised scaling, patterns of names with an alpha of their own.
  *
- * The rank of a module is its factors' shape, so rank_pattern and r are not needed.
- * Sources: peft LoraConfig, LoraModel._create_and_replace; diffusers lora_base.py
- * (lora_adapter_metadata). */
+ * The rank of a module is its factors' shape, so rank_pattern is not needed; r only where LoKr has
+ * no factors but two whole matrices, which PEFT scales all the same. Sources: peft LoraConfig,
+ * LoraModel._create_and_replace; diffusers lora_base.py (lora_adapter_metadata). */
 #include "model_io/adapter.h"
 
 #include <jansson.h>
@@ -11,7 +11,7 @@
 #include <math.h>
 #include <string.h>
 
-enum { PEFT_ALPHA = 8 }; /* LoraConfig's default */
+enum { PEFT_ALPHA = 8 }; /* the default of LoraConfig, LoHaConfig and LoKrConfig, and their r */
 
 ipt_status ipt_adapter_read_metadata(ipt_adapter_file *f)
 {
@@ -104,16 +104,20 @@ static ipt_status read_patterns(ipt_adapter_file *f, json_t *patterns, ipt_adapt
 static ipt_status read_settings(ipt_adapter_file *f, int comp, ipt_adapter_settings *s)
 {
     static const char *const signs[] = {"lora_alpha", "alpha_pattern", "r", "peft_type"};
+    const char *type = json_string_value(setting(f, comp, names_components(f), "peft_type"));
+    bool is_lora = !type || strcmp(type, "LORA") == 0; /* LOHA and LOKR name it without "lora_" */
+    const char *name = is_lora ? "lora_alpha" : "alpha";
     bool prefixed = names_components(f);
     s->is_read = true;
     for (size_t i = 0; i < IPT_COUNT(signs); i++)
         s->is_there = s->is_there || setting(f, comp, prefixed, signs[i]);
     if (!s->is_there)
         return IPT_OK;
-    json_t *alpha = setting(f, comp, prefixed, "lora_alpha");
+    json_t *alpha = setting(f, comp, prefixed, name), *rank = setting(f, comp, prefixed, "r");
     if (alpha && !json_is_number(alpha))
-        return bad_setting(f, "lora_alpha", alpha);
+        return bad_setting(f, name, alpha);
     s->alpha = alpha ? json_number_value(alpha) : PEFT_ALPHA;
+    s->rank = is_lora ? 0 : json_is_number(rank) ? json_number_value(rank) : PEFT_ALPHA;
     s->rslora = json_is_true(setting(f, comp, prefixed, "use_rslora"));
     return read_patterns(f, setting(f, comp, prefixed, "alpha_pattern"), s);
 }
@@ -140,7 +144,7 @@ ipt_status ipt_adapter_alpha(ipt_adapter_file *f, const ipt_module *m, int32_t r
     if (!s->is_there)
         return IPT_OK;
     *alpha = s->alpha;
-    *divisor = s->rslora ? sqrt((double)rank) : (double)rank;
+    *divisor = rank == 0 ? s->rank : s->rslora ? sqrt((double)rank) : (double)rank;
     for (size_t i = 0; i < s->n_pattern; i++)
         if (pattern_takes(f, s->pattern[i].pattern, m)) {
             *alpha = s->pattern[i].alpha;

@@ -1,33 +1,17 @@
-/* model_io/adapter_file.c - LoRA and LoCon files of every family as one neutral list: which module
- * of the model, which two factors, which scale. */
-#include "model_io/adapter.h"
+/* model_io/adapter_file.c - adapter files of every family as one neutral list: which module of the
+ * model, which kind (adapter_kinds.c), which parts, which scale. */
+#include "model_io/kinds.h"
 
 #include <jansson.h>
 #include <limits.h>
 #include <math.h>
 #include <string.h>
 
-enum { MAX_RANK = 1 << 16 };
-
-static const struct {
-    const char *down, *up, *mid;
-    ipt_adapter_family family;
-    bool attn_procs;
-} suffixes[] = {
-    {".lora_down.weight", ".lora_up.weight", ".lora_mid.weight", IPT_ADAPTER_KOHYA, false},
-    {".lora_A.weight", ".lora_B.weight", NULL, IPT_ADAPTER_PEFT, false},
-    {".lora_A.default.weight", ".lora_B.default.weight", NULL, IPT_ADAPTER_PEFT, false},
-    {".lora_A.default_0.weight", ".lora_B.default_0.weight", NULL, IPT_ADAPTER_PEFT, false},
-    {".lora.down.weight", ".lora.up.weight", NULL, IPT_ADAPTER_DIFFUSERS, false},
-    {".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight", NULL, IPT_ADAPTER_DIFFUSERS,
-     false},
-    {".down.weight", ".up.weight", NULL, IPT_ADAPTER_ATTN_PROCS, true},
-};
-
 const char *ipt_adapter_family_name(ipt_adapter_family f)
 {
-    static const char *const names[] = {"kohya", "diffusers attn-procs", "diffusers", "peft",
-                                        "cloneofsimo"};
+    static const char *const names[] = {"kohya",       "diffusers attn-procs", "diffusers",
+                                        "peft",        "cloneofsimo",          "lycoris",
+                                        "diffusekrona"};
     return names[f];
 }
 
@@ -38,63 +22,125 @@ static const ipt_st_tensor *take(const ipt_adapter_file *f, const char *stem, co
     return n > 0 && (size_t)n < sizeof key ? ipt_safetensors_find(f->impl->st, key) : NULL;
 }
 
+/* What a kind's keys of one stem hold; false: none of those that tell it. */
+static bool take_parts(const ipt_adapter_file *f, const ipt_kind *kind, const char *stem,
+                       const ipt_st_tensor *part[IPT_MAX_PART])
+{
+    bool told = false;
+    for (int i = 0; i < IPT_MAX_PART; i++) {
+        bool tells = kind->tells >> i & 1;
+        part[i] = kind->key[i] && tells ? take(f, stem, kind->key[i]) : NULL;
+        told = told || part[i];
+    }
+    for (int i = 0; told && i < IPT_MAX_PART; i++)
+        if (kind->key[i] && !(kind->tells >> i & 1))
+            part[i] = take(f, stem, kind->key[i]);
+    return told;
+}
+
 void ipt_adapter_claim(ipt_adapter_file *f, const ipt_st_tensor *t, bool is_word)
 {
     if (t)
         f->impl->used[t - ipt_safetensors_at(f->impl->st, 0)] = is_word ? 2 : 1;
 }
 
-bool ipt_adapter_factors_of(const ipt_adapter_file *f, const char *key, ipt_adapter_factors *out)
+static bool is_claimed(const ipt_adapter_file *f, const ipt_st_tensor *t)
 {
-    size_t len = strlen(key);
-    for (size_t k = 0; k < IPT_COUNT(suffixes); k++) {
-        const char *endings[] = {suffixes[k].down, suffixes[k].up, suffixes[k].mid, ".alpha"};
-        for (size_t i = 0; i < IPT_COUNT(endings); i++) {
-            size_t n = endings[i] ? strlen(endings[i]) : len;
-            if (n >= len || len - n >= sizeof out->stem || strcmp(key + len - n, endings[i]) != 0)
-                continue;
-            snprintf(out->stem, sizeof out->stem, "%.*s", (int)(len - n), key);
-            out->down = take(f, out->stem, suffixes[k].down);
-            out->up = take(f, out->stem, suffixes[k].up);
-            if (i < 3 || out->down || out->up) /* an alpha goes with any family's factors */
-                return true;
-        }
+    return f->impl->used[t - ipt_safetensors_at(f->impl->st, 0)] != 0;
+}
+
+/* --- keys that change nothing ----------------------------------------------------------------- */
+static bool is_zero(const ipt_st_tensor *t)
+{
+    bool zero = true;
+    for (size_t i = 0; zero && i < t->count; i++) {
+        float v = ipt_st_get(t, i);
+        zero = v >= 0 && v <= 0;
     }
+    ipt_st_release(t); /* nobody else wants it */
+    return zero;
+}
+
+/* A product of the kind at the stem has a part that is zero. */
+static bool is_idle_product(const ipt_adapter_file *f, const ipt_kind *kind, const char *stem,
+                            bool *there)
+{
+    const ipt_st_tensor *part[IPT_MAX_PART];
+    if (!take_parts(f, kind, stem, part))
+        return false;
+    *there = true;
+    for (int i = 0; kind->is_product && i < IPT_MAX_PART; i++)
+        if (part[i] && is_zero(part[i]))
+            return true;
     return false;
 }
 
-/* --- scale ------------------------------------------------------------------------------------ */
-/* The file's own alpha, else that of PEFT's settings, else the rank. */
-static ipt_status set_scale(ipt_adapter_file *f, const ipt_module *m, const char *stem,
-                            ipt_adapter_family family, ipt_adapter_module *out)
+bool ipt_adapter_is_idle(const ipt_adapter_file *f, const char *key)
 {
-    bool found = false;
-    const ipt_st_tensor *t = take(f, stem, ".alpha");
-    double alpha = out->rank, divisor = out->rank;
-    if (!t && family == IPT_ADAPTER_DIFFUSERS)
-        t = take(f, stem, ".lora.alpha");
-    if (t) {
-        if (t->count != 1)
-            return ipt_fail(f->impl->ctx, IPT_ERR_SHAPE,
-                            "%s: key '%s': found %zu elements, expected 1", f->path, t->name,
-                            t->count);
-        IPT_TRY(ipt_st_load(t));
-        if (ipt_st_finite(t, NULL)) /* else the file is refused before it is used */
-            alpha = (double)ipt_st_get(t, 0);
-        ipt_adapter_claim(f, t, false);
-    } else {
-        IPT_TRY(ipt_adapter_alpha(f, m, out->rank, &found, &alpha, &divisor));
+    size_t len = strlen(key), alpha = sizeof ".alpha" - 1;
+    char stem[IPT_KEY_MAX + 64];
+    bool of_alpha = len > alpha && strcmp(key + len - alpha, ".alpha") == 0, there = false;
+    for (const ipt_kind *kind = ipt_kinds; kind->name; kind++) {
+        for (int i = 0; i < IPT_MAX_PART && kind->key[i]; i++) {
+            size_t n = of_alpha ? alpha : strlen(kind->key[i]);
+            if (n >= len || len - n >= sizeof stem || (of_alpha && i > 0) ||
+                (!of_alpha && strcmp(key + len - n, kind->key[i]) != 0))
+                continue;
+            snprintf(stem, sizeof stem, "%.*s", (int)(len - n), key);
+            if (is_idle_product(f, kind, stem, &there))
+                return true;
+        }
     }
+    return of_alpha && !there; /* an alpha alone */
+}
+
+/* --- scale ------------------------------------------------------------------------------------ */
+static ipt_status one_number(ipt_adapter_file *f, const ipt_st_tensor *t, double *out)
+{
+    if (t->count != 1)
+        return ipt_fail(f->impl->ctx, IPT_ERR_SHAPE, "%s: key '%s': found %zu elements, expected 1",
+                        f->path, t->name, t->count);
+    IPT_TRY(ipt_st_load(t));
+    if (ipt_st_finite(t, NULL)) /* else the file is refused before it is used */
+        *out = (double)ipt_st_get(t, 0);
+    ipt_adapter_claim(f, t, false);
+    return IPT_OK;
+}
+
+/* The file's own alpha, else that of PEFT's settings, else the rank.  LyCORIS' kinds: an alpha of 0
+ * means the rank, and none counts where nothing is factored; its scalar, in files of its first
+ * versions, multiplies. */
+static ipt_status set_scale(ipt_adapter_file *f, const ipt_module *m, const char *stem,
+                            ipt_adapter_module *out)
+{
+    const ipt_kind *kind = out->kind;
+    bool found = false, is_lycoris = kind->family == IPT_ADAPTER_LYCORIS;
+    const ipt_st_tensor *t = take(f, stem, ".alpha"), *scalar = take(f, stem, ".scalar");
+    double alpha = out->rank, divisor = out->rank, times = 1;
+    out->scale = 1;
+    if (!kind->is_scaled)
+        return IPT_OK;
+    if (!t && kind->family == IPT_ADAPTER_DIFFUSERS)
+        t = take(f, stem, ".lora.alpha");
+    if (t)
+        IPT_TRY(one_number(f, t, &alpha));
+    else
+        IPT_TRY(ipt_adapter_alpha(f, m, out->rank, &found, &alpha, &divisor));
+    if (scalar && is_lycoris)
+        IPT_TRY(one_number(f, scalar, &times));
+    if (is_lycoris && t && alpha >= 0 && alpha <= 0)
+        alpha = out->rank;
     out->alpha = (float)alpha;
-    out->scale = (float)(alpha / divisor);
-    if (!isfinite(out->scale))
+    out->scale = (divisor > 0 ? alpha / divisor : 1) * times;
+    if (!isfinite(out->scale) || !isfinite((float)out->scale))
         return ipt_fail(f->impl->ctx, IPT_ERR_FORMAT,
                         "%s: '%s': alpha is %g, expected a finite number", f->path, stem, alpha);
     return IPT_OK;
 }
 
 /* --- one module ------------------------------------------------------------------------------- */
-static ipt_status bad_shape(const ipt_adapter_file *f, const ipt_st_tensor *t, const char *expected)
+ipt_status ipt_adapter_bad_shape(const ipt_adapter_file *f, const ipt_st_tensor *t,
+                                 const char *expected)
 {
     char found[128];
     ipt_st_shape_text(t, found, sizeof found);
@@ -103,125 +149,89 @@ static ipt_status bad_shape(const ipt_adapter_file *f, const ipt_st_tensor *t, c
                     found, expected, f->made_for ? f->made_for : "another model");
 }
 
-/* down' = mid with down applied to its inputs: up x down' is the Tucker form's product. */
-static ipt_status expand_tucker(ipt_adapter_file *f, const ipt_module *m, const ipt_st_tensor *mid,
-                                ipt_adapter_module *out)
+/* DoRA's magnitude: LyCORIS' [out,1] or (first versions) [1,in]; PEFT's [out] or [1,out,1,1]. */
+static ipt_status find_magnitude(ipt_adapter_file *f, const ipt_module *m, const char *stem,
+                                 ipt_adapter_module *a)
 {
-    char text[96];
-    const ipt_st_tensor *down = out->down;
-    size_t in = (size_t)m->in, taps = (size_t)m->kh * (size_t)m->kw, n = 0;
-    size_t r_in = down->rank > 0 && down->dim[0] > 0 ? (size_t)down->dim[0] : 0,
-           r = (size_t)out->rank;
-    snprintf(text, sizeof text, "[%zu,%zu,%d,%d]", r, r_in, (int)m->kh, (int)m->kw);
-    if (r_in > MAX_RANK || mid->count != r * r_in * taps || mid->rank != 4 ||
-        mid->dim[0] != out->rank || mid->dim[1] != (int64_t)r_in)
-        return bad_shape(f, mid, text);
-    snprintf(text, sizeof text, "[%zu,%d,1,1]", r_in, (int)m->in);
-    if (r_in == 0 || down->count != r_in * in)
-        return bad_shape(f, down, text);
-    if (!ipt_mul_size(r * in, taps * sizeof(float), &n))
-        return ipt_fail(f->impl->ctx, IPT_ERR_NOMEM, "%s: '%s' is too large", f->path, down->name);
-    float *full = ipt_arena_alloc(&f->impl->arena, n);
-    if (!full)
-        return IPT_ERR_NOMEM;
-    for (size_t a = 0; a < r; a++)
-        for (size_t b = 0; b < r_in; b++)
-            for (size_t i = 0; i < in; i++) {
-                float d = ipt_st_get(down, b * in + i);
-                for (size_t k = 0; k < taps; k++)
-                    full[(a * in + i) * taps + k] += ipt_st_get(mid, (a * r_in + b) * taps + k) * d;
-            }
-    out->down_f32 = full;
-    f->has_tucker = true;
+    static const char *const keys[] = {".dora_scale", ".lora_magnitude_vector",
+                                       ".lora_magnitude_vector.weight",
+                                       ".lora_magnitude_vector.default.weight"};
+    for (size_t i = 0; i < IPT_COUNT(keys) && !a->magnitude; i++) {
+        const ipt_st_tensor *t = take(f, stem, keys[i]);
+        if (!t || is_claimed(f, t))
+            continue;
+        bool row = i == 0 && t->rank > 1 && t->dim[0] == 1 && (m->out > 1 || t->dim[1] > 1);
+        size_t n = row ? (size_t)m->in : (size_t)m->out;
+        if (t->count != n) {
+            char text[96];
+            snprintf(text, sizeof text, "[%d,1] or [1,%d]", (int)m->out, (int)m->in);
+            return ipt_adapter_bad_shape(f, t, text);
+        }
+        a->magnitude = t;
+        a->is_by_input = row;
+        a->act = IPT_ACTS_DENSE;
+        ipt_adapter_claim(f, t, false);
+    }
     return IPT_OK;
 }
 
-static ipt_status add_module(ipt_adapter_file *f, size_t index, const ipt_st_tensor *down,
-                             const ipt_st_tensor *up, const ipt_st_tensor *mid,
-                             ipt_adapter_module *out)
+static ipt_status add_module(ipt_adapter_file *f, size_t index, const ipt_kind *kind,
+                             const ipt_st_tensor *const part[], const char *stem)
 {
     const ipt_module *m = &f->impl->list[index];
-    char text[96];
-    size_t fan = (size_t)m->in * (size_t)m->kh * (size_t)m->kw;
-    *out = (ipt_adapter_module){.module = index,
-                                .out = m->out,
-                                .in = m->in,
-                                .kh = m->kh,
-                                .kw = m->kw,
-                                .down = down,
-                                .up = up};
-    ipt_adapter_claim(f, down, false);
-    ipt_adapter_claim(f, up, false);
-    ipt_adapter_claim(f, mid, false);
-    const ipt_st_tensor *of = mid ? mid : down;
-    int64_t rank = of->rank > 0 ? of->dim[0] : 0;
-    if (rank < 1 || rank > MAX_RANK)
-        return bad_shape(f, of, "a rank of 1 to 65536 in front");
-    out->rank = (int32_t)rank;
-    snprintf(text, sizeof text, "[%d,%d]", (int)m->out, (int)rank);
-    if (up->rank < 2 || up->dim[0] != m->out || up->count != (size_t)m->out * (size_t)rank)
-        return bad_shape(f, up, text);
-    if (mid) {
-        IPT_TRY(expand_tucker(f, m, mid, out));
-    } else if (down->count != (size_t)rank * fan) {
-        if (m->kh * m->kw == 1)
-            snprintf(text, sizeof text, "[%d,%d]", (int)rank, (int)m->in);
-        else
-            snprintf(text, sizeof text, "[%d,%d,%d,%d]", (int)rank, (int)m->in, (int)m->kh,
-                     (int)m->kw);
-        return bad_shape(f, down, text);
+    ipt_adapter_module *a = &f->module[f->n_module];
+    *a = (ipt_adapter_module){
+        .module = index, .kind = kind, .out = m->out, .in = m->in, .kh = m->kh, .kw = m->kw};
+    for (int i = 0; i < IPT_MAX_PART; i++) {
+        a->part[i] = part[i];
+        ipt_adapter_claim(f, part[i], false);
     }
+    IPT_TRY(kind->read(f, m, a));
+    IPT_TRY(set_scale(f, m, stem, a));
+    if (kind->is_product && kind->is_scaled)
+        IPT_TRY(find_magnitude(f, m, stem, a));
     f->has_conv = f->has_conv || m->kh * m->kw > 1;
-    f->rank_min = f->rank_min == 0 || out->rank < f->rank_min ? out->rank : f->rank_min;
-    f->rank_max = out->rank > f->rank_max ? out->rank : f->rank_max;
+    if (a->rank > 0) {
+        f->rank_min = f->rank_min == 0 || a->rank < f->rank_min ? a->rank : f->rank_min;
+        f->rank_max = a->rank > f->rank_max ? a->rank : f->rank_max;
+    }
+    if (f->n_module++ == 0)
+        f->family = kind->family;
     return IPT_OK;
 }
 
-static ipt_status missing_half(const ipt_adapter_file *f, const ipt_st_tensor *t, const char *stem,
-                               const char *suffix)
-{
-    return ipt_fail(f->impl->ctx, IPT_ERR_FORMAT, "%s: key '%s' is there, but not '%s%s'", f->path,
-                    t->name, stem, suffix);
-}
-
-/* With two text encoders in the model: factors that are the other one's by their shape, or taken.
- */
-static bool is_others(const ipt_adapter_file *f, const ipt_module *m, const ipt_st_tensor *down,
-                      const ipt_st_tensor *up)
+/* With two text encoders in the model: parts that are the other one's by their shape, or taken. */
+static bool is_others(const ipt_adapter_file *f, const ipt_module *m, const ipt_kind *kind,
+                      const ipt_st_tensor *const part[])
 {
     bool two = false;
+    const ipt_st_tensor *down = part[0], *up = part[1];
     for (size_t i = 0; i < f->impl->n_list && !two; i++)
         two = f->impl->list[i].comp == IPT_COMP_TEXT2;
-    if (!two || !down || !up)
+    for (int i = 0; two && i < IPT_MAX_PART; i++)
+        if (part[i] && is_claimed(f, part[i]))
+            return true;
+    if (!two || !down || !up || kind->factors != ipt_lora_factors)
         return false;
-    return f->impl->used[down - ipt_safetensors_at(f->impl->st, 0)] || down->rank < 2 ||
-           up->rank < 2 || down->dim[1] != m->in || up->dim[0] != m->out;
+    return down->rank < 2 || up->rank < 2 || down->dim[1] != m->in || up->dim[0] != m->out;
 }
 
-/* Looks for one module under every spelling.  *found false: the file has nothing for it. */
-static ipt_status match_module(ipt_adapter_file *f, const ipt_key_frame *frame, size_t index,
-                               bool *found)
+/* Looks for one module under every spelling: what changes its weight, and what its bias. */
+static ipt_status match_module(ipt_adapter_file *f, const ipt_key_frame *frame, size_t index)
 {
     ipt_adapter_stem stem;
     const ipt_module *m = &f->impl->list[index];
-    for (int i = 0; !*found && ipt_adapter_name(frame, m, i, &stem); i++) {
-        for (size_t k = 0; stem.text[0] && !*found && k < IPT_COUNT(suffixes); k++) {
-            if (suffixes[k].attn_procs != stem.attn_procs)
+    const ipt_st_tensor *part[IPT_MAX_PART];
+    const uint8_t on = m->is_norm ? IPT_ON_NORM : IPT_ON_WEIGHT;
+    bool found[2] = {false, false}; /* weight, bias */
+    for (int i = 0; !(found[0] && found[1]) && ipt_adapter_name(frame, m, i, &stem); i++) {
+        for (const ipt_kind *kind = ipt_kinds; stem.text[0] && kind->name; kind++) {
+            if (found[kind->is_bias] || kind->attn_procs != stem.attn_procs || !(kind->on & on) ||
+                !take_parts(f, kind, stem.text, part) || (kind->fits && !kind->fits(m, part)) ||
+                (stem.any_encoder && is_others(f, m, kind, part)))
                 continue;
-            const ipt_st_tensor *down = take(f, stem.text, suffixes[k].down),
-                                *up = take(f, stem.text, suffixes[k].up);
-            const ipt_st_tensor *mid = suffixes[k].mid ? take(f, stem.text, suffixes[k].mid) : NULL;
-            if ((!down && !up) || (stem.any_encoder && is_others(f, m, down, up)))
-                continue;
-            if (!down || !up)
-                return missing_half(f, down ? down : up, stem.text,
-                                    down ? suffixes[k].up : suffixes[k].down);
-            ipt_adapter_module *out = &f->module[f->n_module];
-            IPT_TRY(add_module(f, index, down, up, mid, out));
-            IPT_TRY(set_scale(f, m, stem.text, suffixes[k].family, out));
-            if (f->n_module++ == 0)
-                f->family = suffixes[k].family;
-            *found = true;
+            IPT_TRY(add_module(f, index, kind, part, stem.text));
+            found[kind->is_bias] = true;
         }
     }
     return IPT_OK;
@@ -237,7 +247,6 @@ static ipt_status match_ordinals(ipt_adapter_file *f)
         return ipt_fail(f->impl->ctx, IPT_ERR_UNSUPPORTED,
                         "%s: cloneofsimo adapter with convolutions (ResnetBlock2D): not supported",
                         f->path);
-    f->family = IPT_ADAPTER_CLONEOFSIMO;
     for (int pass = 0; pass < 2; pass++) {
         int comp = pass ? IPT_COMP_TEXT : IPT_COMP_UNET;
         for (int32_t i = 0; i < 100000; i++) {
@@ -247,14 +256,13 @@ static ipt_status match_ordinals(ipt_adapter_file *f)
             if (!down && !up)
                 break;
             if (!down || !up)
-                return missing_half(f, down ? down : up, key, down ? "up" : "down");
+                return ipt_fail(f->impl->ctx, IPT_ERR_FORMAT,
+                                "%s: key '%s' is there, but not '%s%s'", f->path,
+                                down ? down->name : up->name, key, down ? "up" : "down");
             if (index == f->impl->n_list || f->n_module == f->impl->n_list)
                 continue; /* reported as unmatched */
-            ipt_adapter_module *out = &f->module[f->n_module];
-            IPT_TRY(add_module(f, index, down, up, NULL, out));
-            out->alpha = (float)out->rank;
-            out->scale = 1;
-            f->n_module++;
+            const ipt_st_tensor *part[IPT_MAX_PART] = {down, up};
+            IPT_TRY(add_module(f, index, &ipt_kind_cloneofsimo, part, key));
         }
     }
     return IPT_OK;
@@ -263,18 +271,23 @@ static ipt_status match_ordinals(ipt_adapter_file *f)
 /* --- opening ---------------------------------------------------------------------------------- */
 static ipt_status check_kind(ipt_adapter_file *f)
 {
+    static const char *const types[] = {"LORA", "LOHA", "LOKR", "IA3"};
     const ipt_safetensors *st = f->impl->st;
     for (int comp = 0; comp < IPT_COMP_COUNT; comp++) {
         const char *peft = ipt_adapter_peft_type(f, comp);
-        if (peft && strcmp(peft, "LORA") != 0)
+        bool known = !peft;
+        for (size_t i = 0; i < IPT_COUNT(types) && !known; i++)
+            known = strcmp(peft, types[i]) == 0;
+        if (!known)
             return ipt_fail(f->impl->ctx, IPT_ERR_UNSUPPORTED,
-                            "%s: %.50s adapter (peft_type): not supported yet, expected LORA",
+                            "%s: %.50s adapter (peft_type): not supported, expected LORA, LOHA, "
+                            "LOKR or IA3",
                             f->path, peft);
     }
     for (size_t i = 0; i < ipt_safetensors_count(st); i++) {
         const char *key = ipt_safetensors_at(st, i)->name, *what = ipt_adapter_unsupported(key);
         if (what)
-            return ipt_fail(f->impl->ctx, IPT_ERR_UNSUPPORTED, "%s: %s ('%s'): not supported yet",
+            return ipt_fail(f->impl->ctx, IPT_ERR_UNSUPPORTED, "%s: %s ('%s'): not supported",
                             f->path, what, key);
         if (strncmp(key, "model.diffusion_model.", 22) == 0 ||
             strncmp(key, "first_stage_model.", 18) == 0)
@@ -294,7 +307,7 @@ static ipt_status resolve(ipt_adapter_file *f)
     f->metadata = ipt_safetensors_metadata(st);
     f->impl->used =
         ipt_arena_alloc(&f->impl->arena, ipt_safetensors_count(st) * sizeof *f->impl->used);
-    f->module = ipt_arena_alloc(&f->impl->arena, f->impl->n_list * sizeof *f->module);
+    f->module = ipt_arena_alloc(&f->impl->arena, 2 * f->impl->n_list * sizeof *f->module);
     if (!f->impl->used || !f->module)
         return IPT_ERR_NOMEM;
     IPT_TRY(ipt_adapter_read_metadata(f));
@@ -306,10 +319,8 @@ static ipt_status resolve(ipt_adapter_file *f)
         return ipt_adapter_list(f);
     }
     ipt_key_frame_modules(f->impl->list, f->impl->n_list, &frame);
-    for (size_t i = 0; i < f->impl->n_list; i++) {
-        bool found = false;
-        IPT_TRY(match_module(f, &frame, i, &found));
-    }
+    for (size_t i = 0; i < f->impl->n_list; i++)
+        IPT_TRY(match_module(f, &frame, i));
     return ipt_adapter_list(f);
 }
 
@@ -465,21 +476,4 @@ void ipt_adapter_hash(ipt_adapter_file *f)
         memcpy(f->autov3, hex, 12);
     }
     ipt_free(block);
-}
-
-/* --- factors ---------------------------------------------------------------------------------- */
-void ipt_adapter_pack(const ipt_adapter_module *m, float *a, float *b, size_t n_rank, size_t col)
-{
-    size_t rank = (size_t)m->rank, in = (size_t)m->in, taps = (size_t)m->kh * (size_t)m->kw,
-           out = (size_t)m->out;
-    for (size_t r = 0; r < rank; r++)
-        for (size_t i = 0; i < in; i++)
-            for (size_t k = 0; k < taps; k++) {
-                size_t src = (r * in + i) * taps + k;
-                a[(k * in + i) * n_rank + col + r] =
-                    m->down_f32 ? m->down_f32[src] : ipt_st_get(m->down, src);
-            }
-    for (size_t o = 0; o < out; o++)
-        for (size_t r = 0; r < rank; r++)
-            b[(col + r) * out + o] = m->scale * ipt_st_get(m->up, o * rank + r);
 }

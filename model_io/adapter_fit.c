@@ -119,31 +119,6 @@ static ipt_status list_bad_values(ipt_adapter_file *f)
 }
 
 /* --- what is left ----------------------------------------------------------------------------- */
-static bool is_zero(const ipt_st_tensor *t)
-{
-    bool zero = t != NULL;
-    for (size_t i = 0; zero && i < t->count; i++) {
-        float v = ipt_st_get(t, i);
-        zero = v >= 0 && v <= 0;
-    }
-    if (t)
-        ipt_st_release(t); /* nobody else wants it */
-    return zero;
-}
-
-/* Keys that could change nothing in any model: no values, an alpha without factors, a product with
- * a factor that is zero (trainers write such for parts that they did not train). */
-static bool is_harmless(const ipt_adapter_file *f, const ipt_st_tensor *t)
-{
-    ipt_adapter_factors x;
-    size_t len = strlen(t->name);
-    if (t->count == 0)
-        return true;
-    if (!ipt_adapter_factors_of(f, t->name, &x))
-        return len > 6 && strcmp(t->name + len - 6, ".alpha") == 0;
-    return is_zero(x.up) || is_zero(x.down);
-}
-
 /* Length of the part that names a group: up to the first number between separators. */
 static size_t group_length(const char *key)
 {
@@ -200,7 +175,7 @@ ipt_status ipt_adapter_list(ipt_adapter_file *f)
         const ipt_st_tensor *t = ipt_safetensors_at(st, i);
         if (f->impl->used[i])
             continue;
-        if (is_harmless(f, t))
+        if (t->count == 0 || ipt_adapter_is_idle(f, t->name))
             f->n_harmless++;
         else
             f->unmatched[f->n_unmatched++] = t->name;

@@ -230,29 +230,15 @@ const char *ipt_adapter_unsupported(const char *key)
     static const struct {
         const char *part, *what;
     } kinds[] = {
-        {".lokr_", "LoKr adapter"},
-        {".hada_", "LoHa adapter"},
-        {".dora_scale", "DoRA adapter"},
-        {".lora_magnitude_vector", "DoRA adapter"},
-        {".oft_", "OFT adapter"},
-        {".boft_", "OFT adapter"},
-        {".on_input", "IA3 adapter"},
-        {".ia3_", "IA3 adapter"},
-        {".a1.weight", "GLoRA adapter"},
-        {".b1.weight", "GLoRA adapter"},
+        {".oft_R.", "PEFT's OFT adapter"},
+        {".oft_r", "PEFT's OFT adapter"},
+        {".boft_R", "PEFT's BOFT adapter"},
+        {".boft_s", "PEFT's BOFT adapter"},
         {".lora_embedding_", "adapter of the token embedding"},
         {".vera_lambda", "VeRA adapter"},
-        {".diff", "adapter with whole weight differences"},
-        {".diff_b", "adapter with whole weight differences"},
-        {".set_weight", "adapter with whole weights"},
-        {".w_norm", "adapter of norm layers"},
-        {".b_norm", "adapter of norm layers"},
     };
-    enum { FIRST_ENDING = 12 }; /* from here on: the end of the key */
-    for (size_t i = 0; i < IPT_COUNT(kinds); i++) {
-        const char *hit = strstr(key, kinds[i].part);
-        if (hit && (i < FIRST_ENDING || hit[strlen(kinds[i].part)] == '\0'))
+    for (size_t i = 0; i < IPT_COUNT(kinds); i++)
+        if (strstr(key, kinds[i].part))
             return kinds[i].what;
-    }
     return NULL;
 }

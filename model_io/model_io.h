@@ -187,7 +187,8 @@ uint64_t ipt_weights_device_bytes(const ipt_weights *w); /* uploaded so far */
 typedef struct ipt_module {
     int comp;                /* IPT_COMP_UNET, IPT_COMP_TEXT, IPT_COMP_TEXT2 */
     const char *name;        /* canonical, without ".weight" and component prefix */
-    int32_t out, in, kh, kw; /* linear: kh = kw = 1 */
+    int32_t out, in, kh, kw; /* linear: kh = kw = 1; norm: [out], the rest 1 */
+    bool is_norm, has_bias;
 } ipt_module;
 
 typedef enum ipt_adapter_family {
@@ -196,15 +197,33 @@ typedef enum ipt_adapter_family {
     IPT_ADAPTER_DIFFUSERS,   /* diffusers 0.2x: to_q.lora.down */
     IPT_ADAPTER_PEFT,        /* lora_A, lora_B */
     IPT_ADAPTER_CLONEOFSIMO, /* unet:0:down */
+    IPT_ADAPTER_LYCORIS,     /* lokr_w1, hada_w1_a, diff, ... */
+    IPT_ADAPTER_KRONA,       /* DiffuseKronA: attn-processor names with Kronecker factors */
 } ipt_adapter_family;
+/* How a part of an adapter acts beside its module, at gate g. */
+typedef enum ipt_adapter_act {
+    IPT_ACTS_LOW_RANK, /* y += g B (A x): ipt_adapter_pack */
+    IPT_ACTS_KRON,     /* y += g (P kron Q) x: ipt_adapter_kron_factors */
+    IPT_ACTS_DENSE,    /* y += g D x: ipt_adapter_delta */
+    IPT_ACTS_BIAS,     /* y += g d */
+    IPT_ACTS_NORM,     /* y += g d norm(x), before the norm's own weight and bias */
+} ipt_adapter_act;
+enum { IPT_MAX_PART = 7 };
+struct ipt_kind; /* a row of the table in adapter_kinds.c */
+/* What one file has for the weight or the bias of one module. */
 typedef struct ipt_adapter_module {
     size_t module; /* index in the caller's list */
-    int32_t rank;
+    const struct ipt_kind *kind;
+    ipt_adapter_act act;
+    int32_t rank;  /* as the file means it; 0: the kind has none */
+    int32_t n_col; /* columns of the low-rank factors, where there are such */
     int32_t out, in, kh, kw;
-    float alpha; /* as given or derived; scale = what multiplies up x down */
-    float scale;
-    const ipt_st_tensor *down, *up; /* [rank,in(,kh,kw)], [out,rank(,1,1)]; file order */
-    const float *down_f32;          /* when not NULL it replaces `down` (expanded Tucker form) */
+    ipt_adapter_kron kron;                   /* KRON */
+    float alpha;                             /* as given or derived */
+    double scale;                            /* multiplies the product of the factors */
+    const ipt_st_tensor *part[IPT_MAX_PART]; /* by the kind's keys; NULL: not in the file */
+    const ipt_st_tensor *magnitude;          /* DoRA, NULL: none */
+    bool is_by_input;                        /* it has one magnitude an input, not an output */
 } ipt_adapter_module;
 typedef struct ipt_adapter_embedding { /* textual inversion inside the file */
     const char *word;
@@ -238,13 +257,13 @@ typedef struct ipt_adapter_file {
     const struct json_t *metadata; /* borrowed, may be NULL */
     struct ipt_adapter_impl *impl;
 } ipt_adapter_file;
-/* Opens a LoRA / LoCon file or a PEFT folder and finds the module of every key among `modules` (the
- * caller's canonical list, in the order of building: level after level).  Keys that fit no module
- * and values that are not finite are listed, not an error, unless nothing fits at all:
- * ipt_adapter_check. Ownership: caller, ipt_adapter_close; names and modules are only borrowed for
- * the call. Errors: IPT_ERR_IO, IPT_ERR_FORMAT (not safetensors, not an adapter, a whole model,
+/* Opens an adapter file of any kind or a PEFT folder and finds the module of every key among
+ * `modules` (the caller's canonical list, in the order of building: level after level).  Keys that
+ * fit no module and values that are not finite are listed, not an error, unless nothing fits at
+ * all: ipt_adapter_check. Ownership: caller, ipt_adapter_close; names and modules are only borrowed
+ * for the call. Errors: IPT_ERR_IO, IPT_ERR_FORMAT (not safetensors, not an adapter, a whole model,
  * PEFT settings that cannot be read), IPT_ERR_SHAPE (file, key, found, expected),
- * IPT_ERR_UNSUPPORTED (LoHa, LoKr, DoRA, ...: named), IPT_ERR_MISSING (fits no module: made for
+ * IPT_ERR_UNSUPPORTED (VeRA, PEFT's OFT, ...: named), IPT_ERR_MISSING (fits no module: made for
  * another model), IPT_ERR_NOMEM. */
 IPT_CHECKED ipt_status ipt_adapter_open(ipt_ctx *ctx, const char *path, const ipt_module *modules,
                                         size_t n_modules, ipt_adapter_file **out);
@@ -259,11 +278,24 @@ void ipt_adapter_close(ipt_adapter_file **f);
 IPT_CHECKED ipt_status ipt_adapter_check(const ipt_adapter_file *f, bool is_partial);
 /* Computes the hashes (reads the whole file). */
 void ipt_adapter_hash(ipt_adapter_file *f);
-const char *ipt_adapter_family_name(ipt_adapter_family f); /* "kohya", ... */
-/* Writes the factors into stacked operands of graph.h: a [K, n_rank] with K = kh*kw*in in the order
- * ky, kx, i; b [n_rank, out].  Columns col .. col + rank - 1 of a and those rows of b are written;
- * b is multiplied by m->scale. */
-void ipt_adapter_pack(const ipt_adapter_module *m, float *a, float *b, size_t n_rank, size_t col);
+const char *ipt_adapter_family_name(ipt_adapter_family f);      /* "kohya", ... */
+const char *ipt_adapter_kind_name(const ipt_adapter_module *m); /* "lora", "lokr", "dora", ... */
+/* --- what a part does, in double.  base: the model's own weight (or bias, or norm weight) in
+ * logical order, [O,KH,KW,I] or [C]; it may be NULL unless ipt_adapter_needs_base.  Errors:
+ * IPT_ERR_IO, IPT_ERR_NOMEM. */
+bool ipt_adapter_needs_base(const ipt_adapter_module *m);
+/* The effective change at gate 1, in the order and size of base: W' = W + delta. */
+IPT_CHECKED ipt_status ipt_adapter_delta(ipt_ctx *ctx, const ipt_adapter_module *m,
+                                         const double *base, double *delta);
+/* LOW_RANK: the factors as stacked operands of graph.h: a [K, n_rank] with K = kh*kw*in in the
+ * order ky, kx, i; b [n_rank, out].  Columns col .. col + n_col - 1 of a and those rows of b are
+ * written; b has the scale. */
+IPT_CHECKED ipt_status ipt_adapter_pack(ipt_ctx *ctx, const ipt_adapter_module *m,
+                                        const double *base, float *a, float *b, size_t n_rank,
+                                        size_t col);
+/* KRON: p [i1, o1], q [kh*kw*i2, o2] in the order ky, kx, i, with the scale. */
+IPT_CHECKED ipt_status ipt_adapter_kron_factors(ipt_ctx *ctx, const ipt_adapter_module *m, float *p,
+                                                float *q);
 
 /* --- textual inversion files ---------------------------------------------------------------------
  */

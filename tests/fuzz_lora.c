@@ -28,13 +28,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 #define TEXT "text_model.encoder.layers.0.self_attn"
 
 static const ipt_module modules[] = {
-    {IPT_COMP_UNET, "down_blocks.0.resnets.0.conv1", 3, 2, 3, 3},
-    {IPT_COMP_UNET, BLOCK ".to_q", 4, 4, 1, 1},
-    {IPT_COMP_UNET, BLOCK ".to_k", 4, 4, 1, 1},
-    {IPT_COMP_UNET, BLOCK ".to_v", 4, 4, 1, 1},
-    {IPT_COMP_UNET, BLOCK ".to_out.0", 4, 4, 1, 1},
-    {IPT_COMP_TEXT, TEXT ".k_proj", 4, 4, 1, 1},
-    {IPT_COMP_TEXT2, "text_projection", 5, 4, 1, 1},
+    {IPT_COMP_UNET, "down_blocks.0.resnets.0.conv1", 3, 2, 3, 3, false, true},
+    {IPT_COMP_UNET, BLOCK ".to_q", 4, 4, 1, 1, false, true},
+    {IPT_COMP_UNET, BLOCK ".to_k", 4, 4, 1, 1, false, true},
+    {IPT_COMP_UNET, BLOCK ".to_v", 4, 4, 1, 1, false, true},
+    {IPT_COMP_UNET, BLOCK ".to_out.0", 4, 4, 1, 1, false, true},
+    {IPT_COMP_TEXT, TEXT ".k_proj", 4, 4, 1, 1, false, true},
+    {IPT_COMP_TEXT2, "text_projection", 5, 4, 1, 1, false, true},
 };
 static const char *const headers[] = {
     "{\"__metadata__\":{\"ss_tag_frequency\":\"{\\\"1_a b\\\":{\\\"x\\\":3}}\"}," ONE(
@@ -101,14 +101,22 @@ size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t max_size, unsi
     return seed_mutate(data, size, max_size, seed, all, IPT_COUNT(all));
 }
 
-static void use_module(const ipt_adapter_module *m)
+static void use_module(ipt_ctx *ctx, const ipt_adapter_module *m)
 {
-    size_t fan = (size_t)m->in * (size_t)m->kh * (size_t)m->kw, rank = (size_t)m->rank,
+    size_t fan = (size_t)m->in * (size_t)m->kh * (size_t)m->kw, cols = (size_t)m->n_col,
            out = (size_t)m->out;
-    REQUIRE(m->module < IPT_COUNT(modules) && m->rank >= 1 && isfinite(m->scale));
-    float *a = malloc(fan * (rank + 2) * sizeof *a), *b = malloc(out * (rank + 2) * sizeof *b);
-    if (a && b)
-        ipt_adapter_pack(m, a, b, rank + 2, 1);
+    REQUIRE(m->module < IPT_COUNT(modules) && m->rank >= 0 && isfinite(m->scale));
+    REQUIRE(m->act != IPT_ACTS_LOW_RANK || m->n_col > 0);
+    double *w = calloc(fan * out, sizeof *w), *d = calloc(fan * out, sizeof *d);
+    float *a = malloc(fan * (cols + 2) * sizeof *a), *b = malloc(out * (cols + 2) * sizeof *b);
+    REQUIRE(w && d && a && b);
+    for (size_t i = 0; i < fan * out; i++)
+        w[i] = 1;
+    REQUIRE(ipt_adapter_delta(ctx, m, w, d) == IPT_OK);
+    if (m->act == IPT_ACTS_LOW_RANK)
+        REQUIRE(ipt_adapter_pack(ctx, m, w, a, b, cols + 2, 1) == IPT_OK);
+    free(w);
+    free(d);
     free(a);
     free(b);
 }
@@ -200,7 +208,7 @@ static void use_bank(ipt_ctx *ctx, ipt_adapter_file *f)
     ipt_bank *bank = NULL;
     size_t rank = 0;
     for (size_t i = 0; i < f->n_module; i++)
-        rank += (size_t)f->module[i].rank;
+        rank += (size_t)f->module[i].n_col;
     if (rank > 4096) /* slow, and nothing new */
         return;
     if (ipt_bank_create(ctx, modules, IPT_COUNT(modules), two, 2, &bank) == IPT_OK) {
@@ -257,7 +265,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         IPT_OK) {
         REQUIRE(f->n_module + f->n_embedding > 0);
         for (size_t i = 0; i < f->n_module; i++)
-            use_module(&f->module[i]);
+            use_module(ctx, &f->module[i]);
         check_lists(f);
         REQUIRE(ipt_adapter_check(f, true) == (f->bad_module ? IPT_ERR_FORMAT : IPT_OK));
         REQUIRE((ipt_adapter_check(f, false) == IPT_ERR_MISSING) == (f->n_unmatched > 0));

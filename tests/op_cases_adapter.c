@@ -50,6 +50,104 @@ static void side_conv_up(case_env *e)
     case_out(e, "y", ipt_conv2d(e->g, x, "c", 4, conv));
 }
 
+static void mix(case_env *e, int r, int i, int c, int o)
+{
+    ipt_val x = case_in(e, "x", ipt_shape3(IPT_F32, r, i, c));
+    ipt_val p = case_in(e, "p", ipt_shape2(IPT_F32, i, o));
+    case_out(e, "y", ipt_mix(e->g, x, p));
+}
+static void mix_quads(case_env *e) { mix(e, 3, 5, 8, 7); }
+static void mix_ragged(case_env *e) { mix(e, 77, 4, 5, 4); }
+static void mix_one(case_env *e) { mix(e, 1, 1, 1, 1); }
+static void mix_long(case_env *e) { mix(e, 2, 17, 68, 13); }
+
+static void swap(case_env *e, int a, int b, int c, int d)
+{
+    case_out(e, "y", ipt_swap(e->g, case_in(e, "x", ipt_shape4(IPT_F32, a, b, c, d))));
+}
+static void swap_quads(case_env *e) { swap(e, 2, 3, 5, 8); }
+static void swap_ragged(case_env *e) { swap(e, 3, 7, 4, 3); }
+static void swap_plain(case_env *e) { swap(e, 77, 5, 6, 1); }
+
+/* Everything that may act on one site, each in a slot of its own. */
+static void other_params(case_env *e, const char *site, int in, int taps, int out, int n_kron)
+{
+    char name[64];
+    const int per = in % 4 ? 1 : 4;
+    for (int k = 0; k < n_kron; k++)
+        case_ids(e, ipt_name(name, sizeof name, "%s.kron%d_slot", site, k),
+                 ipt_shape1(IPT_I32, per), k, k);
+    case_in(e, ipt_name(name, sizeof name, "%s.dense0", site), ipt_shape2(IPT_F32, taps * in, out));
+    case_ids(e, ipt_name(name, sizeof name, "%s.dense0_slot", site), ipt_shape1(IPT_I32, per), 2,
+             2);
+    case_in_f32(e, ipt_name(name, sizeof name, "%s.bias_delta", site), ipt_shape2(IPT_F32, 3, out));
+}
+
+static void kinds_linear(case_env *e) /* both orders of the products, plain and shuffled */
+{
+    static const ipt_adapter_kron kron[] = {{4, 5, 3, 4, false}, {4, 5, 3, 4, true}};
+    ipt_adapter_site site = {
+        .site = "m", .n_dense = 1, .n_kron = 2, .has_bias = true, .row = 1, .kron = kron};
+    ipt_graph_adapters(e->g, &site, 1, 2, 2, 3);
+    ipt_val x = case_in(e, "x", ipt_shape3(IPT_F32, 2, 5, 12));
+    for (int k = 0; k < 2; k++) {
+        case_in(e, k ? "m.kron1_p" : "m.kron0_p", ipt_shape2(IPT_F32, 3, 4));
+        case_in(e, k ? "m.kron1_q" : "m.kron0_q", ipt_shape2(IPT_F32, 4, 5));
+    }
+    other_params(e, "m", 12, 1, 20, 2);
+    case_in_f32(e, "gates", ipt_shape3(IPT_F32, 2, 2, 3));
+    case_out(e, "y", ipt_linear(e->g, x, "m", 20, true));
+}
+
+static void kinds_wide(case_env *e) /* cheaper with Q first */
+{
+    static const ipt_adapter_kron kron[] = {{6, 2, 2, 9, false}, {6, 2, 2, 9, true}};
+    ipt_adapter_site site = {.site = "m", .n_kron = 2, .kron = kron};
+    ipt_graph_adapters(e->g, &site, 1, 1, 3, 2);
+    ipt_val x = case_in(e, "x", ipt_shape2(IPT_F32, 3, 18));
+    for (int k = 0; k < 2; k++) {
+        case_in(e, k ? "m.kron1_p" : "m.kron0_p", ipt_shape2(IPT_F32, 2, 6));
+        case_in(e, k ? "m.kron1_q" : "m.kron0_q", ipt_shape2(IPT_F32, 9, 2));
+        case_ids(e, k ? "m.kron1_slot" : "m.kron0_slot", ipt_shape1(IPT_I32, 1), k, k);
+    }
+    case_in_f32(e, "gates", ipt_shape3(IPT_F32, 1, 3, 2));
+    case_out(e, "y", ipt_linear(e->g, x, "m", 12, false));
+}
+
+static void kinds_conv(case_env *e)
+{
+    static const ipt_adapter_kron kron = {2, 3, 4, 2, false};
+    ipt_adapter_site site = {
+        .site = "c", .n_dense = 1, .n_kron = 1, .has_bias = true, .kron = &kron};
+    ipt_graph_adapters(e->g, &site, 1, 1, 2, 3);
+    ipt_val x = case_in(e, "x", ipt_shape4(IPT_F32, 2, 5, 4, 8));
+    case_in(e, "c.kron0_p", ipt_shape2(IPT_F32, 4, 2));
+    case_in(e, "c.kron0_q", ipt_shape2(IPT_F32, 9 * 2, 3));
+    other_params(e, "c", 8, 9, 6, 1);
+    case_in_f32(e, "gates", ipt_shape3(IPT_F32, 1, 2, 3));
+    ipt_conv conv = {.kernel = 3, .stride = 2, .pad_lo = 1, .pad_hi = 1};
+    case_out(e, "y", ipt_conv2d(e->g, x, "c", 6, conv));
+}
+
+static void kinds_norm(case_env *e, bool group)
+{
+    ipt_adapter_site site = {.site = "n", .has_bias = true, .has_norm = true};
+    ipt_graph_adapters(e->g, &site, 1, 1, 2, 2);
+    ipt_val x =
+        case_in(e, "x", group ? ipt_shape4(IPT_F32, 2, 3, 2, 8) : ipt_shape3(IPT_F32, 2, 5, 12));
+    int c = group ? 8 : 12;
+    case_in_f32(e, "n.norm_one", ipt_shape1(IPT_F32, c));
+    case_in_f32(e, "n.norm_zero", ipt_shape1(IPT_F32, c));
+    case_in_f32(e, "n.norm_delta", ipt_shape2(IPT_F32, 2, c));
+    case_in_f32(e, "n.bias_delta", ipt_shape2(IPT_F32, 2, c));
+    case_in_f32(e, "gates", ipt_shape3(IPT_F32, 1, 2, 2));
+    case_out(e, "y",
+             group ? ipt_group_norm(e->g, x, "n", 2, 1e-5F, true)
+                   : ipt_layer_norm(e->g, x, "n", 1e-5F));
+}
+static void kinds_group_norm(case_env *e) { kinds_norm(e, true); }
+static void kinds_layer_norm(case_env *e) { kinds_norm(e, false); }
+
 const op_case op_cases_adapter[] = {
     {"gate_mul/small", gate_small, true, 0, 0, 0},
     {"gate_mul/long", gate_long, true, 0, 0, 0},
@@ -57,6 +155,20 @@ const op_case op_cases_adapter[] = {
     {"side_path/linear", side_linear, true, 0, 0, 0},
     {"side_path/conv", side_conv, true, 0, 0, 0},
     {"side_path/conv_up", side_conv_up, true, 0, 0, 0},
+    {"mix/quads", mix_quads, true, 0, 0, 0},
+    {"mix/ragged", mix_ragged, true, 0, 0, 0},
+    {"mix/one", mix_one, true, 0, 0, 0},
+    {"mix/long", mix_long, true, 0, 0, 0},
+    {"swap/quads", swap_quads, true, 0, 0, 0},
+    {"swap/ragged", swap_ragged, true, 0, 0, 0},
+    {"swap/plain", swap_plain, true, 0, 0, 0},
+    {"side_kinds/linear", kinds_linear, true, 0, 0, 0},
+    {"side_kinds/wide", kinds_wide, true, 0, 0, 0},
+    {"side_kinds/conv", kinds_conv, true, 0, 0, 0},
+    {"side_kinds/group_norm", kinds_group_norm, true, 0, 0, 0},
+    {"side_kinds/layer_norm", kinds_layer_norm, true, 0, 0, 0},
+    {"side_kinds/linear_packed", kinds_linear, false, 0, 0, 0},
+    {"side_kinds/conv_packed", kinds_conv, false, 0, 0, 0},
     /* without gradients the factors are packed when written */
     {"side_path/linear_packed", side_linear, false, 0, 0, 0},
     {"side_path/conv_packed", side_conv, false, 0, 0, 0},

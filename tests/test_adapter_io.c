@@ -112,7 +112,7 @@ static void test_families(void **state)
         assert_int_equal(f->n_module, families[i].n_module);
         assert_int_equal(f->rank_min, families[i].rank_min);
         assert_int_equal(f->rank_max, families[i].rank_max);
-        assert_true(fabsf(f->module[0].scale - families[i].scale) < 1e-6f);
+        assert_true(fabs(f->module[0].scale - (double)families[i].scale) < 1e-6);
         assert_true(f->has_conv == families[i].conv && f->has_tucker == families[i].tucker);
         ipt_adapter_close(&f);
         modules_done(&t);
@@ -154,7 +154,7 @@ static void test_words_and_hashes(void **state)
 }
 
 /* w += weight * (b a)^T in logical order for one module of one file; nothing when it has none. */
-static void merge(const ipt_adapter_file *f, const model_modules *t, const char *name,
+static void merge(ipt_ctx *ctx, const ipt_adapter_file *f, const model_modules *t, const char *name,
                   double weight, double *w)
 {
     for (size_t i = 0; i < f->n_module; i++) {
@@ -164,7 +164,7 @@ static void merge(const ipt_adapter_file *f, const model_modules *t, const char 
         size_t r = (size_t)m->rank, k = (size_t)m->kh * (size_t)m->kw * (size_t)m->in,
                o = (size_t)m->out;
         float *a = calloc(k * r, sizeof *a), *b = calloc(r * o, sizeof *b);
-        ipt_adapter_pack(m, a, b, r, 0);
+        assert_ok(ctx, ipt_adapter_pack(ctx, m, NULL, a, b, r, 0));
         for (size_t y = 0; y < o; y++)
             for (size_t x = 0; x < k; x++)
                 for (size_t j = 0; j < r; j++)
@@ -215,7 +215,7 @@ static void test_merged_weights(void **state)
         assert_ok(ctx, base->read(base, name, &s, got));
         assert_ok(ctx, golden->read(golden, merged_name, &s, want));
         for (int i = 0; i < 2; i++)
-            merge(f[i], &t, names[k], weight[i], got);
+            merge(ctx, f[i], &t, names[k], weight[i], got);
         for (size_t i = 0; i < n; i++) {
             if (fabs(got[i] - want[i]) > 1e-5)
                 fail_msg("%s element %zu: %g, expected %g", names[k], i, got[i], want[i]);
@@ -235,10 +235,12 @@ static void test_merged_weights(void **state)
 
 /* --- files made here -------------------------------------------------------------------------- */
 static const ipt_module toy[] = {
-    {IPT_COMP_UNET, "down_blocks.0.resnets.0.conv1", 3, 2, 3, 3},
-    {IPT_COMP_UNET, "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q", 4, 4, 1, 1},
-    {IPT_COMP_UNET, "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_out.0", 4, 4, 1, 1},
-    {IPT_COMP_TEXT, "text_model.encoder.layers.0.self_attn.k_proj", 4, 4, 1, 1},
+    {IPT_COMP_UNET, "down_blocks.0.resnets.0.conv1", 3, 2, 3, 3, false, true},
+    {IPT_COMP_UNET, "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q", 4, 4, 1, 1, false,
+     true},
+    {IPT_COMP_UNET, "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_out.0", 4, 4, 1, 1,
+     false, true},
+    {IPT_COMP_TEXT, "text_model.encoder.layers.0.self_attn.k_proj", 4, 4, 1, 1, false, true},
 };
 #define Q "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
 #define C "lora_unet_down_blocks_0_resnets_0_conv1"
@@ -281,7 +283,7 @@ static void test_refused(void **state)
 {
     (void)state;
     static const struct {
-        toy_tensor t[3];
+        toy_tensor t[4];
         size_t n;
         ipt_status want;
         const char *says;
@@ -336,13 +338,48 @@ static void test_refused(void **state)
          3,
          IPT_ERR_SHAPE,
          "lora_mid"},
-        {{{Q ".lokr_w1", {2, 2}, 2, 0}, {Q ".lokr_w2", {2, 2}, 2, 0}},
+        {{{Q ".lokr_w1", {2, 2}, 2, 0}}, 1, IPT_ERR_FORMAT, "but not '" Q ".lokr_w2'"},
+        {{{Q ".lokr_w1", {3, 2}, 2, 0}, {Q ".lokr_w2", {2, 2}, 2, 0}},
          2,
-         IPT_ERR_UNSUPPORTED,
-         "LoKr adapter ('" Q ".lokr_w1'): not supported yet"},
-        {{{Q ".hada_w1_a", {2, 2}, 2, 0}}, 1, IPT_ERR_UNSUPPORTED, "LoHa"},
-        {{{Q ".dora_scale", {4, 1}, 2, 0}}, 1, IPT_ERR_UNSUPPORTED, "DoRA"},
-        {{{Q ".diff", {4, 4}, 2, 0}}, 1, IPT_ERR_UNSUPPORTED, "whole weight differences"},
+         IPT_ERR_SHAPE,
+         "key '" Q ".lokr_w1': found shape [3,2], expected divisors of [4,4]"},
+        {{{Q ".lokr_w1", {2, 2}, 2, 0}, {Q ".lokr_w2", {2, 3}, 2, 0}},
+         2,
+         IPT_ERR_SHAPE,
+         "key '" Q ".lokr_w2': found shape [2,3], expected [2,2]"},
+        {{{Q ".lokr_w1", {2, 2}, 2, 0}, {Q ".lokr_w2_a", {2, 1}, 2, 0}},
+         2,
+         IPT_ERR_FORMAT,
+         "but not '" Q ".lokr_w2_b'"},
+        {{{Q ".hada_w1_a", {4, 2}, 2, 0}}, 1, IPT_ERR_FORMAT, "but not '" Q ".hada_w1_b'"},
+        {{{Q ".hada_w1_a", {4, 2}, 2, 0},
+          {Q ".hada_w1_b", {2, 4}, 2, 0},
+          {Q ".hada_w2_a", {4, 2}, 2, 0},
+          {Q ".hada_w2_b", {2, 5}, 2, 0}},
+         4,
+         IPT_ERR_SHAPE,
+         "hada_w2_b': found shape [2,5], expected [2,4]"},
+        {{{Q ".dora_scale", {4, 1}, 2, 1}}, 1, IPT_ERR_MISSING, "none of its 1 keys"},
+        {{{Q ".lora_down.weight", {2, 4}, 2, 1},
+          {Q ".lora_up.weight", {4, 2}, 2, 1},
+          {Q ".dora_scale", {5, 1}, 2, 1}},
+         3,
+         IPT_ERR_SHAPE,
+         "dora_scale': found shape [5,1], expected [4,1] or [1,4]"},
+        {{{Q ".diff", {4, 5}, 2, 0}}, 1, IPT_ERR_SHAPE, "found shape [4,5], expected [4,4]"},
+        {{{Q ".diff_b", {5}, 1, 0}}, 1, IPT_ERR_SHAPE, "found shape [5], expected [4]"},
+        {{{Q ".w_norm", {4}, 1, 1}}, 1, IPT_ERR_MISSING, "none of its 1 keys"},
+        {{{Q ".oft_blocks", {3, 2, 2}, 3, 0}}, 1, IPT_ERR_SHAPE, "blocks x size = outputs"},
+        {{{Q ".oft_blocks", {2, 2, 3}, 3, 0}}, 1, IPT_ERR_SHAPE, "expected [2,2,2]"},
+        {{{Q ".oft_blocks", {3, 2, 2, 2}, 4, 0}}, 1, IPT_ERR_SHAPE, "[stages,blocks,size,size]"},
+        {{{Q ".on_input", {1}, 1, 0}}, 1, IPT_ERR_FORMAT, "but not '" Q ".weight'"},
+        {{{Q ".weight", {3}, 1, 0}, {Q ".on_input", {1}, 1, 0}},
+         2,
+         IPT_ERR_SHAPE,
+         "found shape [3], expected [4]"},
+        {{{Q ".a1.weight", {4, 2}, 2, 0}}, 1, IPT_ERR_FORMAT, "but not '" Q ".a2.weight'"},
+        {{{Q ".oft_R.weight", {2, 2}, 2, 0}}, 1, IPT_ERR_UNSUPPORTED, "PEFT's OFT adapter"},
+        {{{Q ".set_weight", {4, 3}, 2, 0}}, 1, IPT_ERR_SHAPE, "expected [4,4]"},
         {{{"model.diffusion_model.out.2.weight", {4, 4}, 2, 0}},
          1,
          IPT_ERR_FORMAT,
@@ -393,14 +430,14 @@ static void test_pack(void **state)
     assert_string_equal(f->unmatched[0], "lora_te_other.lora_up.weight");
     const ipt_adapter_module *m = &f->module[0];
     assert_int_equal(m->module, 0);
-    assert_true(m->scale == 0.5f && m->alpha == 1.0f);
+    assert_true(m->scale == 0.5 && m->alpha == 1.0f);
     enum { R = 5, K = 18, O = 3 };
     float a[K * R], b[R * O];
     for (int i = 0; i < K * R; i++)
         a[i] = -1;
     for (int i = 0; i < R * O; i++)
         b[i] = -1;
-    ipt_adapter_pack(m, a, b, R, 2);
+    assert_ok(ctx, ipt_adapter_pack(ctx, m, NULL, a, b, R, 2));
     for (int ky = 0; ky < 3; ky++)
         for (int kx = 0; kx < 3; kx++)
             for (int i = 0; i < 2; i++)
@@ -432,13 +469,15 @@ static void test_tucker(void **state)
     ipt_adapter_file *f = NULL;
     assert_ok(ctx, ipt_adapter_open_memory(ctx, "p", p, n, toy, IPT_COUNT(toy), &f));
     assert_true(f->has_tucker && f->module[0].rank == 2);
+    float down[18 * 2], up[2 * 3];
+    assert_ok(ctx, ipt_adapter_pack(ctx, &f->module[0], NULL, down, up, 2, 0));
     for (int a = 0; a < 2; a++)
         for (int i = 0; i < 2; i++)
             for (int k = 0; k < 9; k++) {
                 float want = 0;
                 for (int b = 0; b < 2; b++)
                     want += (float)((a * 2 + b) * 9 + k) * (float)(1 + b * 2 + i);
-                assert_true(fabsf(f->module[0].down_f32[(a * 2 + i) * 9 + k] - want) < 1e-4f);
+                assert_true(fabsf(down[(k * 2 + i) * 2 + a] - want) < 1e-4f);
             }
     ipt_adapter_close(&f);
     ipt_free(p);
@@ -529,7 +568,7 @@ static void test_settings(void **state)
         {0, "{\"unet.lora_alpha\":\"6\"}", 0, 0, "'lora_alpha' is \"6\", expected a number"},
         {0, "{\"unet.alpha_pattern\":{\"to_q\":[]}}", 0, 0, "'to_q' is [], expected a number"},
         {0, "{\"unet.alpha_pattern\":{\"(q\":1}}", 0, 0, "alpha_pattern '(q' is no"},
-        {0, "{\"unet.peft_type\":\"LOKR\"}", 0, 0, "LOKR adapter (peft_type)"},
+        {0, "{\"unet.peft_type\":\"VERA\"}", 0, 0, "VERA adapter (peft_type)"},
         {0, "{", 0, 0, "metadata 'lora_adapter_metadata': not valid JSON"},
     };
     ipt_ctx *ctx = test_ctx();
@@ -555,10 +594,9 @@ static void test_settings(void **state)
         } else {
             assert_ok(ctx, s);
             assert_int_equal(f->n_module, 2);
-            if (fabsf(f->module[0].scale - rows[i].unet) > 1e-6F ||
-                fabsf(f->module[1].scale - rows[i].te) > 1e-6F)
-                fail_msg("row %zu: scales %g and %g", i, (double)f->module[0].scale,
-                         (double)f->module[1].scale);
+            if (fabs(f->module[0].scale - (double)rows[i].unet) > 1e-6 ||
+                fabs(f->module[1].scale - (double)rows[i].te) > 1e-6)
+                fail_msg("row %zu: scales %g and %g", i, f->module[0].scale, f->module[1].scale);
         }
         ipt_adapter_close(&f);
         ipt_free(p);
@@ -570,8 +608,8 @@ static void test_settings(void **state)
 static void test_either_encoder(void **state)
 {
     (void)state;
-    static const ipt_module two[] = {{IPT_COMP_TEXT, K_NAME, 4, 4, 1, 1},
-                                     {IPT_COMP_TEXT2, K_NAME, 5, 5, 1, 1}};
+    static const ipt_module two[] = {{IPT_COMP_TEXT, K_NAME, 4, 4, 1, 1, false, true},
+                                     {IPT_COMP_TEXT2, K_NAME, 5, 5, 1, 1, false, true}};
     static const char *const names[] = {("base_model.model." K_NAME), K_NAME,
                                         "base_model.model.encoder.layers.0.self_attn.k_proj"};
     ipt_ctx *ctx = test_ctx();

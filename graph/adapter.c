@@ -1,0 +1,249 @@
+/* graph/adapter.c - adapters beside the weights: finds a module's name in the list of sites and
+ * appends what acts there, gated.  Built of ordinary operators, so that gradients and host runs
+ * come from the table. Must not know: which kind of file a part came from. */
+#include "graph/internal.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static int by_site(const void *a, const void *b)
+{
+    const ipt_adapter_site *x = a, *y = b;
+    return strcmp(x->site, y->site);
+}
+
+/* The list's own copies of what a site points to; false when out of memory. */
+static bool copy_site(ipt_graph *g, ipt_adapter_site *s)
+{
+    size_t n = s->n_kron * sizeof *s->kron;
+    ipt_adapter_kron *kron = ipt_arena_alloc(&g->arena, n + 1);
+    s->site = ipt_arena_strdup(&g->arena, s->site);
+    if (kron && n)
+        memcpy(kron, s->kron, n);
+    s->kron = kron;
+    return kron && s->site;
+}
+
+void ipt_graph_adapters(ipt_graph *g, const ipt_adapter_site *s, size_t n, int n_row, int n_batch,
+                        int n_slot)
+{
+    if (g->status != IPT_OK || n == 0)
+        return;
+    g->site = ipt_arena_alloc(&g->arena, n * sizeof *s);
+    for (size_t i = 0; g->site && i < n; i++) {
+        g->site[i] = s[i];
+        if (!copy_site(g, &g->site[i]))
+            g->site = NULL;
+    }
+    if (!g->site) {
+        g->status = IPT_ERR_NOMEM;
+        return;
+    }
+    qsort(g->site, n, sizeof *g->site, by_site);
+    g->n_site = n;
+    g->gate_rows = n_row;
+    g->gate_batch = n_batch;
+    g->gate_slots = n_slot;
+}
+
+static const ipt_adapter_site *find_site(const ipt_graph *g, const char *site)
+{
+    char full[256];
+    if (g->status != IPT_OK || g->n_site == 0)
+        return NULL;
+    ipt_name(full, sizeof full, "%s%s", g->prefix, site);
+    ipt_adapter_site key = {.site = full};
+    return bsearch(&key, g->site, g->n_site, sizeof key, by_site);
+}
+
+/* "<site>.<kind>" or "<site>.<kind><k><end>" (k >= 0) as a parameter. */
+static ipt_val param(ipt_graph *g, const ipt_adapter_site *s, const char *kind, int k,
+                     const char *end, ipt_shape shape)
+{
+    char name[320], number[16] = "";
+    if (k >= 0)
+        ipt_name(number, sizeof number, "%d", k);
+    ipt_name(name, sizeof name, "%s.%s%s%s", s->site, kind, number, end);
+    return ipt_leaf(g, IPT_PARAM, name, shape);
+}
+
+static ipt_val gates_of(ipt_graph *g)
+{
+    return ipt_leaf(g, IPT_INPUT, "gates",
+                    ipt_shape3(IPT_F32, g->gate_rows, g->gate_batch, g->gate_slots));
+}
+
+static bool has_kernel(const ipt_conv *c)
+{
+    return c && (c->kernel > 1 || c->stride > 1 || c->up_h > 0);
+}
+
+/* --- low rank --------------------------------------------------------------------------------- */
+ipt_val ipt_adapter_hidden(ipt_graph *g, ipt_val x, int32_t out, const char *site,
+                           const ipt_conv *conv, ipt_val *up)
+{
+    const ipt_adapter_site *s = find_site(g, site);
+    if (!s || s->n_rank == 0)
+        return (ipt_val){0};
+    ipt_shape xs = ipt_shape_of(g, x);
+    int32_t in = xs.dim[xs.rank - 1], batch = xs.dim[0], rank = s->n_rank;
+    int32_t taps = conv ? conv->kernel * conv->kernel : 1;
+    ipt_val a = param(g, s, "lora_a", -1, "", ipt_shape2(xs.dtype, taps * in, rank));
+    *up = param(g, s, "lora_b", -1, "", ipt_shape2(xs.dtype, rank, out));
+    ipt_val slot = param(g, s, "lora_slot", -1, "", ipt_shape1(IPT_I32, rank));
+    ipt_val gates = gates_of(g);
+    ipt_val h =
+        has_kernel(conv) ? ipt_conv2d_leaf(g, x, a, *conv) : ipt_matmul(g, x, a, (ipt_val){0});
+    ipt_shape hs = ipt_shape_of(g, h);
+    if (hs.rank != 3) {
+        int64_t t = 1;
+        for (int i = 1; i < hs.rank - 1; i++)
+            t *= hs.dim[i];
+        h = ipt_reshape(g, h, ipt_shape3(hs.dtype, batch, (int32_t)t, rank));
+        h = ipt_gate_mul(g, h, gates, slot, s->row);
+        h = ipt_reshape(g, h, hs);
+    } else {
+        h = ipt_gate_mul(g, h, gates, slot, s->row);
+    }
+    return h;
+}
+
+/* --- dense and Kronecker ---------------------------------------------------------------------- */
+/* x with the gate of one slot: cheaper on this side than on the result's, and the product that
+ * follows adds to y in its epilogue. */
+static ipt_val gated(ipt_graph *g, ipt_val x, const ipt_adapter_site *s, const char *kind, int k)
+{
+    ipt_shape xs = ipt_shape_of(g, x);
+    int32_t in = xs.rank ? xs.dim[xs.rank - 1] : 1, per = in % 4 ? 1 : 4;
+    ipt_val slot = param(g, s, kind, k, "_slot", ipt_shape1(IPT_I32, per));
+    size_t each = ipt_shape_count(&xs) / (size_t)xs.dim[0] / (size_t)per;
+    ipt_val v = ipt_reshape(g, x, ipt_shape3(xs.dtype, xs.dim[0], (int32_t)each, per));
+    return ipt_reshape(g, ipt_gate_mul(g, v, gates_of(g), slot, s->row), xs);
+}
+
+static ipt_val add_dense(ipt_graph *g, ipt_val x, ipt_val y, const ipt_adapter_site *s,
+                         const ipt_conv *conv, int k)
+{
+    ipt_shape xs = ipt_shape_of(g, x), ys = ipt_shape_of(g, y);
+    int32_t taps = conv ? conv->kernel * conv->kernel : 1;
+    ipt_val v = gated(g, x, s, "dense", k);
+    ipt_val d = param(g, s, "dense", k, "",
+                      ipt_shape2(xs.dtype, taps * xs.dim[xs.rank - 1], ys.dim[ys.rank - 1]));
+    if (!has_kernel(conv))
+        return ipt_matmul(g, v, d, y);
+    const ipt_attr attr = {.conv = *conv};
+    ipt_val none = {0};
+    return ipt_emit(g, IPT_OP_CONV2D, NULL, (ipt_val[]){v, d, none, none, y}, 5, &attr, NULL);
+}
+
+/* y += (P kron Q) v for a plain product: v [R,I1,I2] -> P from the left -> [R,O1,I2] -> Q -> y, or
+ * first Q, where that costs fewer multiply-adds. */
+static ipt_val kron_plain(ipt_graph *g, ipt_val v, ipt_val y, const ipt_adapter_kron *k, ipt_val p,
+                          ipt_val q)
+{
+    ipt_shape ys = ipt_shape_of(g, y);
+    int32_t rows = (int32_t)(ipt_shape_count(&ys) / ((size_t)k->o1 * (size_t)k->o2));
+    int64_t p_first = (int64_t)k->i2 * k->o1 * (k->i1 + (int64_t)k->o2),
+            q_first = (int64_t)k->i1 * k->o2 * (k->i2 + (int64_t)k->o1);
+    ipt_dtype t = ys.dtype;
+    if (p_first <= q_first) {
+        v = ipt_mix(g, ipt_reshape(g, v, ipt_shape3(t, rows, k->i1, k->i2)), p);
+        if (!k->is_shuffled)
+            return ipt_reshape(
+                g, ipt_matmul(g, v, q, ipt_reshape(g, y, ipt_shape3(t, rows, k->o1, k->o2))), ys);
+        v = ipt_matmul(g, v, q, (ipt_val){0});
+    } else {
+        v = ipt_matmul(g, ipt_reshape(g, v, ipt_shape3(t, rows, k->i1, k->i2)), q, (ipt_val){0});
+        v = ipt_mix(g, v, p);
+    }
+    if (k->is_shuffled)
+        v = ipt_swap(g, ipt_reshape(g, v, ipt_shape4(t, rows, k->o1, k->o2, 1)));
+    return ipt_add(g, y, ipt_reshape(g, v, ys));
+}
+
+/* The same for a convolution: the O1 groups become pictures of the batch for Q's kernel. */
+static ipt_val kron_conv(ipt_graph *g, ipt_val v, ipt_val y, const ipt_adapter_kron *k, ipt_val p,
+                         ipt_val q, const ipt_conv *conv)
+{
+    ipt_shape xs = ipt_shape_of(g, v), ys = ipt_shape_of(g, y);
+    ipt_dtype t = ys.dtype;
+    int32_t n = xs.dim[0], pixels = xs.dim[1] * xs.dim[2], result = ys.dim[1] * ys.dim[2];
+    v = ipt_mix(g, ipt_reshape(g, v, ipt_shape3(t, n * pixels, k->i1, k->i2)), p);
+    v = ipt_swap(g, ipt_reshape(g, v, ipt_shape4(t, n, pixels, k->o1, k->i2)));
+    v = ipt_reshape(g, v, ipt_shape4(t, n * k->o1, xs.dim[1], xs.dim[2], k->i2));
+    v = ipt_conv2d_leaf(g, v, q, *conv);
+    v = ipt_swap(g, ipt_reshape(g, v, ipt_shape4(t, n, k->o1, result, k->o2)));
+    return ipt_add(g, y, ipt_reshape(g, v, ys));
+}
+
+static ipt_val add_kron(ipt_graph *g, ipt_val x, ipt_val y, const ipt_adapter_site *s,
+                        const ipt_conv *conv, int k)
+{
+    const ipt_adapter_kron *d = &s->kron[k];
+    ipt_dtype t = ipt_shape_of(g, x).dtype;
+    int32_t taps = conv ? conv->kernel * conv->kernel : 1;
+    ipt_val v = gated(g, x, s, "kron", k);
+    ipt_val p = param(g, s, "kron", k, "_p", ipt_shape2(t, d->i1, d->o1));
+    ipt_val q = param(g, s, "kron", k, "_q", ipt_shape2(t, taps * d->i2, d->o2));
+    return has_kernel(conv) ? kron_conv(g, v, y, d, p, q, conv) : kron_plain(g, v, y, d, p, q);
+}
+
+/* --- vectors ---------------------------------------------------------------------------------- */
+/* sum_s gates[row][n][s] delta[s] as [N,1,..,1,C], broadcast over y's pixels or tokens.  All rows
+ * of the gates go through one small product; its row is cut out. */
+static ipt_val gated_vector(ipt_graph *g, const ipt_adapter_site *s, const char *kind,
+                            const ipt_shape *y)
+{
+    int32_t c = y->dim[y->rank - 1], n = g->gate_batch, rows = g->gate_rows;
+    ipt_val d = param(g, s, kind, -1, "", ipt_shape2(IPT_F32, g->gate_slots, c));
+    ipt_val all = ipt_reshape(g, gates_of(g), ipt_shape2(IPT_F32, rows * n, g->gate_slots));
+    all = ipt_matmul(g, all, d, (ipt_val){0});
+    if (rows > 1)
+        all = ipt_slice(g, ipt_reshape(g, all, ipt_shape2(IPT_F32, 1, rows * n * c)),
+                        s->row * n * c, n * c);
+    ipt_shape to = *y;
+    to.dtype = IPT_F32;
+    for (int i = 1; i + 1 < to.rank; i++)
+        to.dim[i] = 1;
+    return ipt_cast(g, ipt_reshape(g, all, to), y->dtype);
+}
+
+ipt_val ipt_adapter_path(ipt_graph *g, ipt_val x, ipt_val y, const char *site, const ipt_conv *conv)
+{
+    const ipt_adapter_site *s = find_site(g, site);
+    ipt_shape ys = ipt_shape_of(g, y);
+    if (!s || ys.rank == 0)
+        return y;
+    if (conv && s->n_rank > 0) { /* a linear operator has added it itself */
+        ipt_val up = {0}, h = ipt_adapter_hidden(g, x, ys.dim[ys.rank - 1], site, conv, &up);
+        y = h.id ? ipt_matmul(g, h, up, y) : y;
+    }
+    for (int k = 0; k < s->n_kron; k++)
+        y = add_kron(g, x, y, s, conv, k);
+    for (int k = 0; k < s->n_dense; k++)
+        y = add_dense(g, x, y, s, conv, k);
+    if (s->has_bias)
+        y = ipt_add(g, y, gated_vector(g, s, "bias_delta", &ys));
+    return y;
+}
+
+bool ipt_adapter_norm_operands(ipt_graph *g, const char *site, int32_t c, ipt_val one_zero[2])
+{
+    const ipt_adapter_site *s = find_site(g, site);
+    if (s && s->has_norm) {
+        one_zero[0] = param(g, s, "norm_one", -1, "", ipt_shape1(IPT_F32, c));
+        one_zero[1] = param(g, s, "norm_zero", -1, "", ipt_shape1(IPT_F32, c));
+    }
+    return s != NULL;
+}
+
+ipt_val ipt_adapter_norm_path(ipt_graph *g, const char *site, ipt_val y, ipt_val normed)
+{
+    const ipt_adapter_site *s = find_site(g, site);
+    ipt_shape ys = ipt_shape_of(g, y);
+    if (!s || ys.rank == 0)
+        return y;
+    if (s->has_norm)
+        y = ipt_add(g, y, ipt_mul(g, normed, gated_vector(g, s, "norm_delta", &ys)));
+    return s->has_bias ? ipt_add(g, y, gated_vector(g, s, "bias_delta", &ys)) : y;
+}
