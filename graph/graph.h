@@ -213,6 +213,8 @@ typedef struct ipt_panel_src {
     ipt_panel_type type; /* plain arrays of a known type (aligned) are read directly */
 } ipt_panel_src;
 void ipt_panel_pack(const ipt_shape *w, const ipt_panel_src *src, ipt_dtype dtype, void *dst);
+/* The values again, as a right operand's leaf has them: [KH*KW*I, O], the row order ky, kx, i. */
+void ipt_panel_unpack(const ipt_shape *w, ipt_dtype dtype, const void *packed, float *dst);
 
 /* --- plan: liveness -> offsets -> kernels -> descriptors -> barriers -> commands -------------- */
 typedef struct ipt_plan_opts {
@@ -240,7 +242,7 @@ IPT_CHECKED ipt_status ipt_plan_write(ipt_plan *p, const char *in, const void *s
 /* Submits segment 0.. and waits; IPT_ERR_CANCELLED between submissions when the ctx is cancelled.
  */
 IPT_CHECKED ipt_status ipt_plan_run(ipt_plan *p, uint32_t segment);
-/* Host gets f32 (or i32) whatever the device stores. */
+/* An output, input or parameter; the host gets f32 (or i32) whatever the device stores. */
 IPT_CHECKED ipt_status ipt_plan_read(ipt_plan *p, const char *out, void *dst, size_t n);
 uint64_t ipt_plan_arena_bytes(const ipt_plan *p);
 size_t ipt_plan_n_dispatch(const ipt_plan *p);

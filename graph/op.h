@@ -149,6 +149,10 @@ typedef struct ipt_op_def {
     /* Appends nodes; dy[j] id 0: that output has no gradient.  want bit i: dx[i] is needed.  NULL:
      * not differentiable (gradient nodes themselves). */
     void (*grad)(ipt_graph *g, const ipt_node *n, const ipt_val dy[], uint32_t want, ipt_val dx[]);
+    /* The weight that a PARAM in in[operand] is when the host packs it as it is written: [O,I] of a
+     * [K,N] right operand, [O,KH,KW,I] of a kernel leaf; rank 0: as this operand it stays
+     * row-major.  NULL: no operand is packed. */
+    ipt_shape (*packs)(const ipt_node *n, int operand);
     /* Describes the dispatches; returns IPT_OK, IPT_ERR_UNSUPPORTED, or IPT_ERR_TOO_LARGE when
      * these sizes pass a limit of the device. */
     ipt_status (*kernel)(const ipt_node *n, ipt_launch *l);

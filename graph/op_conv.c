@@ -189,6 +189,15 @@ static ipt_status conv_kernel(const ipt_node *n, ipt_launch *l)
     return ipt_gemm_launch(l, &g);
 }
 
+/* A kernel leaf [k*k*I,O] is the weight [O,k,k,I]. */
+static ipt_shape conv_packs(const ipt_node *n, int operand)
+{
+    const ipt_shape *w = &n->in_shape[operand];
+    const int32_t k = n->attr.conv.kernel;
+    return operand == 1 && w->rank == 2 ? ipt_shape4(w->dtype, w->dim[1], k, k, w->dim[0] / (k * k))
+                                        : (ipt_shape){.rank = 0};
+}
+
 const ipt_op_def ipt_op_conv2d = {
     .name = "conv2d",
     .sig = "x:nhwi w:* b?:o t?:no r?:npqo -> y:npqo",
@@ -197,6 +206,7 @@ const ipt_op_def ipt_op_conv2d = {
     .infer = conv_infer,
     .ref = conv_ref,
     .grad = conv_grad,
+    .packs = conv_packs,
     .kernel = conv_kernel,
 };
 

@@ -151,6 +151,17 @@ static const char *linear_infer(const ipt_node *n, ipt_shape out[])
                : "the side path must have the element type of x";
 }
 
+/* A right operand [K,N] is the weight [N,K]. */
+static ipt_shape transposed(const ipt_shape *w)
+{
+    return w->rank == 2 ? ipt_shape2(w->dtype, w->dim[1], w->dim[0]) : (ipt_shape){.rank = 0};
+}
+
+static ipt_shape linear_packs(const ipt_node *n, int operand)
+{
+    return operand == 5 ? transposed(&n->in_shape[5]) : (ipt_shape){.rank = 0};
+}
+
 const ipt_op_def ipt_op_linear = {
     .name = "linear",
     .sig = "x:*k w:ok b?:o r?:*o h?:*j u?:jo -> y:*o",
@@ -159,6 +170,7 @@ const ipt_op_def ipt_op_linear = {
     .infer = linear_infer,
     .ref = linear_ref,
     .grad = linear_grad,
+    .packs = linear_packs,
     .kernel = linear_kernel,
 };
 
@@ -315,6 +327,12 @@ static ipt_status matmul_kernel(const ipt_node *n, ipt_launch *l)
     return ipt_gemm_launch(l, &g);
 }
 
+static ipt_shape matmul_packs(const ipt_node *n, int operand)
+{
+    return operand == 1 && !n->attr.matmul.ta ? transposed(&n->in_shape[1])
+                                              : (ipt_shape){.rank = 0};
+}
+
 const ipt_op_def ipt_op_matmul = {
     .name = "matmul",
     .sig = "a:*k b:jn r?:*n -> c:*n",
@@ -322,6 +340,7 @@ const ipt_op_def ipt_op_matmul = {
     .infer = matmul_infer,
     .ref = matmul_ref,
     .grad = matmul_grad,
+    .packs = matmul_packs,
     .kernel = matmul_kernel,
 };
 

@@ -141,3 +141,20 @@ void ipt_panel_pack(const ipt_shape *w, const ipt_panel_src *src, ipt_dtype dtyp
     }
     memset((char *)dst + d.panels * panel_bytes, 0, (size_t)32 * PANEL * ipt_dtype_bytes(dtype));
 }
+
+void ipt_panel_unpack(const ipt_shape *w, ipt_dtype dtype, const void *packed, float *dst)
+{
+    const pack_dims d = dims_of(w);
+    const size_t taps = (size_t)d.kh * (size_t)d.kw, in = (size_t)d.i, out = (size_t)d.o;
+    for (size_t t = 0; t < taps; t++)
+        for (size_t i = 0; i < in; i++)
+            for (size_t o = 0; o < out; o++) {
+                const size_t k = t * (size_t)d.ip + i, p = o / PANEL, c = o % PANEL;
+                float *to = dst + (t * in + i) * out + o;
+                if (dtype == IPT_F16) /* pairs: even k in the low half of a word */
+                    *to = ipt_f16_to_f32((
+                        (const uint16_t *)packed)[((p * d.depth + k) / 2 * PANEL + c) * 2 + k % 2]);
+                else
+                    *to = ((const float *)packed)[(p * d.depth + k) * PANEL + c];
+            }
+}

@@ -29,18 +29,10 @@ struct ipt_device_run {
 };
 
 /* --- operands the host packs ------------------------------------------------------------------ */
-/* Logical weight shape of a right operand [K,N] or [k*k*I,O]; rank 0: the operator cannot take
- * panels. */
 static ipt_shape panel_shape(const ipt_node *n, int operand)
 {
-    const ipt_shape *w = &n->in_shape[operand];
-    int32_t k = n->attr.conv.kernel;
-    if (w->rank == 2 && ((operand == 1 && n->op == IPT_OP_MATMUL && !n->attr.matmul.ta) ||
-                         (operand == 5 && n->op == IPT_OP_LINEAR)))
-        return ipt_shape2(w->dtype, w->dim[1], w->dim[0]);
-    if (operand == 1 && w->rank == 2 && n->op == IPT_OP_CONV2D)
-        return ipt_shape4(w->dtype, w->dim[1], k, k, w->dim[0] / (k * k));
-    return (ipt_shape){.rank = 0};
+    const ipt_op_def *def = ipt_op_table[n->op];
+    return def->packs ? def->packs(n, operand) : (ipt_shape){.rank = 0};
 }
 
 /* Adapter factors that are only ever right operands are packed once, when they are written, instead
@@ -91,6 +83,20 @@ static ipt_status write_panel(ipt_plan *p, uint32_t v, const void *src, uint64_t
         .data = src, .get = get_f32, .so = 1, .si = o, .sx = i * o, .sy = kw * i * o};
     ipt_panel_pack(s, &from, s->dtype, packed);
     ipt_status status = ipt_buffer_write(p->gpu, p->dev->arena, off, packed, bytes);
+    ipt_free(packed);
+    return status;
+}
+
+static ipt_status read_panel(ipt_plan *p, uint32_t v, float *dst, uint64_t off)
+{
+    const ipt_shape *s = &p->panel[v];
+    uint64_t bytes = ipt_panel_bytes(s, s->dtype);
+    void *packed = ipt_alloc(p->ctx, bytes);
+    if (!packed)
+        return IPT_ERR_NOMEM;
+    ipt_status status = ipt_buffer_read(p->gpu, p->dev->arena, off, packed, bytes);
+    if (status == IPT_OK)
+        ipt_panel_unpack(s, s->dtype, packed, dst);
     ipt_free(packed);
     return status;
 }
@@ -374,6 +380,8 @@ ipt_status ipt_device_read(ipt_plan *p, uint32_t v, void *dst)
     const ipt_shape *s = &p->value[v].shape;
     uint64_t off = p->slot[p->place[v] - 1].off;
     size_t n = ipt_shape_count(s);
+    if (p->panel[v].rank)
+        return read_panel(p, v, dst, off);
     if (s->dtype != IPT_F16)
         return ipt_buffer_read(p->gpu, p->dev->arena, off, dst, n * 4);
     uint16_t *half = ipt_calloc(p->ctx, n, 2);

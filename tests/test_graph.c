@@ -555,6 +555,52 @@ done:
     return status;
 }
 
+/* Factors without gradients lie packed on the device; reading gives the values that were written.
+ */
+static void check_reading_back(bench *b, ipt_dtype act)
+{
+    static const ipt_adapter_site sites[2] = {{.site = "conv", .n_rank = 8},
+                                              {.site = "lin", .n_rank = 4}};
+    static const char *const names[] = {"conv.lora_a", "conv.lora_b", "lin.lora_a", "lin.lora_b",
+                                        "gates"};
+    const ipt_conv c = {.kernel = 3, .stride = 1, .pad_lo = 1, .pad_hi = 1};
+    float want[45 * 40], got[45 * 40];
+    ipt_weights *w = NULL;
+    ipt_graph *g = NULL;
+    assert_ok(b->ctx, ipt_weights_random(b->ctx, b->gpu, act, 4, &w));
+    assert_ok(b->ctx, ipt_graph_create(b->ctx, &g));
+    ipt_graph_adapters(g, sites, 2, 1, 1, 1);
+    ipt_val x = ipt_leaf(g, IPT_INPUT, "x", ipt_shape4(act, 1, 3, 4, 5));
+    x = ipt_conv2d(g, x, "conv", 37, c);
+    ipt_output(g, "y",
+               ipt_linear(g, ipt_reshape(g, x, ipt_shape3(act, 1, 12, 37)), "lin", 40, false));
+    size_t n[IPT_COUNT(names)];
+    for (size_t i = 0; i < IPT_COUNT(names); i++) {
+        ipt_shape s = ipt_shape_of(g, ipt_find(g, names[i]));
+        n[i] = ipt_shape_count(&s);
+        assert_in_range(n[i], 1, IPT_COUNT(want));
+    }
+    ipt_plan *p = bench_plan(b, &g, w);
+    for (size_t i = 0; i < IPT_COUNT(names); i++) {
+        for (size_t k = 0; k < n[i]; k++)
+            want[k] = (float)((k * 7 + i) % 2003) - 1000.0F; /* exact in f16 */
+        assert_ok(b->ctx, ipt_plan_write(p, names[i], want, n[i] * sizeof *want));
+        assert_ok(b->ctx, ipt_plan_read(p, names[i], got, n[i] * sizeof *got));
+        assert_memory_equal(got, want, n[i] * sizeof *got);
+    }
+    ipt_plan_destroy(&p);
+    ipt_weights_destroy(&w);
+}
+
+static void test_reading_back(void **state) { check_reading_back(bench_ready(state), IPT_F32); }
+
+static void test_reading_back_half(void **state)
+{
+    bench *b = bench_device(state, true);
+    b->weights = b->act = IPT_F16;
+    check_reading_back(b, IPT_F16);
+}
+
 static void test_same_bytes(void **state)
 {
     bench *b = bench_ready(state);
@@ -700,6 +746,7 @@ int main(void)
         cmocka_unit_test(test_segments),      cmocka_unit_test(test_backward),
         cmocka_unit_test(test_no_gradient),   cmocka_unit_test(test_recompute),
         cmocka_unit_test(test_check),         cmocka_unit_test(test_same_bytes),
+        cmocka_unit_test(test_reading_back),  cmocka_unit_test(test_reading_back_half),
         cmocka_unit_test(test_cancel),        cmocka_unit_test(test_limits),
         cmocka_unit_test(test_too_large),     cmocka_unit_test(test_dry),
         cmocka_unit_test(test_out_of_memory), cmocka_unit_test(test_out_of_device_memory),
