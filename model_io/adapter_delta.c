@@ -215,8 +215,7 @@ static ipt_status tucker_q(ipt_ctx *ctx, const ipt_adapter_module *m, double *q)
 static ipt_status kron_values(ipt_ctx *ctx, const ipt_adapter_module *a, double *p, double *q)
 {
     const ipt_adapter_kron *k = &a->kron;
-    size_t taps = (size_t)a->kh * (size_t)a->kw, o1 = (size_t)k->o1, i1 = (size_t)k->i1,
-           n = (size_t)k->i2 * taps, count = (size_t)k->o2 * n;
+    size_t o1 = (size_t)k->o1, i1 = (size_t)k->i1, n = ipt_fan(a) / i1, count = (size_t)k->o2 * n;
     if (k->is_shuffled) { /* DiffuseKronA: down is P transposed */
         for (size_t i = 0; i < i1; i++)
             for (size_t o = 0; o < o1; o++)
@@ -238,15 +237,15 @@ static ipt_status kron_alloc(ipt_ctx *ctx, const ipt_adapter_module *a, double *
 {
     const ipt_adapter_kron *k = &a->kron;
     *p = ipt_calloc(ctx, (size_t)k->o1 * (size_t)k->i1, sizeof **p);
-    *q = ipt_calloc(ctx, (size_t)k->o2 * (size_t)k->i2 * (size_t)a->kh * (size_t)a->kw, sizeof **q);
+    *q = ipt_calloc(ctx, (size_t)k->o2 * (ipt_fan(a) / (size_t)k->i1), sizeof **q);
     return *p && *q ? kron_values(ctx, a, *p, *q) : IPT_ERR_NOMEM;
 }
 
 IPT_DELTA(ipt_kron_delta)
 {
     const ipt_adapter_kron *k = &a->kron;
-    size_t n = (size_t)k->i2 * (size_t)a->kh * (size_t)a->kw, fan = ipt_fan(a), o1 = (size_t)k->o1,
-           o2 = (size_t)k->o2, i1 = (size_t)k->i1;
+    size_t fan = ipt_fan(a), o1 = (size_t)k->o1, o2 = (size_t)k->o2, i1 = (size_t)k->i1,
+           n = fan / i1;
     double *p = NULL, *q = NULL;
     ipt_status status = kron_alloc(ctx, a, &p, &q);
     (void)w;
@@ -259,6 +258,32 @@ IPT_DELTA(ipt_kron_delta)
         }
     ipt_free(p);
     ipt_free(q);
+    return status;
+}
+
+/* Both matrices factored: (A1 B1) kron (A2 B2) = (A1 kron A2) (B1 kron B2). */
+IPT_FACTORS(ipt_lokr_factors)
+{
+    const ipt_st_tensor *const *t = a->part;
+    const ipt_adapter_kron *k = &a->kron;
+    size_t fan = ipt_fan(a), i1 = (size_t)k->i1, n = fan / i1, o2 = (size_t)k->o2,
+           out = (size_t)a->out, r1 = (size_t)t[2]->dim[0], r2 = (size_t)t[5]->dim[0],
+           cols = r1 * r2;
+    double *a1 = values(ctx, t[1]), *b1 = values(ctx, t[2]), *a2 = values(ctx, t[4]),
+           *b2 = values(ctx, t[5]);
+    ipt_status status = a1 && b1 && a2 && b2 ? IPT_OK : IPT_ERR_NOMEM;
+    (void)w;
+    for (size_t c = 0; status == IPT_OK && c < cols; c++) {
+        size_t p = c / r2, q = c % r2;
+        for (size_t i = 0; i < fan; i++)
+            down[c * fan + i] = b1[p * i1 + i / n] * b2[q * n + i % n];
+        for (size_t o = 0; o < out; o++)
+            up[o * cols + c] = a->scale * a1[o / o2 * r1 + p] * a2[o % o2 * r2 + q];
+    }
+    ipt_free(a1);
+    ipt_free(b1);
+    ipt_free(a2);
+    ipt_free(b2);
     return status;
 }
 

@@ -162,11 +162,40 @@ static ipt_status read_loha(ipt_adapter_file *f, const ipt_module *m, ipt_adapte
 /* --- LoKr ------------------------------------------------------------------------------------- */
 enum { K1, K1_A, K1_B, K2, K2_A, K2_B, K2_T };
 
+/* How Q is given: whole, in two or with a middle.  n: its columns, inputs and taps.  *rank: of the
+ * factors. */
+static ipt_status read_q(ipt_adapter_file *f, const ipt_module *m, const ipt_adapter_module *a,
+                         int64_t n, int64_t *rank)
+{
+    const ipt_st_tensor *const *p = a->part;
+    const ipt_adapter_kron *k = &a->kron;
+    const bool is_flat = n == k->i2;
+    int64_t inner = p[K2] ? 0 : first_dim(p[K2_B]);
+    if (p[K2])
+        return expect(f, p[K2], is_flat ? (dims){2, {k->o2, n, 0, 0}} : with_taps(k->o2, k->i2, m));
+    IPT_TRY(check_rank(f, p[K2_B], inner));
+    *rank = inner;
+    if (!p[K2_T]) {
+        IPT_TRY(expect(f, p[K2_A], (dims){2, {k->o2, inner, 0, 0}}));
+        return expect(f, p[K2_B],
+                      is_flat ? (dims){2, {inner, n, 0, 0}} : with_taps(inner, k->i2, m));
+    }
+    *rank = first_dim(p[K2_T]);
+    IPT_TRY(check_rank(f, p[K2_T], *rank));
+    IPT_TRY(expect(f, p[K2_T], (dims){4, {*rank, inner, m->kh, m->kw}}));
+    IPT_TRY(expect(f, p[K2_A], (dims){2, {*rank, k->o2, 0, 0}}));
+    IPT_TRY(expect(f, p[K2_B], (dims){2, {inner, k->i2, 0, 0}}));
+    f->has_tucker = true;
+    return IPT_OK;
+}
+
+/* P's shape says how outputs and inputs are cut.  The first LyCORIS cut inputs and taps of a kernel
+ * together ([16,48] and [20,60] for 320 x 320 x 3 x 3): no product over channels, so it acts as low
+ * rank r1 r2 where that is less work than the whole matrix, else as that. */
 static ipt_status read_lokr(ipt_adapter_file *f, const ipt_module *m, ipt_adapter_module *a)
 {
     bool split1 = false, split2 = false;
     const ipt_st_tensor *const *p = a->part;
-    ipt_adapter_kron *k = &a->kron;
     IPT_TRY(pair(f, a, K1_A, K1_B, &split1));
     IPT_TRY(pair(f, a, K2_A, K2_B, &split2));
     const ipt_st_tensor *one = p[K1] ? p[K1] : p[K1_A], *two = p[K2] ? p[K2] : p[K2_A];
@@ -174,42 +203,34 @@ static ipt_status read_lokr(ipt_adapter_file *f, const ipt_module *m, ipt_adapte
         int have = one ? (p[K1] ? K1 : K1_A) : two ? (p[K2] ? K2 : K2_A) : K2_T;
         return need(f, a, have, one ? (p[K2_T] ? K2_A : K2) : K1);
     }
-    int64_t o1 = first_dim(one), i1 = p[K1]               ? (one->rank > 1 ? one->dim[1] : 0)
-                                      : p[K1_B]->rank > 1 ? p[K1_B]->dim[1]
-                                                          : 0;
-    if (o1 < 1 || i1 < 1 || m->out % o1 || m->in % i1) {
+    const ipt_st_tensor *wide = p[K1] ? one : p[K1_B];
+    int64_t o1 = first_dim(one), i1 = wide->rank > 1 ? wide->dim[1] : 0, r1 = 0, r2 = 0,
+            fan = (int64_t)m->in * m->kh * m->kw;
+    bool is_flat = i1 > 0 && m->in % i1 != 0 && !p[K2_T];
+    if (o1 < 1 || i1 < 1 || m->out % o1 || (is_flat ? fan : m->in) % i1) {
         char text[96];
         snprintf(text, sizeof text, "divisors of [%d,%d]", (int)m->out, (int)m->in);
         return ipt_adapter_bad_shape(f, one, text);
     }
-    *k = (ipt_adapter_kron){(int32_t)o1, (int32_t)(m->out / o1), (int32_t)i1, (int32_t)(m->in / i1),
-                            false};
-    int64_t r1 = p[K1] ? 0 : first_dim(p[K1_B]), r2 = p[K2] ? 0 : first_dim(p[K2_B]);
+    a->kron = (ipt_adapter_kron){(int32_t)o1, (int32_t)(m->out / o1), (int32_t)i1,
+                                 (int32_t)(is_flat ? fan / i1 : m->in / i1), false};
     if (p[K1]) {
         IPT_TRY(expect(f, one, (dims){2, {o1, i1, 0, 0}}));
     } else {
+        r1 = first_dim(p[K1_B]);
         IPT_TRY(check_rank(f, p[K1_B], r1));
         IPT_TRY(expect(f, one, (dims){2, {o1, r1, 0, 0}}));
         IPT_TRY(expect(f, p[K1_B], (dims){2, {r1, i1, 0, 0}}));
     }
-    if (p[K2]) {
-        IPT_TRY(expect(f, two, with_taps(k->o2, k->i2, m)));
-    } else if (p[K2_T]) {
-        int64_t r = first_dim(p[K2_T]);
-        IPT_TRY(check_rank(f, p[K2_T], r));
-        IPT_TRY(check_rank(f, p[K2_B], r2));
-        IPT_TRY(expect(f, p[K2_T], (dims){4, {r, r2, m->kh, m->kw}}));
-        IPT_TRY(expect(f, two, (dims){2, {r, k->o2, 0, 0}}));
-        IPT_TRY(expect(f, p[K2_B], (dims){2, {r2, k->i2, 0, 0}}));
-        r2 = r;
-        f->has_tucker = true;
-    } else {
-        IPT_TRY(check_rank(f, p[K2_B], r2));
-        IPT_TRY(expect(f, two, (dims){2, {k->o2, r2, 0, 0}}));
-        IPT_TRY(expect(f, p[K2_B], with_taps(r2, k->i2, m)));
-    }
-    a->act = IPT_ACTS_KRON;
+    IPT_TRY(read_q(f, m, a, fan / i1, &r2));
     a->rank = (int32_t)(r2 ? r2 : r1); /* 0: both are whole, and LyCORIS takes no scale */
+    a->act = IPT_ACTS_KRON;
+    if (is_flat) {
+        int64_t cols = r1 * r2;
+        bool few = cols > 0 && cols < IPT_MAX_FILE_RANK / 2 && cols * (fan + m->out) < fan * m->out;
+        a->act = few ? IPT_ACTS_LOW_RANK : IPT_ACTS_DENSE;
+        a->n_col = few ? (int32_t)cols : 0;
+    }
     return IPT_OK;
 }
 
@@ -385,6 +406,7 @@ const ipt_kind ipt_kinds[] = {
      .is_product = true,
      .is_scaled = true,
      .read = read_lokr,
+     .factors = ipt_lokr_factors,
      .delta = ipt_kron_delta},
     {.name = "glora",
      .family = IPT_ADAPTER_LYCORIS,

@@ -48,6 +48,7 @@ static inline size_t ipt_fan(const ipt_adapter_module *a)
     ipt_status name(ipt_ctx *ctx, const ipt_adapter_module *a, const double *w, double *dw)
 IPT_CHECKED IPT_FACTORS(ipt_lora_factors);
 IPT_CHECKED IPT_FACTORS(ipt_loha_factors);
+IPT_CHECKED IPT_FACTORS(ipt_lokr_factors); /* of kernels whose taps are factored too */
 IPT_CHECKED IPT_FACTORS(ipt_glora_factors);
 IPT_CHECKED IPT_DELTA(ipt_low_rank_delta); /* up x down, of the row's factors */
 IPT_CHECKED IPT_DELTA(ipt_loha_delta);

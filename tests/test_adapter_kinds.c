@@ -40,6 +40,7 @@ static const kind_case cases[] = {
     {"lokr_full", "lokr", 10, KRON, IPT_ADAPTER_LYCORIS, false},
     {"lokr_half", "lokr", 10, KRON, IPT_ADAPTER_LYCORIS, false},
     {"lokr_tucker", "lokr", 10, KRON, IPT_ADAPTER_LYCORIS, true},
+    {"lokr_flat", "lokr", 3, LOW | DENSE, IPT_ADAPTER_LYCORIS, false},
     {"lokr_dora", "dora", 10, DENSE, IPT_ADAPTER_LYCORIS, false},
     {"oft", "oft", 10, DENSE, IPT_ADAPTER_LYCORIS, false},
     {"oft_free", "oft", 10, DENSE, IPT_ADAPTER_LYCORIS, false},
@@ -429,5 +430,6 @@ int main(void)
         cmocka_unit_test(test_deltas), cmocka_unit_test(test_alone), cmocka_unit_test(test_half),
         cmocka_unit_test(test_mix),    cmocka_unit_test(test_rows),  cmocka_unit_test(test_files),
     };
+    cmocka_set_test_filter(getenv("IPT_TEST_ONLY"));
     return bench_run_all(tests);
 }

@@ -218,6 +218,23 @@ def oft_diag(base, names, seed):
     return tensors, deltas
 
 
+def lokr_flat(base, names, seed):
+    """The first LyCORIS: inputs and taps of a kernel are cut together; make_kron's own product."""
+    from lycoris.functional.general import factorization
+
+    tensors, deltas = {}, {}
+    for i, name in enumerate(names):
+        shape = base.module(name).weight.shape
+        out, width = factorization(shape[0]), factorization(shape[1:].numel())
+        f = {k: (0.5 * rand(seed + 4 * i + j, *s)).double() for j, (k, s) in enumerate((
+            ("lokr_w1_a", (out[0], 1)), ("lokr_w1_b", (1, width[0])),
+            ("lokr_w2_a", (out[1], 2)), ("lokr_w2_b", (2, width[1]))))}
+        f["alpha"] = torch.tensor(3.0, dtype=torch.float64)
+        tensors.update({f"{kohya(name)}.{k}": v.float() for k, v in f.items()})
+        deltas[name] = (lokr_of(f.get).reshape(shape), None)
+    return tensors, deltas
+
+
 def set_weight(base, names, seed):
     tensors, deltas = {}, {}
     for i, name in enumerate(names):
@@ -249,6 +266,7 @@ def cases(base, krona_class):
         "lokr_full": L(LokrModule, lora_dim=9, alpha=77, full_matrix=True),
         "lokr_half": L(LokrModule, lora_dim=1, alpha=0.5, factor=2),
         "lokr_tucker": L(LokrModule, lora_dim=1, alpha=0.5, use_tucker=True),
+        "lokr_flat": lambda seed: lokr_flat(base, [n for n in every if ".conv" in n], seed),
         "lokr_dora": L(LokrModule, lora_dim=1, alpha=1, weight_decompose=True),
         "oft": L(DiagOFTModule, lora_dim=4, constraint=2.0**-10, rescaled=True),
         "oft_free": L(DiagOFTModule, lora_dim=2),
