@@ -40,7 +40,7 @@ static const kind_case cases[] = {
     {"lokr_full", "lokr", 10, KRON, IPT_ADAPTER_LYCORIS, false},
     {"lokr_half", "lokr", 10, KRON, IPT_ADAPTER_LYCORIS, false},
     {"lokr_tucker", "lokr", 10, KRON, IPT_ADAPTER_LYCORIS, true},
-    {"lokr_flat", "lokr", 3, LOW | DENSE, IPT_ADAPTER_LYCORIS, false},
+    {"lokr_flat", "lokr", 3, LOW | KRON, IPT_ADAPTER_LYCORIS, false},
     {"lokr_dora", "dora", 10, DENSE, IPT_ADAPTER_LYCORIS, false},
     {"oft", "oft", 10, DENSE, IPT_ADAPTER_LYCORIS, false},
     {"oft_free", "oft", 10, DENSE, IPT_ADAPTER_LYCORIS, false},

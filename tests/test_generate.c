@@ -147,6 +147,34 @@ static void compare_traces(fixture *f, const char *name, const ipt_safetensors *
     ipt_safetensors_close(&got);
 }
 
+/* Adapters of every kind: "name:weight:text weight ..." of tests/data/kinds. */
+enum { MAX_KINDS = 3 };
+typedef struct kinds {
+    char path[MAX_KINDS][512];
+    ipt_lora lora[MAX_KINDS];
+    size_t n;
+} kinds;
+
+static void add_kind(kinds *k, const char *name, float weight, float te_weight)
+{
+    assert_true(k->n < MAX_KINDS);
+    ipt_name(k->path[k->n], sizeof k->path[0], "%s/kinds/%s.safetensors", DATA, name);
+    k->lora[k->n] = (ipt_lora){k->path[k->n], weight, te_weight, NULL, 0, 1, NULL};
+    k->n++;
+}
+
+static void read_kinds(kinds *k, const char *text)
+{
+    char list[256], name[64], *next = NULL;
+    ipt_name(list, sizeof list, "%s", text);
+    for (char *item = strtok_r(list, " ", &next); item; item = strtok_r(NULL, " ", &next)) {
+        char *w = strchr(item, ':'), *te = w ? strchr(w + 1, ':') : NULL;
+        assert_true(w && te);
+        ipt_name(name, sizeof name, "%.*s", (int)(w - item), item);
+        add_kind(k, name, strtof(w + 1, NULL), strtof(te + 1, NULL));
+    }
+}
+
 static void run_trace(fixture *f, const char *name, const char *model, bool f16)
 {
     ipt_safetensors *st = golden_open(f->ctx, DATA, name);
@@ -185,6 +213,12 @@ static void run_trace(fixture *f, const char *name, const char *model, bool f16)
         r.lora = &l;
         r.n_lora = 1;
     }
+    kinds k = {.n = 0};
+    if (ipt_safetensors_meta(st, "kinds")) {
+        read_kinds(&k, meta(st, "kinds", ""));
+        r.lora = k.lora;
+        r.n_lora = k.n;
+    }
     assert_ok(f->ctx, ipt_generate(f->engine, &r, NULL, NULL, NULL));
     compare_traces(f, name, st, f16);
     ipt_image_finish(&init);
@@ -199,6 +233,18 @@ static void traces(void **state)
         "golden_trace_sd1_img2img", "golden_trace_sd1_inpaint", "golden_trace_sd1_lora",
         "golden_trace_sd2_ddim",    "golden_trace_sdxl_euler",  "golden_trace_sdxl_zeros",
         "golden_trace_lcm_lcm",     "golden_trace_lcm_ddim"};
+    (void)state;
+    fixture f = open_engine(IPT_PRECISION_F32);
+    for (size_t i = 0; i < IPT_COUNT(names); i++)
+        run_trace(&f, names[i], NULL, false);
+    close_engine(&f);
+}
+
+/* Four steps with another kind in each, and with three kinds mixed. */
+static void kind_traces(void **state)
+{
+    static const char *const names[] = {"kinds/golden_trace_mix", "kinds/golden_trace_kron",
+                                        "kinds/golden_trace_dense", "kinds/golden_trace_vectors"};
     (void)state;
     fixture f = open_engine(IPT_PRECISION_F32);
     for (size_t i = 0; i < IPT_COUNT(names); i++)
@@ -352,6 +398,41 @@ static void gates_are_data(void **state)
     close_engine(&f);
 }
 
+/* One adapter of any kind is the same picture by all methods; three kinds are not. */
+static void kinds_by_method(void **state)
+{
+    static const char *const methods[] = {"merge", "switch", "composite"};
+    static const char *const names[] = {"lokr", "dora", "norm"};
+    char path[512];
+    ipt_request r;
+    ipt_report rep;
+    (void)state;
+    fixture f = open_engine(IPT_PRECISION_F32);
+    small_request(&r, path);
+    for (size_t i = 0; i <= IPT_COUNT(names); i++) {
+        const bool all = i == IPT_COUNT(names);
+        gallery kept[3] = {{{0}, 0, 0}};
+        kinds k = {.n = 0};
+        for (size_t j = 0; j < IPT_COUNT(names); j++)
+            if (all || i == j)
+                add_kind(&k, names[j], 0.8F, 0.5F);
+        r.lora = k.lora;
+        r.n_lora = k.n;
+        for (int m = 0; m < 3; m++) {
+            r.compose = methods[m];
+            assert_ok(f.ctx, ipt_generate(f.engine, &r, keep, &kept[m], &rep));
+            if (!all)
+                assert_memory_equal(kept[0].rgb[0], kept[m].rgb[0], kept[0].bytes);
+            else if (m > 0)
+                assert_memory_not_equal(kept[0].rgb[0], kept[m].rgb[0], kept[0].bytes);
+            assert_int_equal(rep.rows_full, (all && m == 2 ? 6 : 2) * rep.n_eval);
+        }
+        for (int m = 0; m < 3; m++)
+            drop(&kept[m]);
+    }
+    close_engine(&f);
+}
+
 static void copy_file(ipt_ctx *ctx, const char *from, const char *to)
 {
     char *data = NULL;
@@ -455,6 +536,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(traces),
                                        cmocka_unit_test(starts),
+                                       cmocka_unit_test(kind_traces),
+                                       cmocka_unit_test(kinds_by_method),
                                        cmocka_unit_test(traces_f16),
                                        cmocka_unit_test(default_model),
                                        cmocka_unit_test(default_model_names_f32),
@@ -463,5 +546,6 @@ int main(void)
                                        cmocka_unit_test(replaced_adapter_is_read_again),
                                        cmocka_unit_test(cancel_within_a_step),
                                        cmocka_unit_test(bad_values_are_named)};
+    cmocka_set_test_filter(getenv("IPT_TEST_ONLY"));
     return cmocka_run_group_tests_name("generate", tests, NULL, NULL);
 }
