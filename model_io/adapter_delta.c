@@ -603,7 +603,7 @@ static ipt_status file_order(ipt_ctx *ctx, const ipt_adapter_module *m, const do
 
 static ipt_status load_parts(const ipt_adapter_module *m)
 {
-    for (int i = 0; i < IPT_MAX_PART; i++)
+    for (int i = 0; i < IPT_ADAPTER_PARTS; i++)
         if (m->part[i])
             IPT_TRY(ipt_st_load(m->part[i]));
     return m->magnitude ? ipt_st_load(m->magnitude) : IPT_OK;

@@ -24,15 +24,15 @@ static const ipt_st_tensor *take(const ipt_adapter_file *f, const char *stem, co
 
 /* What a kind's keys of one stem hold; false: none of those that tell it. */
 static bool take_parts(const ipt_adapter_file *f, const ipt_kind *kind, const char *stem,
-                       const ipt_st_tensor *part[IPT_MAX_PART])
+                       const ipt_st_tensor *part[IPT_ADAPTER_PARTS])
 {
     bool told = false;
-    for (int i = 0; i < IPT_MAX_PART; i++) {
+    for (int i = 0; i < IPT_ADAPTER_PARTS; i++) {
         bool tells = kind->tells >> i & 1;
         part[i] = kind->key[i] && tells ? take(f, stem, kind->key[i]) : NULL;
         told = told || part[i];
     }
-    for (int i = 0; told && i < IPT_MAX_PART; i++)
+    for (int i = 0; told && i < IPT_ADAPTER_PARTS; i++)
         if (kind->key[i] && !(kind->tells >> i & 1))
             part[i] = take(f, stem, kind->key[i]);
     return told;
@@ -65,11 +65,11 @@ static bool is_zero(const ipt_st_tensor *t)
 static bool is_idle_product(const ipt_adapter_file *f, const ipt_kind *kind, const char *stem,
                             bool *there)
 {
-    const ipt_st_tensor *part[IPT_MAX_PART];
+    const ipt_st_tensor *part[IPT_ADAPTER_PARTS];
     if (!take_parts(f, kind, stem, part))
         return false;
     *there = true;
-    for (int i = 0; kind->is_product && i < IPT_MAX_PART; i++)
+    for (int i = 0; kind->is_product && i < IPT_ADAPTER_PARTS; i++)
         if (part[i] && is_zero(part[i]))
             return true;
     return false;
@@ -81,7 +81,7 @@ bool ipt_adapter_is_idle(const ipt_adapter_file *f, const char *key)
     char stem[IPT_KEY_MAX + 64];
     bool of_alpha = len > alpha && strcmp(key + len - alpha, ".alpha") == 0, there = false;
     for (const ipt_kind *kind = ipt_kinds; kind->name; kind++) {
-        for (int i = 0; i < IPT_MAX_PART && kind->key[i]; i++) {
+        for (int i = 0; i < IPT_ADAPTER_PARTS && kind->key[i]; i++) {
             size_t n = of_alpha ? alpha : strlen(kind->key[i]);
             if (n >= len || len - n >= sizeof stem || (of_alpha && i > 0) ||
                 (!of_alpha && strcmp(key + len - n, kind->key[i]) != 0))
@@ -182,7 +182,7 @@ static ipt_status add_module(ipt_adapter_file *f, size_t index, const ipt_kind *
     ipt_adapter_module *a = &f->module[f->n_module];
     *a = (ipt_adapter_module){
         .module = index, .kind = kind, .out = m->out, .in = m->in, .kh = m->kh, .kw = m->kw};
-    for (int i = 0; i < IPT_MAX_PART; i++) {
+    for (int i = 0; i < IPT_ADAPTER_PARTS; i++) {
         a->part[i] = part[i];
         ipt_adapter_claim(f, part[i], false);
     }
@@ -208,7 +208,7 @@ static bool is_others(const ipt_adapter_file *f, const ipt_module *m, const ipt_
     const ipt_st_tensor *down = part[0], *up = part[1];
     for (size_t i = 0; i < f->impl->n_list && !two; i++)
         two = f->impl->list[i].comp == IPT_COMP_TEXT2;
-    for (int i = 0; two && i < IPT_MAX_PART; i++)
+    for (int i = 0; two && i < IPT_ADAPTER_PARTS; i++)
         if (part[i] && is_claimed(f, part[i]))
             return true;
     if (!two || !down || !up || kind->factors != ipt_lora_factors)
@@ -221,7 +221,7 @@ static ipt_status match_module(ipt_adapter_file *f, const ipt_key_frame *frame, 
 {
     ipt_adapter_stem stem;
     const ipt_module *m = &f->impl->list[index];
-    const ipt_st_tensor *part[IPT_MAX_PART];
+    const ipt_st_tensor *part[IPT_ADAPTER_PARTS];
     const uint8_t on = m->is_norm ? IPT_ON_NORM : IPT_ON_WEIGHT;
     bool found[2] = {false, false}; /* weight, bias */
     for (int i = 0; !(found[0] && found[1]) && ipt_adapter_name(frame, m, i, &stem); i++) {
@@ -261,7 +261,7 @@ static ipt_status match_ordinals(ipt_adapter_file *f)
                                 down ? down->name : up->name, key, down ? "up" : "down");
             if (index == f->impl->n_list || f->n_module == f->impl->n_list)
                 continue; /* reported as unmatched */
-            const ipt_st_tensor *part[IPT_MAX_PART] = {down, up};
+            const ipt_st_tensor *part[IPT_ADAPTER_PARTS] = {down, up};
             IPT_TRY(add_module(f, index, &ipt_kind_cloneofsimo, part, key));
         }
     }

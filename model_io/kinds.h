@@ -12,8 +12,8 @@ typedef struct ipt_kind ipt_kind;
 struct ipt_kind {
     const char *name;
     ipt_adapter_family family;
-    const char *key[IPT_MAX_PART]; /* endings, in the order of part[] */
-    uint8_t tells;                 /* bits of keys: one of them there, and the kind is meant */
+    const char *key[IPT_ADAPTER_PARTS]; /* endings, in the order of part[] */
+    uint8_t tells;                      /* bits of keys: one of them there, and the kind is meant */
     uint8_t on;
     bool attn_procs;  /* of names like attn1.processor.to_q_lora only */
     bool is_bias;     /* changes the module's bias */

@@ -208,7 +208,7 @@ typedef enum ipt_adapter_act {
     IPT_ACTS_BIAS,     /* y += g d */
     IPT_ACTS_NORM,     /* y += g d norm(x), before the norm's own weight and bias */
 } ipt_adapter_act;
-enum { IPT_MAX_PART = 7 };
+enum { IPT_ADAPTER_PARTS = 7 };
 struct ipt_kind; /* a row of the table in adapter_kinds.c */
 /* What one file has for the weight or the bias of one module. */
 typedef struct ipt_adapter_module {
@@ -218,12 +218,12 @@ typedef struct ipt_adapter_module {
     int32_t rank;  /* as the file means it; 0: the kind has none */
     int32_t n_col; /* columns of the low-rank factors, where there are such */
     int32_t out, in, kh, kw;
-    ipt_adapter_kron kron;                   /* KRON */
-    float alpha;                             /* as given or derived */
-    double scale;                            /* multiplies the product of the factors */
-    const ipt_st_tensor *part[IPT_MAX_PART]; /* by the kind's keys; NULL: not in the file */
-    const ipt_st_tensor *magnitude;          /* DoRA, NULL: none */
-    bool is_by_input;                        /* it has one magnitude an input, not an output */
+    ipt_adapter_kron kron;                        /* KRON */
+    float alpha;                                  /* as given or derived */
+    double scale;                                 /* multiplies the product of the factors */
+    const ipt_st_tensor *part[IPT_ADAPTER_PARTS]; /* by the kind's keys; NULL: not in the file */
+    const ipt_st_tensor *magnitude;               /* DoRA, NULL: none */
+    bool is_by_input;                             /* it has one magnitude an input, not an output */
 } ipt_adapter_module;
 typedef struct ipt_adapter_embedding { /* textual inversion inside the file */
     const char *word;
