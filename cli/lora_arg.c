@@ -41,11 +41,14 @@ static ipt_status read_items(ipt_ctx *ctx, const char *arg, char *p, ipt_lora *l
             IPT_TRY(read_share(ctx, arg, key, value, &l->start));
         else if (strcmp(key, "end") == 0)
             IPT_TRY(read_share(ctx, arg, key, value, &l->end));
-        else if (strcmp(key, "blocks") == 0)
+        else if (strcmp(key, "blocks") == 0 && *value)
             l->blocks = value;
         else
             return ipt_fail(ctx, IPT_ERR_ARG,
-                            "--lora %.200s: unknown key '%s'; one of start, end, blocks", arg, key);
+                            strcmp(key, "blocks") == 0
+                                ? "--lora %.200s: %s= has no value"
+                                : "--lora %.200s: unknown key '%s'; one of start, end, blocks",
+                            arg, key);
     }
     if (l->start >= l->end)
         return ipt_fail(ctx, IPT_ERR_ARG, "--lora %.200s: start %g is not before end %g", arg,
@@ -103,9 +106,15 @@ static ipt_status read_lora(ipt_ctx *ctx, const char *arg, bool with_word, ipt_l
         *at = 0;
         l->word = at + 1;
     }
+    for (const char *p = l->word; p && status == IPT_OK && *p; p++)
+        if (is_key(p))
+            status = ipt_fail(ctx, IPT_ERR_ARG,
+                              "--lora %.200s: '%.100s' stands behind @WORD; expected "
+                              "FILE[:W[:TE_W]][,start=X][,end=X][,blocks=...][@WORD]",
+                              arg, p + 1);
     for (items = text; *items && !is_key(items); items++)
         ;
-    if (*items) {
+    if (*items && status == IPT_OK) {
         status = read_items(ctx, arg, items, l);
         *items = 0;
     }

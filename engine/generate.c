@@ -94,6 +94,20 @@ static ipt_status read_pictures(ipt_run *u)
     return IPT_OK;
 }
 
+/* What the request reads must outlive its trace. */
+static ipt_status trace_spares_inputs(const ipt_run *u)
+{
+    const ipt_engine *e = u->e;
+    const ipt_model *const models[] = {e->m->model, e->taesd};
+    for (size_t k = 0; u->r->trace && k < IPT_COUNT(models); k++)
+        for (int comp = 0; models[k] && comp < IPT_COMP_COUNT; comp++)
+            for (size_t i = 0; i < ipt_model_n_files(models[k], comp); i++)
+                IPT_TRY(ipt_trace_spares(e->ctx, u->r->trace, ipt_model_file(models[k], comp, i)));
+    for (size_t i = 0; u->r->trace && i < ipt_engine_n_file(e); i++)
+        IPT_TRY(ipt_trace_spares(e->ctx, u->r->trace, e->set->key[i]));
+    return IPT_OK;
+}
+
 static ipt_status run_request(ipt_run *u, ipt_image_fn image, void *user)
 {
     ipt_engine *e = u->e;
@@ -101,6 +115,7 @@ static ipt_status run_request(ipt_run *u, ipt_image_fn image, void *user)
     ipt_run_progress(u, "load", 0, 1, 0);
     IPT_TRY(read_pictures(u));
     IPT_TRY(ipt_job_prepare(u));
+    IPT_TRY(trace_spares_inputs(u));
     u->rep->ms_load = ipt_now_ms() - u->t_start;
     IPT_TRY(ipt_job_encode(u));
     double t0 = ipt_now_ms();

@@ -303,6 +303,9 @@ void ipt_trace_destroy(ipt_trace **t);
 IPT_CHECKED ipt_status ipt_trace_f32(ipt_trace *t, const char *name, const float *v,
                                      const int64_t *dim, int rank);
 IPT_CHECKED ipt_status ipt_trace_i32(ipt_trace *t, const char *name, const int32_t *v, int64_t n);
+/* IPT_OK when writing the trace leaves the input as it is; else IPT_ERR_ARG naming both.  Either
+ * may be NULL. */
+IPT_CHECKED ipt_status ipt_trace_spares(ipt_ctx *ctx, const char *trace, const char *input);
 IPT_CHECKED ipt_status ipt_trace_write(ipt_trace *t, const char *path);
 
 /* --- infotext.c ------------------------------------------------------------------------------- */

@@ -119,6 +119,12 @@ static ipt_status read_adapter_word(ipt_engine *e, ipt_prompts *p, const char *f
                         "%s: the word '%s' has vectors for a second text encoder only; this model "
                         "has one",
                         file, a->word);
+    if (n_encoders(e) == 2 && !(ti->vector[0] && ti->vector[1]))
+        ipt_log(
+            e->ctx, IPT_LOG_WARN,
+            "%s: the word '%s' has vectors for text encoder %d only; the other reads it as plain "
+            "text",
+            file, a->word, ti->vector[0] ? 1 : 2);
     p->n_embedding++;
     return IPT_OK;
 }
@@ -133,7 +139,7 @@ static void note_pickle(pickles *k, const char *name, const char *ending)
 {
     static const char *const endings[] = {".pt", ".bin", ".pth", ".ckpt"};
     for (size_t i = 0; i < IPT_COUNT(endings); i++)
-        if (strcmp(ending, endings[i]) == 0) {
+        if (strcasecmp(ending, endings[i]) == 0) {
             size_t at = strlen(k->names);
             if (at + strlen(name) + 3 < sizeof k->names)
                 ipt_name(k->names + at, sizeof k->names - at, "%s%s", k->n ? ", " : "", name);
@@ -163,6 +169,8 @@ static ipt_status read_folder(ipt_engine *e, const ipt_request *r, const char *f
             continue;
         ipt_name(path, sizeof path, "%s/%s", folder, entry->d_name);
         status = one_more(e, p);
+        if (status == IPT_OK)
+            status = ipt_trace_spares(e->ctx, r->trace, path);
         if (status == IPT_OK)
             status = read_inversion(e, p, path);
     }

@@ -70,6 +70,15 @@ ipt_status ipt_trace_i32(ipt_trace *t, const char *name, const int32_t *v, int64
     return t ? add(t, name, v, IPT_ST_I32, &n, 1) : IPT_OK;
 }
 
+ipt_status ipt_trace_spares(ipt_ctx *ctx, const char *trace, const char *input)
+{
+    const uint64_t stamp = ipt_file_stamp(trace);
+    if (stamp == 0 || stamp != ipt_file_stamp(input))
+        return IPT_OK;
+    return ipt_fail(ctx, IPT_ERR_ARG, "trace %s would replace %s, which the request reads", trace,
+                    input);
+}
+
 ipt_status ipt_trace_write(ipt_trace *t, const char *path)
 {
     const ipt_st_meta meta[] = {{"format", "pt"}, {"producer", "impasto " IPT_VERSION}};

@@ -42,8 +42,13 @@ static const struct {
     {"double_blocks", "Flux"},
     {"img_mlp", "Qwen-Image"},
     {"img_mod", "Qwen-Image"},
+    {"txt_mlp", "Qwen-Image"},
+    {"txt_mod", "Qwen-Image"},
     {"joint_blocks", "SD 3"},
     {"add_q_proj", NULL}, /* Qwen-Image, Flux or SD 3: by number and width */
+    {"add_k_proj", NULL},
+    {"add_v_proj", NULL},
+    {"to_add_out", NULL},
     {"ff_context", "SD 3"},
     {"context_refiner", "Lumina 2 or Z-Image"},
     {"noise_refiner", "Lumina 2 or Z-Image"},
@@ -52,8 +57,14 @@ static const struct {
     {"lora_prior_unet", "Stable Cascade"},
     {"cross_attn_q_proj", "Cosmos"},
     {"cross_attn.q_proj", "Cosmos"},
+    {"self_attn_q_proj", "Cosmos"},
+    {"self_attn.q_proj", "Cosmos"},
     {"cross_attn", "Wan"},
     {"transformer.blocks.", "Wan"},
+    {"diffusion_model.blocks.", "Wan"},
+    {"lora_unet_blocks_", "Wan"},
+    {"transformer_blocks.0.attn.to_", NULL}, /* UNets say attn1 and attn2 */
+    {"transformer_blocks_0_attn_to_", NULL},
     {"transformer.transformer_blocks.", "a transformer such as LTX-Video or PixArt"},
     {"diffusion_model.transformer_blocks.", "a transformer such as LTX-Video or PixArt"},
     {"lora_transformer_", "a transformer such as Flux or SD 3"},
@@ -61,7 +72,7 @@ static const struct {
 };
 
 /* Qwen-Image has 60 blocks of 3072, Flux 19 of 3072, SD 3 24 or 38 of 1536 or 2432. */
-static const char *by_added_attention(const ipt_st_tensor *t)
+static const char *by_joint_attention(const ipt_st_tensor *t)
 {
     const char *p = strstr(t->name, "transformer_blocks");
     int block = 0;
@@ -72,6 +83,16 @@ static const char *by_added_attention(const ipt_st_tensor *t)
     if (width == 1536 || width == 2432)
         return "SD 3";
     return width == 3072 && block > 18 ? "Qwen-Image" : "Flux or Qwen-Image";
+}
+
+static bool is_joint_attention(const char *key)
+{
+    static const char *const parts[] = {"add_q_proj", "add_k_proj", "add_v_proj",
+                                        "to_add_out", ".attn.to_",  "_attn_to_"};
+    for (size_t i = 0; i < IPT_COUNT(parts); i++)
+        if (strstr(key, parts[i]))
+            return true;
+    return false;
 }
 
 void ipt_adapter_guess(ipt_adapter_file *f)
@@ -87,8 +108,8 @@ void ipt_adapter_guess(ipt_adapter_file *f)
         for (size_t k = 0; k < best; k++)
             if (strstr(t->name, signs[k].part))
                 best = k;
-        if (strstr(t->name, "add_q_proj") && (!added || strcmp(added, "Flux or Qwen-Image") == 0))
-            added = by_added_attention(t);
+        if (is_joint_attention(t->name) && (!added || strcmp(added, "Flux or Qwen-Image") == 0))
+            added = by_joint_attention(t);
         unet = unet ? unet : by_width(t);
     }
     f->made_for = best == IPT_COUNT(signs) ? unet : signs[best].name ? signs[best].name : added;

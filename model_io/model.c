@@ -337,7 +337,12 @@ ipt_status ipt_model_open(ipt_ctx *ctx, const char *path, const ipt_model_opts *
     m->ctx = ctx;
     m->path = ipt_strdup(ctx, path);
     ipt_status status = IPT_ERR_NOMEM;
-    if (m->path)
+    if (m->path && ipt_is_dir(path) && opts && opts->config_dir)
+        status = ipt_fail(ctx, IPT_ERR_ARG,
+                          "%s: a folder has configurations of its own; the folder %s is for single "
+                          "files",
+                          path, opts->config_dir);
+    else if (m->path)
         status = ipt_is_dir(path) ? open_folder(m) : open_single(m, opts);
     if (status != IPT_OK) {
         ipt_model_close(&m);

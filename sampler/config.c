@@ -131,8 +131,14 @@ ipt_status ipt_sampler_config_set_num(ipt_ctx *ctx, ipt_sampler_config *cfg, con
     if (isnan(value) || (isinf(value) && !infinite_allowed))
         return ipt_fail(ctx, IPT_ERR_FORMAT, "scheduler: %s is not a finite number", key);
     if (integer != NULL && !(value == floor(value) && fabs(value) <= 1e9))
-        return ipt_fail(ctx, IPT_ERR_FORMAT, "scheduler: %s is %g, expected a whole number", key,
-                        value);
+        return ipt_fail(ctx, IPT_ERR_FORMAT, "scheduler: %s is %.17g, expected a whole number%s",
+                        key, value, fabs(value) > 1e9 ? " up to 10^9" : "");
+    if (strcmp(key, "num_train_timesteps") == 0 && !(value >= 2 && value <= IPT_MAX_TRAIN_STEPS))
+        return ipt_fail(ctx, IPT_ERR_FORMAT, "scheduler: %s is %.17g, expected 2 to %d", key, value,
+                        IPT_MAX_TRAIN_STEPS);
+    if (strcmp(key, "steps_offset") == 0 && !(value >= 0 && value <= IPT_MAX_TRAIN_STEPS))
+        return ipt_fail(ctx, IPT_ERR_FORMAT, "scheduler: %s is %.17g, expected 0 to %d", key, value,
+                        IPT_MAX_TRAIN_STEPS);
     if (number != NULL)
         *number = value;
     else

@@ -98,11 +98,13 @@ typedef enum ipt_variance {
     IPT_VARIANCE_LEARNED /* learned, learned_range: refused by the classes that would need it */
 } ipt_variance;
 
+enum { IPT_MAX_TRAIN_STEPS = 100000 };
+
 /* The fields of a diffusers scheduler_config.json.  Not meant to be zero-initialised: start from
  * ipt_sampler_config_default(kind), then overlay what the file says with
  * ipt_sampler_config_set_*.  A class ignores the fields its diffusers class does not have. */
 typedef struct ipt_sampler_config {
-    int32_t num_train_timesteps; /* T, 2..100000 */
+    int32_t num_train_timesteps; /* T, 2..IPT_MAX_TRAIN_STEPS */
     double beta_start, beta_end;
     ipt_beta_schedule beta_schedule;
     const float *trained_betas; /* [n_trained_betas], borrowed during create; NULL: none */

@@ -7,8 +7,6 @@
  * (Align Your Steps) for its tables; ComfyUI for sgm_uniform, simple and beta. */
 #include "sampler/internal.h"
 
-#define MAX_TRAIN_STEPS 100000
-
 static double rounded(double v) { return (double)(float)v; }
 
 /* --- tables ---------------------------------------------------------------------------------- */
@@ -551,10 +549,10 @@ static ipt_status check_request(const ipt_sampler *s)
 {
     const ipt_sampler_config *c = &s->cfg;
     int32_t T = c->num_train_timesteps;
-    if (T < 2 || T > MAX_TRAIN_STEPS)
+    if (T < 2 || T > IPT_MAX_TRAIN_STEPS)
         return ipt_fail(s->ctx, IPT_ERR_FORMAT,
                         "num_train_timesteps is %" PRId32 ", must lie in 2..%d", T,
-                        MAX_TRAIN_STEPS);
+                        IPT_MAX_TRAIN_STEPS);
     if (s->steps < 1 || s->steps > T)
         return ipt_fail(s->ctx, IPT_ERR_ARG,
                         "%" PRId32 " steps: must lie in 1..%" PRId32

@@ -201,6 +201,9 @@ static void test_lora_texts(void **state)
         {"f,end=0", "not before"},
         {"f,start=0.2,foo=3", "unknown key 'foo'"},
         {",start=0", "expected FILE"},
+        {"f@w,start=0.5", "'start=0.5' stands behind @WORD"},
+        {"f:0.5@w,blocks=down:1", "stands behind @WORD"},
+        {"f,blocks=", "blocks= has no value"},
     };
     place *p = *state;
     for (size_t i = 0; i < IPT_COUNT(bad); i++) {

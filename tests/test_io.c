@@ -353,6 +353,7 @@ static void compare_layouts(ipt_ctx *ctx, const char *folder, const char *single
 {
     ipt_model *m[2] = {NULL};
     ipt_model_opts o = {.config_dir = folder};
+    assert_int_equal(ipt_model_open(ctx, folder, &o, &m[0]), IPT_ERR_ARG); /* has its own */
     assert_ok(ctx, ipt_model_open(ctx, folder, NULL, &m[0]));
     assert_ok(ctx, ipt_model_open(ctx, single, &o, &m[1]));
     const ipt_model_config *c = ipt_model_get_config(m[0]);

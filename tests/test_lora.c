@@ -194,6 +194,32 @@ static void test_every_layer_skipped(void **state)
 
 /* Words inside an adapter file are found inside a prompt and beside each other; what a prompt does
  * not name may be of any shape. */
+/* A trace that would replace what the request reads is refused before anything is written. */
+static void test_trace_spares_inputs(void **state)
+{
+    (void)state;
+    fixture f = open_engine();
+    char *before = NULL, *after = NULL;
+    size_t n = 0, m = 0;
+    ipt_request r;
+    ipt_lora lora = {.path = f.lora, .weight = 1, .te_weight = 1, .end = 1};
+    assert_ok(f.ctx, ipt_file_read(f.ctx, IPT_TEST_DATA "/golden_lora_kohya.safetensors", 1 << 24,
+                                   &before, &n));
+    assert_ok(f.ctx, ipt_file_write(f.ctx, f.lora, before, n));
+    small_request(&f, &r, IPT_TEST_DATA "/models/sd1");
+    r.lora = &lora;
+    r.n_lora = 1;
+    r.trace = f.lora;
+    assert_int_equal(ipt_generate(f.engine, &r, NULL, NULL, NULL), IPT_ERR_ARG);
+    assert_non_null(strstr(ipt_last_error(f.ctx), "which the request reads"));
+    assert_ok(f.ctx, ipt_file_read(f.ctx, f.lora, 1 << 24, &after, &m));
+    assert_int_equal(n, m);
+    assert_memory_equal(before, after, n);
+    ipt_free(before);
+    ipt_free(after);
+    close_engine(&f);
+}
+
 static void test_words_inside(void **state)
 {
     (void)state;
@@ -360,6 +386,7 @@ int main(void)
         cmocka_unit_test(test_sdxl_leaves_out_a_layer),
         cmocka_unit_test(test_patterns),
         cmocka_unit_test(test_every_layer_skipped),
+        cmocka_unit_test(test_trace_spares_inputs),
         cmocka_unit_test(test_words_inside),
         cmocka_unit_test(test_pickled_embeddings),
         cmocka_unit_test(test_description),

@@ -668,6 +668,14 @@ static void test_config_members(void **state)
     assert_int_equal(cfg.steps_offset, 1);
     assert_int_equal(ipt_sampler_config_set_num(ctx, &cfg, "_unknown", 1), IPT_OK);
     assert_int_equal(ipt_sampler_config_set_num(ctx, &cfg, "steps_offset", 0.5), IPT_ERR_FORMAT);
+    assert_int_equal(ipt_sampler_config_set_num(ctx, &cfg, "steps_offset", 1e9), IPT_ERR_FORMAT);
+    assert_int_equal(ipt_sampler_config_set_num(ctx, &cfg, "num_train_timesteps", 0),
+                     IPT_ERR_FORMAT);
+    assert_string_equal(ipt_last_error(ctx),
+                        "scheduler: num_train_timesteps is 0, expected 2 to 100000");
+    assert_int_equal(ipt_sampler_config_set_num(ctx, &cfg, "num_train_timesteps", 2147483647),
+                     IPT_ERR_FORMAT);
+    assert_non_null(strstr(ipt_last_error(ctx), "2147483647"));
     assert_int_equal(ipt_sampler_config_set_num(ctx, &cfg, "beta_end", (double)INFINITY),
                      IPT_ERR_FORMAT);
     assert_int_equal(ipt_sampler_config_set_str(ctx, &cfg, "beta_schedule", "cubic"),

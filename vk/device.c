@@ -262,8 +262,8 @@ static ipt_status no_match(ipt_ctx *ctx, const ipt_vk_device *devs, size_t n, co
                            devs[i].info.name);
         at += len > 0 ? (size_t)len : 0;
     }
-    return ipt_fail(ctx, IPT_ERR_NO_DEVICE, "no Vulkan device matches \"%.100s\"; found %s", want,
-                    found);
+    return ipt_fail(ctx, IPT_ERR_NO_DEVICE, "no Vulkan device matches \"%.100s\"; there are: %s",
+                    want, found);
 }
 
 static ipt_status choose(ipt_ctx *ctx, const ipt_vk_device *devs, size_t n, const char *want,
