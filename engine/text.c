@@ -219,14 +219,10 @@ static ipt_status read_texts(ipt_engine *e, const ipt_prompt_attr *attr, ipt_pro
     return IPT_OK;
 }
 
-ipt_status ipt_prompts_read(ipt_engine *e, const ipt_request *r, const ipt_texts *texts,
-                            ipt_prompts *out)
+static ipt_status read_prompts(ipt_engine *e, const ipt_request *r, ipt_prompts *out)
 {
-    memset(out, 0, sizeof *out);
-    ipt_arena_init(&out->arena, e->ctx);
-    out->texts = texts;
     IPT_TRY(find_inversions(e, r, out));
-    out->prompt = ipt_arena_alloc(&out->arena, (texts->n + 1) * sizeof *out->prompt);
+    out->prompt = ipt_arena_alloc(&out->arena, (out->texts->n + 1) * sizeof *out->prompt);
     ipt_prompt_embedding *names =
         ipt_arena_alloc(&out->arena, (out->n_embedding + 1) * sizeof *names);
     if (!names || !out->prompt)
@@ -236,6 +232,19 @@ ipt_status ipt_prompts_read(ipt_engine *e, const ipt_request *r, const ipt_texts
     const ipt_prompt_attr attr = {
         .embeddings = names, .n_embeddings = (int32_t)out->n_embedding, .has_no_tags = true};
     return read_texts(e, &attr, out);
+}
+
+ipt_status ipt_prompts_read(ipt_engine *e, const ipt_request *r, const ipt_texts *texts,
+                            ipt_prompts *out)
+{
+    ipt_prompts p = {.texts = texts};
+    ipt_arena_init(&p.arena, e->ctx);
+    ipt_status status = read_prompts(e, r, &p);
+    if (status == IPT_OK)
+        *out = p;
+    else
+        ipt_prompts_finish(&p);
+    return status;
 }
 
 void ipt_prompts_finish(ipt_prompts *p)

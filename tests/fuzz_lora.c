@@ -235,21 +235,27 @@ static void use_words(ipt_ctx *ctx, ipt_adapter_file *f)
     }
     for (int encoders = 1; encoders <= 2; encoders++) {
         ipt_engine *e = calloc(1, sizeof *e);
+        ipt_loaded *m = calloc(1, sizeof *m);
+        ipt_adapter_set set = {.n_file = 1, .file = {f}};
+        char key[1][IPT_MAX_PATH] = {"f"};
+        const char *prompt[1] = {text};
+        const ipt_texts texts = {.text = prompt, .n = 1};
         ipt_prompts p;
         ipt_request r;
-        if (!e)
-            break;
+        REQUIRE(e && m);
         ipt_request_init(&r);
         r.prompt = text;
         e->ctx = ctx;
-        e->config.text.width = 4;
-        e->config.text2.width = 5;
-        e->config.has[IPT_COMP_TEXT2] = encoders == 2;
-        e->tokenizer[0] = e->tokenizer[1] = tok;
-        e->file[0] = f;
-        e->n_file = 1;
-        if (ipt_prompts_read(e, &r, &p) == IPT_OK)
+        e->m = m;
+        e->set = &set;
+        set.key = key;
+        m->config.text.width = 4;
+        m->config.text2.width = 5;
+        m->config.has[IPT_COMP_TEXT2] = encoders == 2;
+        m->tokenizer[0] = m->tokenizer[1] = tok;
+        if (ipt_prompts_read(e, &r, &texts, &p) == IPT_OK)
             ipt_prompts_finish(&p);
+        free(m);
         free(e);
     }
     ipt_tokenizer_destroy(&tok);

@@ -145,13 +145,15 @@ static void use_sampler(ipt_ctx *ctx, const ipt_settings *set)
 static void use_settings(ipt_ctx *ctx, ipt_model *m)
 {
     ipt_engine *e = calloc(1, sizeof *e);
+    ipt_loaded *loaded = calloc(1, sizeof *loaded);
     ipt_request r;
     ipt_settings set;
     ipt_arena arena;
-    REQUIRE(e);
+    REQUIRE(e && loaded);
     e->ctx = ctx;
-    e->model = m;
-    e->config = *ipt_model_get_config(m);
+    e->m = loaded;
+    loaded->model = m;
+    loaded->config = *ipt_model_get_config(m);
     ipt_arena_init(&arena, ctx);
     ipt_request_init(&r);
     r.prompt = "";
@@ -161,6 +163,7 @@ static void use_settings(ipt_ctx *ctx, ipt_model *m)
         use_sampler(ctx, &set);
     }
     ipt_arena_finish(&arena);
+    free(loaded);
     free(e);
 }
 
