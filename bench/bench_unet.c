@@ -198,6 +198,7 @@ static ipt_status bench_loras(bench *b, const ipt_unet_config *c, ipt_plan **pla
     ipt_plan *p = NULL;
     bench_time t, all;
     double ms[N_TURN], cost, switching;
+    json_t *ops = NULL;
     ipt_status status = make_loras(b, c, &l);
     if (status != IPT_OK)
         goto end;
@@ -207,6 +208,10 @@ static ipt_status bench_loras(bench *b, const ipt_unet_config *c, ipt_plan **pla
     ipt_plan_destroy(plain);
     t.wall_ms = ms[KEPT];
     add_row(b, "lora, one-hot gates", b->o->batch, &t, p, ms[KEPT] / cost);
+    if (b->o->profile) {
+        IPT_TRY_GOTO(bench_profile_json(p, &ops), end);
+        json_object_set_new(b->result, "lora_profile", ops);
+    }
     bench_row(b, json_pack("{s:s, s:i, s:f, s:f}", "name", "lora, switched every run", "batch",
                            (int)b->o->batch, "ms", ms[SWITCHED], "ratio", switching));
     if (b->o->composite && b->o->batch == 1) {

@@ -226,10 +226,10 @@ static ipt_status put(const writer *w, const char *kind, int k, const char *end,
     return ipt_plan_write(w->p, name, data, bytes);
 }
 
-static ipt_status put_slot(const writer *w, const char *kind, int k, size_t slot)
+static ipt_status put_dense_slot(const writer *w, int k, size_t slot)
 {
     const int32_t s = (int32_t)slot, four[4] = {s, s, s, s};
-    return put(w, kind, k, "_slot", four, w->b->modules[w->module].in % 4 ? 4 : sizeof four);
+    return put(w, "dense", k, "_slot", four, w->b->modules[w->module].in % 4 ? 4 : sizeof four);
 }
 
 /* The model's own values that a part needs; *out NULL: none.  The caller's, ipt_free. */
@@ -306,7 +306,7 @@ static ipt_status write_kron(const writer *w, int k)
     if (status == IPT_OK)
         status = put(w, "kron", k, "_q", q, n_q * sizeof *q);
     if (status == IPT_OK)
-        status = put_slot(w, "kron", k, f);
+        status = put(w, "kron", k, "_slot", &(int32_t){(int32_t)f}, sizeof(int32_t));
     ipt_free(p);
     ipt_free(q);
     return status;
@@ -343,7 +343,7 @@ static ipt_status write_dense(const writer *w, int k)
     if (status == IPT_OK)
         status = put(w, "dense", k, "", t, out * fan * sizeof *t);
     ipt_free(t);
-    return status == IPT_OK ? put_slot(w, "dense", k, f) : status;
+    return status == IPT_OK ? put_dense_slot(w, k, f) : status;
 }
 
 /* One row a slot; slots without a part have zeros. */

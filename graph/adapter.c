@@ -111,11 +111,11 @@ ipt_val ipt_adapter_hidden(ipt_graph *g, ipt_val x, int32_t out, const char *sit
 /* --- dense and Kronecker ---------------------------------------------------------------------- */
 /* x with the gate of one slot: cheaper on this side than on the result's, and the product that
  * follows adds to y in its epilogue. */
-static ipt_val gated(ipt_graph *g, ipt_val x, const ipt_adapter_site *s, const char *kind, int k)
+static ipt_val gated(ipt_graph *g, ipt_val x, const ipt_adapter_site *s, int k)
 {
     ipt_shape xs = ipt_shape_of(g, x);
     int32_t in = xs.rank ? xs.dim[xs.rank - 1] : 1, per = in % 4 ? 1 : 4;
-    ipt_val slot = param(g, s, kind, k, "_slot", ipt_shape1(IPT_I32, per));
+    ipt_val slot = param(g, s, "dense", k, "_slot", ipt_shape1(IPT_I32, per));
     size_t each = ipt_shape_count(&xs) / (size_t)xs.dim[0] / (size_t)per;
     ipt_val v = ipt_reshape(g, x, ipt_shape3(xs.dtype, xs.dim[0], (int32_t)each, per));
     return ipt_reshape(g, ipt_gate_mul(g, v, gates_of(g), slot, s->row), xs);
@@ -126,7 +126,7 @@ static ipt_val add_dense(ipt_graph *g, ipt_val x, ipt_val y, const ipt_adapter_s
 {
     ipt_shape xs = ipt_shape_of(g, x), ys = ipt_shape_of(g, y);
     int32_t taps = conv ? conv->kernel * conv->kernel : 1;
-    ipt_val v = gated(g, x, s, "dense", k);
+    ipt_val v = gated(g, x, s, k);
     ipt_val d = param(g, s, "dense", k, "",
                       ipt_shape2(xs.dtype, taps * xs.dim[xs.rank - 1], ys.dim[ys.rank - 1]));
     if (!has_kernel(conv))
@@ -136,56 +136,72 @@ static ipt_val add_dense(ipt_graph *g, ipt_val x, ipt_val y, const ipt_adapter_s
     return ipt_emit(g, IPT_OP_CONV2D, NULL, (ipt_val[]){v, d, none, none, y}, 5, &attr, NULL);
 }
 
-/* y += (P kron Q) v for a plain product: v [R,I1,I2] -> P from the left -> [R,O1,I2] -> Q -> y, or
- * first Q, where that costs fewer multiply-adds. */
-static ipt_val kron_plain(ipt_graph *g, ipt_val v, ipt_val y, const ipt_adapter_kron *k, ipt_val p,
-                          ipt_val q)
+/* The leaves of one Kronecker part. */
+typedef struct kron {
+    const ipt_adapter_kron *d;
+    ipt_val p, q, slot;
+    int row;
+} kron;
+
+static ipt_val mix(ipt_graph *g, ipt_val v, int32_t rows, int32_t cols, const kron *k)
 {
+    ipt_shape s = ipt_shape3(ipt_shape_of(g, v).dtype, rows, k->d->i1, cols);
+    return ipt_mix(g, ipt_reshape(g, v, s), k->p, gates_of(g), k->slot, k->row);
+}
+
+/* y += g (P kron Q) v for a plain product: v [R,I1,I2] -> P from the left -> [R,O1,I2] -> Q -> y,
+ * or first Q, where that costs fewer multiply-adds. */
+static ipt_val kron_plain(ipt_graph *g, ipt_val v, ipt_val y, const kron *k)
+{
+    const ipt_adapter_kron *d = k->d;
     ipt_shape ys = ipt_shape_of(g, y);
-    int32_t rows = (int32_t)(ipt_shape_count(&ys) / ((size_t)k->o1 * (size_t)k->o2));
-    int64_t p_first = (int64_t)k->i2 * k->o1 * (k->i1 + (int64_t)k->o2),
-            q_first = (int64_t)k->i1 * k->o2 * (k->i2 + (int64_t)k->o1);
+    int32_t rows = (int32_t)(ipt_shape_count(&ys) / ((size_t)d->o1 * (size_t)d->o2));
+    int64_t p_first = (int64_t)d->i2 * d->o1 * (d->i1 + (int64_t)d->o2),
+            q_first = (int64_t)d->i1 * d->o2 * (d->i2 + (int64_t)d->o1);
     ipt_dtype t = ys.dtype;
     if (p_first <= q_first) {
-        v = ipt_mix(g, ipt_reshape(g, v, ipt_shape3(t, rows, k->i1, k->i2)), p);
-        if (!k->is_shuffled)
-            return ipt_reshape(
-                g, ipt_matmul(g, v, q, ipt_reshape(g, y, ipt_shape3(t, rows, k->o1, k->o2))), ys);
-        v = ipt_matmul(g, v, q, (ipt_val){0});
+        v = mix(g, v, rows, d->i2, k);
+        if (!d->is_shuffled) {
+            ipt_val r = ipt_reshape(g, y, ipt_shape3(t, rows, d->o1, d->o2));
+            return ipt_reshape(g, ipt_matmul(g, v, k->q, r), ys);
+        }
+        v = ipt_matmul(g, v, k->q, (ipt_val){0});
     } else {
-        v = ipt_matmul(g, ipt_reshape(g, v, ipt_shape3(t, rows, k->i1, k->i2)), q, (ipt_val){0});
-        v = ipt_mix(g, v, p);
+        v = ipt_reshape(g, v, ipt_shape3(t, rows, d->i1, d->i2));
+        v = mix(g, ipt_matmul(g, v, k->q, (ipt_val){0}), rows, d->o2, k);
     }
-    if (k->is_shuffled)
-        v = ipt_swap(g, ipt_reshape(g, v, ipt_shape4(t, rows, k->o1, k->o2, 1)));
+    if (d->is_shuffled)
+        v = ipt_swap(g, ipt_reshape(g, v, ipt_shape4(t, rows, d->o1, d->o2, 1)));
     return ipt_add(g, y, ipt_reshape(g, v, ys));
 }
 
 /* The same for a convolution: the O1 groups become pictures of the batch for Q's kernel. */
-static ipt_val kron_conv(ipt_graph *g, ipt_val v, ipt_val y, const ipt_adapter_kron *k, ipt_val p,
-                         ipt_val q, const ipt_conv *conv)
+static ipt_val kron_conv(ipt_graph *g, ipt_val v, ipt_val y, const kron *k, const ipt_conv *conv)
 {
+    const ipt_adapter_kron *d = k->d;
     ipt_shape xs = ipt_shape_of(g, v), ys = ipt_shape_of(g, y);
     ipt_dtype t = ys.dtype;
     int32_t n = xs.dim[0], pixels = xs.dim[1] * xs.dim[2], result = ys.dim[1] * ys.dim[2];
-    v = ipt_mix(g, ipt_reshape(g, v, ipt_shape3(t, n * pixels, k->i1, k->i2)), p);
-    v = ipt_swap(g, ipt_reshape(g, v, ipt_shape4(t, n, pixels, k->o1, k->i2)));
-    v = ipt_reshape(g, v, ipt_shape4(t, n * k->o1, xs.dim[1], xs.dim[2], k->i2));
-    v = ipt_conv2d_leaf(g, v, q, *conv);
-    v = ipt_swap(g, ipt_reshape(g, v, ipt_shape4(t, n, k->o1, result, k->o2)));
+    v = mix(g, v, n * pixels, d->i2, k);
+    v = ipt_swap(g, ipt_reshape(g, v, ipt_shape4(t, n, pixels, d->o1, d->i2)));
+    v = ipt_reshape(g, v, ipt_shape4(t, n * d->o1, xs.dim[1], xs.dim[2], d->i2));
+    v = ipt_conv2d_leaf(g, v, k->q, *conv);
+    v = ipt_swap(g, ipt_reshape(g, v, ipt_shape4(t, n, d->o1, result, d->o2)));
     return ipt_add(g, y, ipt_reshape(g, v, ys));
 }
 
 static ipt_val add_kron(ipt_graph *g, ipt_val x, ipt_val y, const ipt_adapter_site *s,
-                        const ipt_conv *conv, int k)
+                        const ipt_conv *conv, int i)
 {
-    const ipt_adapter_kron *d = &s->kron[k];
+    const ipt_adapter_kron *d = &s->kron[i];
     ipt_dtype t = ipt_shape_of(g, x).dtype;
     int32_t taps = conv ? conv->kernel * conv->kernel : 1;
-    ipt_val v = gated(g, x, s, "kron", k);
-    ipt_val p = param(g, s, "kron", k, "_p", ipt_shape2(t, d->i1, d->o1));
-    ipt_val q = param(g, s, "kron", k, "_q", ipt_shape2(t, taps * d->i2, d->o2));
-    return has_kernel(conv) ? kron_conv(g, v, y, d, p, q, conv) : kron_plain(g, v, y, d, p, q);
+    const kron k = {.d = d,
+                    .p = param(g, s, "kron", i, "_p", ipt_shape2(t, d->i1, d->o1)),
+                    .q = param(g, s, "kron", i, "_q", ipt_shape2(t, taps * d->i2, d->o2)),
+                    .slot = param(g, s, "kron", i, "_slot", ipt_shape1(IPT_I32, 1)),
+                    .row = s->row};
+    return has_kernel(conv) ? kron_conv(g, x, y, &k, conv) : kron_plain(g, x, y, &k);
 }
 
 /* --- vectors ---------------------------------------------------------------------------------- */

@@ -137,9 +137,10 @@ ipt_val ipt_take_rows(ipt_graph *g, ipt_val x, ipt_val idx); /* [N,T,C], [N] i32
 /* y[n,t,r] = h[n,t,r] gates[row,n,slot[r]]; slot < 0: 0.  gates [n_row,N,n_slot] f32, slot [R] i32.
  */
 ipt_val ipt_gate_mul(ipt_graph *g, ipt_val h, ipt_val gates, ipt_val slot, int row);
-ipt_val ipt_mix(ipt_graph *g, ipt_val x,
-                ipt_val p);                /* [R,I,C], [I,O]: p^T x of every row [R,O,C] */
-ipt_val ipt_swap(ipt_graph *g, ipt_val x); /* [A,B,C,D] -> [A,C,B,D] */
+/* x [R,I,C], p [I,O]: g p^T x of every row, [R,O,C]; g = gates[row,n,slot[0]] of the R / N rows of
+ * batch element n; without gates and slot (id 0) 1. */
+ipt_val ipt_mix(ipt_graph *g, ipt_val x, ipt_val p, ipt_val gates, ipt_val slot, int row);
+ipt_val ipt_swap(ipt_graph *g, ipt_val x);           /* [A,B,C,D] -> [A,C,B,D] */
 ipt_val ipt_mse(ipt_graph *g, ipt_val a, ipt_val b); /* mean squared difference -> [1] f32 */
 
 /* --- adapters beside untouched weights (graph/adapter.c) --------------------------------------
@@ -153,7 +154,8 @@ ipt_val ipt_mse(ipt_graph *g, ipt_val a, ipt_val b); /* mean squared difference 
  *   bias      y += g d             "<site>.bias_delta" [n_slot,O] f32
  *   norm      y += g d norm(x)     "<site>.norm_delta" [n_slot,C] f32, "<site>.norm_one" and
  *             "_zero" [C] f32: ones and zeros
- * "_slot" has 4 times the slot's number when I is a multiple of 4, else once. */
+ * "kron<k>_slot" is [1]; "dense<k>_slot" has 4 times the slot's number when I is a multiple of 4,
+ * else once. */
 typedef struct ipt_adapter_kron {
     int32_t o1, o2, i1, i2; /* P [O1,I1], Q [O2,I2]; x is viewed [..,I1,I2] */
     bool is_shuffled;       /* output (o1,o2) is number o2*O1 + o1, else o1*O2 + o2 */

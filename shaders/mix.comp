@@ -1,42 +1,54 @@
 #version 450
 //! variant f32
 //! variant f16 -DACT_F16
-// y[r,o,c] = sum_i p[i,o] x[r,i,c]: a small matrix from the left of every row's matrix.
-// One invocation: one column, or four when VEC (c % 4 == 0), of four outputs o.
+// y[r,o,c] = g sum_i p[i,o] x[r,i,c]: a small matrix from the left of every row's matrix;
+// g = gates[row,b,slot[0]] of the row's batch element when GATED, else 1.
+// One invocation: one column, or four when VEC (c % 4 == 0), of OUTPUTS outputs; their block is the
+// grid's z, so that p is read with a uniform address.
 #include "common.glsl"
 layout(local_size_x = 64) in;
 layout(constant_id = 0) const uint VEC = 0;
+layout(constant_id = 1) const uint OUTPUTS = 4;
+layout(constant_id = 2) const uint GATED = 0;
 layout(push_constant) uniform Push {
     uint n, n_i, n_o, n_c; // invocations; columns counted in items
+    uint first, each;      // row of the tensor, rows of a batch element
+    uint batch, n_slot, row;
 } pc;
 layout(binding = 0) readonly buffer X { ELT x[]; };
 layout(binding = 0) readonly buffer X4 { ELT4 x4[]; };
 layout(binding = 1) readonly buffer P { ELT p[]; };
-layout(binding = 2) writeonly buffer Y { ELT y[]; };
-layout(binding = 2) writeonly buffer Y4 { ELT4 y4[]; };
+layout(binding = 2) readonly buffer G { float gates[]; };
+layout(binding = 3) readonly buffer S { int slot[]; };
+layout(binding = 4) writeonly buffer Y { ELT y[]; };
+layout(binding = 4) writeonly buffer Y4 { ELT4 y4[]; };
 
 void main()
 {
-    uint item = group_linear() * 64 + gl_LocalInvocationID.x, blocks = (pc.n_o + 3) / 4;
+    uint item = group_linear() * 64 + gl_LocalInvocationID.x, o = gl_WorkGroupID.z * OUTPUTS;
     if (item >= pc.n)
         return;
-    uint line = item / pc.n_c, c = item - line * pc.n_c, r = line / blocks;
-    uint o = (line - r * blocks) * 4, last = pc.n_o - 1, at = r * pc.n_i * pc.n_c + c;
-    uvec4 column = min(uvec4(o, o + 1, o + 2, o + 3), uvec4(last));
-    vec4 sum[4] = vec4[4](vec4(0), vec4(0), vec4(0), vec4(0));
-    for (uint i = 0; i < pc.n_i; i++, at += pc.n_c) {
+    uint r = item / pc.n_c, c = item - r * pc.n_c, at = r * pc.n_i * pc.n_c + c;
+    float g = 1.0;
+    if (GATED == 1) {
+        uint s = uint(slot[0]), b = (pc.first + r) / pc.each;
+        g = s < pc.n_slot ? gates[(pc.row * pc.batch + b) * pc.n_slot + s] : 0.0;
+    }
+    vec4 sum[8] = vec4[8](vec4(0), vec4(0), vec4(0), vec4(0), vec4(0), vec4(0), vec4(0), vec4(0));
+    uint last = pc.n_o - 1, line = 0;
+    for (uint i = 0; i < pc.n_i; i++, at += pc.n_c, line += pc.n_o) {
         vec4 v = VEC == 1 ? vec4(x4[at]) : vec4(float(x[at]));
-        uint row = i * pc.n_o;
-        sum[0] += float(p[row + column.x]) * v;
-        sum[1] += float(p[row + column.y]) * v;
-        sum[2] += float(p[row + column.z]) * v;
-        sum[3] += float(p[row + column.w]) * v;
+        [[unroll]] for (uint k = 0; k < 8; k++)
+            if (k < OUTPUTS)
+                sum[k] += float(p[line + min(o + k, last)]) * v;
     }
     uint to = (r * pc.n_o + o) * pc.n_c + c;
-    for (uint k = 0; k < 4 && o + k < pc.n_o; k++, to += pc.n_c) {
+    [[unroll]] for (uint k = 0; k < 8; k++) {
+        if (k >= OUTPUTS || o + k >= pc.n_o)
+            continue;
         if (VEC == 1)
-            y4[to] = ELT4(sum[k]);
+            y4[to + k * pc.n_c] = ELT4(g * sum[k]);
         else
-            y[to] = ELT(sum[k].x);
+            y[to + k * pc.n_c] = ELT(g * sum[k].x);
     }
 }

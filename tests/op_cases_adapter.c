@@ -52,14 +52,22 @@ static void side_conv_up(case_env *e)
 
 static void mix(case_env *e, int r, int i, int c, int o)
 {
-    ipt_val x = case_in(e, "x", ipt_shape3(IPT_F32, r, i, c));
+    ipt_val x = case_in(e, "x", ipt_shape3(IPT_F32, r, i, c)), none = {0};
     ipt_val p = case_in(e, "p", ipt_shape2(IPT_F32, i, o));
-    case_out(e, "y", ipt_mix(e->g, x, p));
+    case_out(e, "y", ipt_mix(e->g, x, p, none, none, 0));
 }
 static void mix_quads(case_env *e) { mix(e, 3, 5, 8, 7); }
 static void mix_ragged(case_env *e) { mix(e, 77, 4, 5, 4); }
 static void mix_one(case_env *e) { mix(e, 1, 1, 1, 1); }
 static void mix_long(case_env *e) { mix(e, 2, 17, 68, 13); }
+static void mix_gated(case_env *e)
+{
+    ipt_val x = case_in(e, "x", ipt_shape3(IPT_F32, 15, 3, 12));
+    ipt_val p = case_in(e, "p", ipt_shape2(IPT_F32, 3, 9));
+    ipt_val gates = case_in_f32(e, "gates", ipt_shape3(IPT_F32, 2, 3, 4));
+    ipt_val slot = case_ids(e, "slot", ipt_shape1(IPT_I32, 1), 2, 2);
+    case_out(e, "y", ipt_mix(e->g, x, p, gates, slot, 1));
+}
 
 static void swap(case_env *e, int a, int b, int c, int d)
 {
@@ -75,8 +83,8 @@ static void other_params(case_env *e, const char *site, int in, int taps, int ou
     char name[64];
     const int per = in % 4 ? 1 : 4;
     for (int k = 0; k < n_kron; k++)
-        case_ids(e, ipt_name(name, sizeof name, "%s.kron%d_slot", site, k),
-                 ipt_shape1(IPT_I32, per), k, k);
+        case_ids(e, ipt_name(name, sizeof name, "%s.kron%d_slot", site, k), ipt_shape1(IPT_I32, 1),
+                 k, k);
     case_in(e, ipt_name(name, sizeof name, "%s.dense0", site), ipt_shape2(IPT_F32, taps * in, out));
     case_ids(e, ipt_name(name, sizeof name, "%s.dense0_slot", site), ipt_shape1(IPT_I32, per), 2,
              2);
@@ -159,6 +167,7 @@ const op_case op_cases_adapter[] = {
     {"mix/ragged", mix_ragged, true, 0, 0, 0},
     {"mix/one", mix_one, true, 0, 0, 0},
     {"mix/long", mix_long, true, 0, 0, 0},
+    {"mix/gated", mix_gated, true, 0, 0, 0},
     {"swap/quads", swap_quads, true, 0, 0, 0},
     {"swap/ragged", swap_ragged, true, 0, 0, 0},
     {"swap/plain", swap_plain, true, 0, 0, 0},
