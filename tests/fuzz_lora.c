@@ -35,6 +35,7 @@ static const ipt_module modules[] = {
     {IPT_COMP_UNET, BLOCK ".to_out.0", 4, 4, 1, 1, false, true},
     {IPT_COMP_TEXT, TEXT ".k_proj", 4, 4, 1, 1, false, true},
     {IPT_COMP_TEXT2, "text_projection", 5, 4, 1, 1, false, true},
+    {IPT_COMP_UNET, BLOCK ".norm", 4, 1, 1, 1, true, true},
 };
 static const char *const headers[] = {
     "{\"__metadata__\":{\"ss_tag_frequency\":\"{\\\"1_a b\\\":{\\\"x\\\":3}}\"}," ONE(
@@ -91,6 +92,37 @@ static const char *const more_headers[] = {
                                 32) "," ONE("lora_te_gone.alpha", "[]", 32, 33) "}",
     "{" ONE("base_model.model." TEXT ".k_proj.lora_A.weight", "[1,4]", 0,
             4) "," ONE("base_model.model." TEXT ".k_proj.lora_B.weight", "[4,1]", 4, 8) "}",
+    /* the other kinds */
+    "{" ONE(KOHYA ".lokr_w1_a", "[2,1]", 0, 2) "," ONE(KOHYA ".lokr_w1_b", "[1,2]", 2, 4) "," ONE(
+        KOHYA ".lokr_w2", "[2,2]", 4, 8) "," ONE(KOHYA ".alpha", "[]", 8,
+                                                 9) "," ONE(KOHYA ".dora_scale", "[4,1]", 9,
+                                                            13) "," ONE(KOHYA ".scalar", "[]", 13,
+                                                                        14) "}",
+    "{" ONE(CONV ".lokr_w1", "[1,1]", 0, 1) "," ONE(CONV ".lokr_t2", "[1,1,3,3]", 1, 10) "," ONE(
+        CONV ".lokr_w2_a", "[1,3]", 10, 13) "," ONE(CONV ".lokr_w2_b", "[1,2]", 13, 15) "}",
+    "{" ONE(KOHYA ".hada_w1_a", "[4,1]", 0, 4) "," ONE(KOHYA ".hada_w1_b", "[1,4]", 4, 8) "," ONE(
+        KOHYA ".hada_w2_a", "[4,1]", 8, 12) "," ONE(KOHYA ".hada_w2_b", "[1,4]", 12, 16) "}",
+    "{" ONE(CONV ".hada_w1_a", "[1,3]", 0, 3) "," ONE(CONV ".hada_w1_b", "[1,2]", 3, 5) "," ONE(
+        CONV ".hada_w2_a", "[1,3]", 5, 8) "," ONE(CONV ".hada_w2_b", "[1,2]", 8,
+                                                  10) "," ONE(CONV ".hada_t1", "[1,1,3,3]", 10,
+                                                              19) "," ONE(CONV ".hada_t2",
+                                                                          "[1,1,3,3]", 19, 28) "}",
+    "{" ONE("unet." BLOCK ".processor.to_q_lora.down.weight", "[2,2]", 0,
+            4) "," ONE("unet." BLOCK ".processor.to_q_lora.up.weight", "[2,2]", 4, 8) "}",
+    "{" ONE(KOHYA ".oft_blocks", "[2,2,2]", 0,
+            8) "," ONE(KOHYA ".rescale", "[4,1]", 8, 12) "," ONE(KOHYA ".alpha", "[]", 12, 13) "}",
+    "{" ONE(KOHYA ".oft_blocks", "[2,2,2,2]", 0, 16) "," ONE(CONV ".oft_diag", "[3,1,1]", 16,
+                                                             19) "}",
+    "{" ONE(KOHYA ".weight", "[4]", 0, 4) "," ONE(KOHYA ".on_input", "[]", 4, 5) "," ONE(
+        "unet." BLOCK ".to_k.ia3_l", "[4,1]", 5, 9) "}",
+    "{" ONE(KOHYA ".a1.weight", "[4,1]", 0, 4) "," ONE(KOHYA ".a2.weight", "[1,4]", 4, 8) "," ONE(
+        KOHYA ".b1.weight", "[4,1]", 8, 12) "," ONE(KOHYA ".b2.weight", "[1,4]", 12, 16) "}",
+    "{" ONE(KOHYA ".diff", "[4,4]", 0, 16) "," ONE(KOHYA ".diff_b", "[4]", 16, 20) "," ONE(
+        CONV ".set_weight", "[3,2,3,3]", 20, 74) "}",
+    "{" ONE(
+        "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_norm.w_norm", "[4]", 0,
+        4) "," ONE("lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_norm.b_norm",
+                   "[4]", 4, 8) "}",
 };
 
 size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t max_size, unsigned int seed)
@@ -174,7 +206,8 @@ static void run_bank(ipt_ctx *ctx, const ipt_bank *bank, int comp)
     ipt_graph_adapters(g, site, n_site, IPT_GATE_ROWS, 1, (int)n_slot);
     for (size_t i = 0; i < IPT_COUNT(modules); i++) {
         const ipt_module *m = &modules[i];
-        if (m->comp != comp || m->kh > 1 || left_out) /* a text layer that clip skip leaves out */
+        if (m->comp != comp || m->kh > 1 || m->is_norm ||
+            left_out) /* a text layer that clip skip leaves out */
             continue;
         ipt_val in = ipt_leaf(g, IPT_INPUT, ipt_name(name, sizeof name, "x%zu", i),
                               ipt_shape3(IPT_F32, 1, 1, m->in));
