@@ -81,7 +81,10 @@ const char *ipt_sniff(const uint8_t *p, size_t n)
         const char *magic, *what;
         size_t n;
     } kinds[] = {
-        {"PK\003\004", "a zip archive or PyTorch pickle (.ckpt, .pt)", 4},
+        {"PK\003\004",
+         "a zip archive or PyTorch pickle (.ckpt, .pt: convert it to .safetensors with a tool you "
+         "trust)",
+         4},
         {"PK\005\006", "an empty zip archive", 4},
         {"\x80\x02", "a Python pickle (.ckpt, .pt)", 2},
         {"\x80\x03", "a Python pickle", 2},
