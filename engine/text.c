@@ -34,9 +34,13 @@ static bool keep_vectors(ipt_arena *arena, ipt_ti *ti, int encoder, const float 
     return true;
 }
 
+static int32_t width_of(const ipt_engine *e, int encoder)
+{
+    return encoder ? e->m->config.text2.width : e->m->config.text.width;
+}
+
 static ipt_status read_inversion(ipt_engine *e, ipt_prompts *p, const char *path)
 {
-    const ipt_text_config *c[2] = {&e->m->config.text, &e->m->config.text2};
     ipt_embedding_file f = {0};
     ipt_ti *ti = &p->embedding[p->n_embedding];
     IPT_TRY(ipt_embedding_open(e->ctx, path, &f));
@@ -44,13 +48,13 @@ static ipt_status read_inversion(ipt_engine *e, ipt_prompts *p, const char *path
     ti->name = ipt_arena_strdup(&p->arena, f.name);
     ipt_status status = ti->name ? IPT_OK : IPT_ERR_NOMEM;
     for (int i = 0; status == IPT_OK && i < n_encoders(e); i++)
-        if (f.vector[i] && f.width[i] == c[i]->width &&
+        if (f.vector[i] && f.width[i] == width_of(e, i) &&
             !keep_vectors(&p->arena, ti, i, f.vector[i], f.n_vector, f.width[i]))
             status = IPT_ERR_NOMEM;
     if (status == IPT_OK && !ti->vector[0] && !ti->vector[1])
         status = ipt_fail(e->ctx, IPT_ERR_SHAPE,
                           "%s: vectors of width %d, this model's text encoder has %d", path,
-                          f.width[0] ? f.width[0] : f.width[1], c[0]->width);
+                          f.width[0] ? f.width[0] : f.width[1], width_of(e, 0));
     if (status == IPT_OK && ti->n > IPT_TOKEN_CONTENT)
         status = ipt_fail(e->ctx, IPT_ERR_SHAPE, "%s: %d vectors, expected at most %d", path, ti->n,
                           IPT_TOKEN_CONTENT);

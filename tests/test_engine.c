@@ -2,7 +2,7 @@
  * request is stopped without touching the next one. */
 #include "tests/golden.h"
 
-#include "engine/impasto.h"
+#include "engine/run.h"
 
 #include <math.h>
 #include <pthread.h>
@@ -324,6 +324,42 @@ static void prompts_over_steps(void **state)
     close_engine(f);
 }
 
+/* --- rows ------------------------------------------------------------------------------------- */
+static ipt_status no_gradient(void *state, const ipt_job *job, int32_t eval, const ipt_rows *rows,
+                              const ipt_result *res, float *const *d_maps)
+{
+    (void)state, (void)job, (void)eval, (void)rows, (void)res, (void)d_maps;
+    return IPT_OK;
+}
+
+/* What a method may ask for and this engine cannot give is refused by name. */
+static void rows_that_are_not_built(void **state)
+{
+    static const struct {
+        ipt_row row;
+        const char *says;
+    } rows[] = {
+        {{.want = IPT_WANT_EPS | IPT_WANT_MAPS}, "attention maps"},
+        {{.want = IPT_WANT_EPS | IPT_WANT_DEEP}, "a cache of deep features"},
+        {{.want = IPT_WANT_EPS, .variant = IPT_UNET_SHALLOW}, "a cache of deep features"},
+        {{.want = IPT_WANT_GRAD}, "gradients of the latent"},
+        {{.want = IPT_WANT_EPS, .region = 1}, "regions"},
+    };
+    const ipt_method plain = {.name = "mine"}, updates = {.name = "mine", .map_grad = no_gradient};
+    const ipt_row usual = {.want = IPT_WANT_EPS};
+    ipt_ctx *ctx = NULL;
+    (void)state;
+    assert_int_equal(ipt_ctx_create(NULL, NULL, &ctx), IPT_OK);
+    for (size_t i = 0; i < IPT_COUNT(rows); i++) {
+        assert_int_equal(ipt_rows_possible(ctx, &plain, &rows[i].row), IPT_ERR_UNSUPPORTED);
+        if (!strstr(ipt_last_error(ctx), rows[i].says) || !strstr(ipt_last_error(ctx), "mine"))
+            fail_msg("'%s', expected '%s'", ipt_last_error(ctx), rows[i].says);
+    }
+    assert_int_equal(ipt_rows_possible(ctx, &updates, &usual), IPT_ERR_UNSUPPORTED);
+    assert_ok(ctx, ipt_rows_possible(ctx, &plain, &usual));
+    ipt_ctx_destroy(&ctx);
+}
+
 /* --- previews --------------------------------------------------------------------------------- */
 typedef struct previews {
     fixture *f;
@@ -421,6 +457,7 @@ int main(void)
         cmocka_unit_test(a_stop_is_not_forgotten),
         cmocka_unit_test(prompts_over_steps),
         cmocka_unit_test(previews_look_ahead),
+        cmocka_unit_test(rows_that_are_not_built),
     };
     return cmocka_run_group_tests_name("engine", tests, NULL, NULL);
 }
