@@ -2,14 +2,15 @@
  * its gradient, and the builder of both forms (the other one: op_attn_probs.c).
  *
  * q, o [N,T,C], k, v [N,S,C], C = heads x d.  Three ways to run it: subgroup kernels for CPU
- * devices (attention_simd.comp), shared-memory tiles (attention_tile.comp), and for wide heads on
+ * devices (attention_simd.comp; attention_any.comp for odd widths), shared-memory tiles
+ * (attention_tile.comp), and for wide heads on
  * CPU devices chunks of scores in scratch with row-blocked products (attention_rows.comp). */
 #include "graph/attention.h"
 
 #include <math.h>
 #include <string.h>
 
-enum { WG = 64, MAX_SIMD_D = 160 };
+enum { WG = 64, MAX_SIMD_D = 160, MAX_ANY_D = 64 };
 
 /* --- shapes ---------------------------------------------------------------------------------- */
 static const char *attention_infer(const ipt_node *n, ipt_shape out[])
@@ -163,8 +164,16 @@ static void forward_simd(const ipt_attn_geo *g, ipt_launch *l)
     }
 }
 
-static void forward_tile(const ipt_attn_geo *g, ipt_launch *l)
+/* Narrow heads of any width on CPU devices (attention_any.comp). */
+static bool any_ok(const ipt_attn_geo *g, const ipt_traits *dev)
 {
+    return dev->simd && g->d <= MAX_ANY_D;
+}
+
+/* attention_tile.comp, or attention_any.comp, which takes the same. */
+static void forward_tile(const ipt_attn_geo *g, ipt_launch *l, bool any)
+{
+    const uint32_t sg = l->dev->subgroup;
     const uint32_t chunks = ipt_attn_div_up(g->d, 16), slices = ipt_attn_div_up(chunks, 8),
                    nv = ipt_attn_div_up(chunks, slices);
     const uint64_t qn = (uint64_t)g->t * g->c, kn = (uint64_t)g->s * g->c,
@@ -178,9 +187,16 @@ static void forward_tile(const ipt_attn_geo *g, ipt_launch *l)
         push.q_off = push.o_off = (uint32_t)(b * qn) - ipt_attn_below(l, b * qn, g->elt);
         push.k_off = push.v_off = (uint32_t)(b * kn) - ipt_attn_below(l, b * kn, g->elt);
         push.lse_off = (uint32_t)(b * ln);
-        ipt_dispatch *d =
-            ipt_launch_add(l, IPT_VARIANT("attention_tile", g->dtype), &push, sizeof push);
-        ipt_launch_spec(d, nv);
+        ipt_dispatch *d = ipt_launch_add(l,
+                                         any ? IPT_VARIANT("attention_any", g->dtype)
+                                             : IPT_VARIANT("attention_tile", g->dtype),
+                                         &push, sizeof push);
+        if (any) {
+            ipt_launch_spec(d, sg);
+            ipt_launch_spec(d, g->d);
+        } else {
+            ipt_launch_spec(d, nv);
+        }
         ipt_launch_spec(d, g->causal);
         ipt_launch_bind_part(l, d,
                              &(ipt_bind){IPT_BIND_SSBO, IPT_SRC_IN, 0, false, (b * qn) * g->elt,
@@ -195,7 +211,8 @@ static void forward_tile(const ipt_attn_geo *g, ipt_launch *l)
                              &(ipt_bind){IPT_BIND_SSBO, IPT_SRC_OUT, 0, true, (b * qn) * g->elt,
                                          (step * qn) * g->elt});
         ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_OUT, 1, true);
-        ipt_attn_groups(d, ipt_attn_div_up(g->t, IPT_ATTN_TILE), g->heads * slices, step);
+        ipt_attn_groups(d, ipt_attn_div_up(g->t, any ? sg : IPT_ATTN_TILE),
+                        any ? g->heads : g->heads * slices, step);
         if (d) {
             d->macs = 2.0 * step * (double)qn * g->s;
             d->no_wait = b != 0;
@@ -318,7 +335,7 @@ static ipt_status attention_kernel(const ipt_node *n, ipt_launch *l)
     else if (rows_ok(&g, l->dev))
         return forward_rows(&g, l);
     else
-        forward_tile(&g, l);
+        forward_tile(&g, l, any_ok(&g, l->dev));
     return l->status;
 }
 
