@@ -1,16 +1,16 @@
 /* graph/op_attention.c - softmax(scale q k^T) v in its tiled form (nothing of size T x S is kept),
  * its gradient, and the builder of both forms (the other one: op_attn_probs.c).
  *
- * q, o [N,T,C], k, v [N,S,C], C = heads x d.  Three ways to run it: subgroup kernels for CPU
- * devices (attention_simd.comp; attention_any.comp for odd widths), shared-memory tiles
- * (attention_tile.comp), and for wide heads on
- * CPU devices chunks of scores in scratch with row-blocked products (attention_rows.comp). */
+ * q, o [N,T,C], k, v [N,S,C], C = heads x d.  Ways to run it: on CPU devices subgroup kernels
+ * (attention_simd.comp), one query an invocation for odd widths (attention_any.comp), for wide
+ * heads chunks of scores in scratch with row-blocked products (attention_rows.comp); else
+ * shared-memory tiles (attention_tile.comp). */
 #include "graph/attention.h"
 
 #include <math.h>
 #include <string.h>
 
-enum { WG = 64, MAX_SIMD_D = 160, MAX_ANY_D = 64 };
+enum { WG = 64, MAX_SIMD_D = 160, MAX_ANY_D = 16 };
 
 /* --- shapes ---------------------------------------------------------------------------------- */
 static const char *attention_infer(const ipt_node *n, ipt_shape out[])
@@ -167,7 +167,8 @@ static void forward_simd(const ipt_attn_geo *g, ipt_launch *l)
 /* Narrow heads of any width on CPU devices (attention_any.comp). */
 static bool any_ok(const ipt_attn_geo *g, const ipt_traits *dev)
 {
-    return dev->simd && g->d <= MAX_ANY_D;
+    return dev->simd && dev->subgroup_shuffle && dev->subgroup >= 4 && dev->subgroup <= 32 &&
+           g->d <= MAX_ANY_D;
 }
 
 /* attention_tile.comp, or attention_any.comp, which takes the same. */
@@ -214,6 +215,7 @@ static void forward_tile(const ipt_attn_geo *g, ipt_launch *l, bool any)
         ipt_attn_groups(d, ipt_attn_div_up(g->t, any ? sg : IPT_ATTN_TILE),
                         any ? g->heads : g->heads * slices, step);
         if (d) {
+            d->k.subgroup = any ? sg : 0;
             d->macs = 2.0 * step * (double)qn * g->s;
             d->no_wait = b != 0;
         }
