@@ -566,12 +566,12 @@ static void test_signals(void **state)
     for (size_t i = 0; i < IPT_COUNT(signals); i++) {
         static const char *const args[] = {"generate", "-m", IPT_TEST_DATA "/models/sd1",
                                            "-p",       "x",  "--steps",
-                                           "900",      "-W", "64",
+                                           "60",       "-W", "64",
                                            "-H",       "64", "--sampler",
                                            "ddim",     "-o", "sig.png",
                                            NULL};
         pid_t pid = program_start(p, args, false);
-        for (int t = 0; t < 600; t++) { /* until it samples */
+        for (int t = 0; t < 600; t++) { /* until it samples: said after a tenth of the steps */
             char *err = NULL;
             size_t n = 0;
             nanosleep(&(struct timespec){.tv_nsec = 100000000}, NULL);
