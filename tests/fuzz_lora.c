@@ -286,8 +286,8 @@ static void use_words(ipt_ctx *ctx, ipt_adapter_file *f)
         m->config.text2.width = 5;
         m->config.has[IPT_COMP_TEXT2] = encoders == 2;
         m->tokenizer[0] = m->tokenizer[1] = tok;
-        (void)!ipt_prompts_read(e, &r, &texts, &p);
-        ipt_prompts_finish(&p); /* also after a failure, as the engine does */
+        if (ipt_prompts_read(e, &r, &texts, &p) == IPT_OK)
+            ipt_prompts_finish(&p);
         free(m);
         free(e);
     }
