@@ -62,7 +62,8 @@ static bool read_when(const ipt_prompt_edits *p, size_t i, size_t end, int32_t *
         if ((c[e].cp != 'e' && c[e].cp != 'E') || k < end || e + 1 == end ||
             !tok_read_number(p->text + c[e + 1].begin, c[end - 1].end - c[e + 1].begin, &power))
             return false;
-        v *= pow(10, power);
+        if (v != 0) /* 0e999 is 0, not 0 times infinity */
+            v *= pow(10, power);
     }
     if (fraction)
         v *= p->steps;
