@@ -125,11 +125,12 @@ static void show_embeddings(const json_t *list)
     for (size_t i = 0; i < json_array_size(list) && i < 20; i++) {
         const json_t *e = json_array_get(list, i);
         long long n = ipt_json_int(e, "text_encoder", 0), m = ipt_json_int(e, "text_encoder_2", 0);
-        cli_line(stdout, "%-15s %s (%lld vectors%s)", i ? "" : "words inside", member(e, "word"),
+        cli_line(stdout, "%-15s %s (%lld vectors%s)%s", i ? "" : "words inside", member(e, "word"),
                  n ? n : m,
                  m == 0 ? ""
                  : n    ? " for each text encoder"
-                        : " for the second encoder");
+                        : " for the second encoder",
+                 ipt_json_bool(e, "usable", true) ? "" : ": not usable with this model");
     }
 }
 

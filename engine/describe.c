@@ -198,6 +198,7 @@ typedef struct fit {
     ipt_module_list modules;
     ipt_adapter_file *file;
     const char *name;
+    int32_t width[2]; /* of the model's text encoders, 0: it has none such */
 } fit;
 
 static void fit_finish(fit *f)
@@ -209,7 +210,9 @@ static void fit_finish(fit *f)
 static ipt_status try_fit(ipt_ctx *ctx, const char *lora, const char *name,
                           const ipt_model_config *c, fit *out)
 {
-    fit f = {.name = name};
+    fit f = {.name = name,
+             .width = {c->has[IPT_COMP_TEXT] ? c->text.width : 0,
+                       c->has[IPT_COMP_TEXT2] ? c->text2.width : 0}};
     IPT_TRY(ipt_modules_create(ctx, c, &f.modules));
     ipt_status s = ipt_adapter_open(ctx, lora, f.modules.module, f.modules.n, &f.file);
     if (s == IPT_OK)
@@ -310,18 +313,26 @@ static json_t *groups_json(const ipt_adapter_file *a)
     return list;
 }
 
-/* A word and how many vectors it has for which text encoder. */
-static json_t *embedding_json(const ipt_adapter_embedding *e)
+/* A word and how many vectors it has for which text encoder; whether the model can use them. */
+static json_t *embedding_json(const ipt_adapter_embedding *e, const int32_t *width)
 {
     static const char *const names[] = {"text_encoder", "text_encoder_2"};
     json_t *o = json_object();
+    bool is_usable = false, fits = true;
     json_object_set_new(o, "word", ipt_json_text(e->word));
     for (size_t i = 0; i < IPT_COUNT(names); i++) {
         const ipt_st_tensor *t = e->vector[i];
         if (t)
             json_object_set_new(o, names[i],
                                 json_integer((json_int_t)(t->rank == 2 ? t->dim[0] : 1)));
+        if (!t || width[i] == 0)
+            continue;
+        is_usable = true; /* as read_adapter_vectors() of text.c takes them */
+        fits = fits && t->rank >= 1 && t->rank <= 2 && t->dim[t->rank - 1] == width[i] &&
+               (t->rank == 1 || (t->dim[0] >= 1 && t->dim[0] <= IPT_TOKEN_CONTENT)) &&
+               ipt_st_load(t) == IPT_OK && ipt_st_finite(t, NULL);
     }
+    json_object_set_new(o, "usable", json_boolean(is_usable && fits));
     return o;
 }
 
@@ -345,7 +356,7 @@ static json_t *lora_json(const fit *f)
     json_t *modules = modules_json(f, &lo, &hi, by_comp);
     ipt_adapter_hash(f->file);
     for (size_t i = 0; i < a->n_embedding; i++)
-        json_array_append_new(emb, embedding_json(&a->embedding[i]));
+        json_array_append_new(emb, embedding_json(&a->embedding[i], f->width));
     for (int comp = 0; comp < IPT_COMP_COUNT; comp++)
         if (by_comp[comp])
             json_object_set_new(parts, ipt_comp_name(comp),

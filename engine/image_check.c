@@ -234,6 +234,16 @@ static ipt_status check_bmp(const view *v)
                         "%s: BMP of %" PRIu64 " x %" PRIu64 " pixels, %" PRIu64
                         " bits; expected sides of 1..%d, at most 32 bits",
                         v->name, w, h, bits, IPT_IMAGE_MAX_SIDE);
+    uint32_t packing = header >= 40 && v->n >= 34 ? le32(v->d + 30) : 0; /* 3: channel masks */
+    if (packing != 0 && packing != 3)
+        return ipt_fail(v->ctx, IPT_ERR_FORMAT,
+                        "%s: found a compressed BMP (%s), which is not read: convert it to PNG or "
+                        "JPEG",
+                        v->name,
+                        packing <= 2   ? "run lengths"
+                        : packing == 4 ? "JPEG inside"
+                        : packing == 5 ? "PNG inside"
+                                       : "an unusual way");
     uint64_t need = start + (w * bits + 31) / 32 * 4 * h;
     return need > v->n ? truncated(v, "BMP", need) : IPT_OK;
 }
@@ -306,8 +316,9 @@ static bool pnm_number(const view *v, size_t *at, uint64_t *out)
     }
     uint64_t x = 0;
     size_t first = *at;
-    while (*at < v->n && v->d[*at] >= '0' && v->d[*at] <= '9' && x < 1000000)
-        x = x * 10 + (uint64_t)(v->d[(*at)++] - '0');
+    for (; *at < v->n && v->d[*at] >= '0' && v->d[*at] <= '9'; ++*at)
+        if (x < UINT64_MAX / 10 - 1) /* beyond, more digits change nothing: it is refused */
+            x = x * 10 + (uint64_t)(v->d[*at] - '0');
     *out = x;
     return *at > first;
 }

@@ -61,12 +61,13 @@ const char *ipt_adapter_peft_type(const ipt_adapter_file *f, int comp)
     return json_string_value(setting(f, comp, names_components(f), "peft_type"));
 }
 
-static ipt_status bad_setting(const ipt_adapter_file *f, const char *key, const json_t *found)
+static ipt_status bad_setting(const ipt_adapter_file *f, const char *key, const json_t *found,
+                              const char *expected)
 {
     char *text = json_dumps(found, JSON_ENCODE_ANY);
     ipt_status s =
-        ipt_fail(f->impl->ctx, IPT_ERR_FORMAT, "%s: %s: '%.100s' is %.100s, expected a number",
-                 f->path, f->impl->config_name, key, text ? text : "something else");
+        ipt_fail(f->impl->ctx, IPT_ERR_FORMAT, "%s: %s: '%.100s' is %.100s, expected %s", f->path,
+                 f->impl->config_name, key, text ? text : "something else", expected);
     json_free_t release;
     json_get_alloc_funcs(NULL, &release);
     if (text)
@@ -78,6 +79,8 @@ static ipt_status read_patterns(ipt_adapter_file *f, json_t *patterns, ipt_adapt
 {
     const char *text, *why = NULL;
     json_t *v;
+    if (patterns && !json_is_null(patterns) && !json_is_object(patterns))
+        return bad_setting(f, "alpha_pattern", patterns, "an object of numbers by name");
     s->pattern =
         ipt_arena_alloc(&f->impl->arena, (json_object_size(patterns) + 1) * sizeof *s->pattern);
     if (!s->pattern)
@@ -86,7 +89,7 @@ static ipt_status read_patterns(ipt_adapter_file *f, json_t *patterns, ipt_adapt
     {
         size_t i = s->n_pattern++;
         if (!json_is_number(v))
-            return bad_setting(f, text, v);
+            return bad_setting(f, text, v, "a number");
         s->pattern[i].text = text;
         s->pattern[i].alpha = json_number_value(v);
         ipt_status status = ipt_pattern_create(&f->impl->arena, text, &f->impl->budget,
@@ -114,11 +117,16 @@ static ipt_status read_settings(ipt_adapter_file *f, int comp, ipt_adapter_setti
     if (!s->is_there)
         return IPT_OK;
     json_t *alpha = setting(f, comp, prefixed, name), *rank = setting(f, comp, prefixed, "r");
+    json_t *rslora = setting(f, comp, prefixed, "use_rslora");
     if (alpha && !json_is_number(alpha))
-        return bad_setting(f, name, alpha);
+        return bad_setting(f, name, alpha, "a number");
+    if (rank && !json_is_number(rank))
+        return bad_setting(f, "r", rank, "a number");
+    if (rslora && !json_is_null(rslora) && !json_is_boolean(rslora))
+        return bad_setting(f, "use_rslora", rslora, "true or false");
     s->alpha = alpha ? json_number_value(alpha) : PEFT_ALPHA;
     s->rank = is_lora ? 0 : json_is_number(rank) ? json_number_value(rank) : PEFT_ALPHA;
-    s->rslora = json_is_true(setting(f, comp, prefixed, "use_rslora"));
+    s->rslora = json_is_true(rslora);
     return read_patterns(f, setting(f, comp, prefixed, "alpha_pattern"), s);
 }
 

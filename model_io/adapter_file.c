@@ -134,7 +134,8 @@ static ipt_status set_scale(ipt_adapter_file *f, const ipt_module *m, const char
     out->scale = (divisor > 0 ? alpha / divisor : 1) * times;
     if (!isfinite(out->scale) || !isfinite((float)out->scale))
         return ipt_fail(f->impl->ctx, IPT_ERR_FORMAT,
-                        "%s: '%s': alpha is %g, expected a finite number", f->path, stem, alpha);
+                        "%s: '%s': alpha %g gives a scale of %g, expected at most 3.4e38", f->path,
+                        stem, alpha, out->scale);
     return IPT_OK;
 }
 

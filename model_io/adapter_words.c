@@ -67,7 +67,11 @@ static ipt_status find_vectors(ipt_adapter_file *f, ipt_index *words)
         if (len == 0)
             continue;
         IPT_TRY(entry_of(f, words, word, len, &e));
-        if (!e->vector[which])
+        if (e->vector[which])
+            ipt_log(f->impl->ctx, IPT_LOG_WARN,
+                    "%s: word '%s' has vectors in '%s' and in '%s': the second are not used",
+                    f->path, e->word, e->vector[which]->name, t->name);
+        else
             e->vector[which] = t;
         ipt_adapter_claim(f, t, true);
     }

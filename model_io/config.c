@@ -57,12 +57,31 @@ static bool small_int(const json_t *v, int32_t lo, int32_t *out)
     return true;
 }
 
+static const char *whole_from(int32_t lo)
+{
+    return lo > 0 ? "a whole number from 1 to 1048576" : "a whole number from 0 to 1048576";
+}
+
 static int32_t read_int(reader *r, const char *key, int32_t dflt, int32_t lo)
 {
     const json_t *v = get(r, key);
     int32_t n = dflt;
     if (v && !small_int(v, lo, &n))
-        bad_value(r, key, lo > 0 ? "a positive number" : "a number >= 0");
+        bad_value(r, key, whole_from(lo));
+    return n;
+}
+
+/* The native side of a picture or latent, which diffusers also writes as [height, width]; only the
+ * area counts here, so of two the geometric mean. */
+static int32_t read_side(reader *r, int32_t dflt)
+{
+    const json_t *v = get(r, "sample_size");
+    int32_t n = dflt, m = 0;
+    if (json_array_size(v) == 2 && small_int(json_array_get(v, 0), 1, &n) &&
+        small_int(json_array_get(v, 1), 1, &m))
+        return (int32_t)(sqrt((double)n * m) + 0.5);
+    if (v && !small_int(v, 1, &n))
+        bad_value(r, "sample_size", "a whole number from 1 to 1048576, or two");
     return n;
 }
 
@@ -101,7 +120,7 @@ static void read_list(reader *r, const char *key, int32_t dflt, int32_t lo, int3
         if (json_is_array(e))
             unsupported(r, key, "one number a level");
         else if (!small_int(e, lo, &out[i]))
-            bad_value(r, key, "a number, or one a level");
+            bad_value(r, key, whole_from(lo));
     }
     if (json_is_array(v) && json_array_size(v) != (size_t)n)
         bad_value(r, key, "one number a level");
@@ -392,8 +411,7 @@ ipt_status ipt_config_unet(ipt_ctx *ctx, const char *path, json_t *o, ipt_unet_c
     c.mid_scale = read_float(&r, "mid_block_scale_factor", 1);
     c.conv_in_kernel = read_int(&r, "conv_in_kernel", 3, 1);
     c.conv_out_kernel = read_int(&r, "conv_out_kernel", 3, 1);
-    if (!small_int(get(&r, "sample_size"), 1, &c.sample_size))
-        c.sample_size = 64;
+    c.sample_size = read_side(&r, 64);
     const json_t *added = get(&r, "addition_embed_type");
     if (added) {
         c.text_time = json_is_string(added) && strcmp(json_string_value(added), "text_time") == 0;
@@ -486,8 +504,7 @@ ipt_status ipt_config_vae(ipt_ctx *ctx, const char *path, json_t *o, ipt_vae_con
     c.has_post_quant_conv = read_bool(&r, "use_post_quant_conv", true);
     c.mid_attn = read_bool(&r, "mid_block_add_attention", true);
     c.force_upcast = read_bool(&r, "force_upcast", true);
-    if (!small_int(get(&r, "sample_size"), 1, &c.sample_size))
-        c.sample_size = 512;
+    c.sample_size = read_side(&r, 512);
     for (int32_t i = 0; i < c.n_level && r.status == IPT_OK; i++) {
         if (c.channels[i] % c.norm_groups != 0)
             bad_value(&r, "norm_num_groups", "a number that divides block_out_channels");

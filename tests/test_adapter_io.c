@@ -567,6 +567,10 @@ static void test_settings(void **state)
          1, 0.25F, NULL},
         {0, "{\"unet.lora_alpha\":\"6\"}", 0, 0, "'lora_alpha' is \"6\", expected a number"},
         {0, "{\"unet.alpha_pattern\":{\"to_q\":[]}}", 0, 0, "'to_q' is [], expected a number"},
+        {0, "{\"unet.alpha_pattern\":[3]}", 0, 0, "'alpha_pattern' is [3], expected an object"},
+        {0, "{\"unet.r\":\"4\"}", 0, 0, "'r' is \"4\", expected a number"},
+        {0, "{\"unet.r\":4,\"unet.use_rslora\":1}", 0, 0, "'use_rslora' is 1, expected true or"},
+        {0, "{\"unet.lora_alpha\":1e300}", 0, 0, "alpha 1e+300 gives a scale of"},
         {0, "{\"unet.alpha_pattern\":{\"(q\":1}}", 0, 0, "alpha_pattern '(q' is no"},
         {0, "{\"unet.peft_type\":\"VERA\"}", 0, 0, "VERA adapter (peft_type)"},
         {0, "{", 0, 0, "metadata 'lora_adapter_metadata': not valid JSON"},
@@ -645,7 +649,8 @@ static void test_bundled_words(void **state)
         {"bundle_emb.v1.5.clip_l", {2, 4}, 2, 1},
         {"bundle_emb.v1.5.clip_g", {2, 5}, 2, 1},
         {"bundle_emb.two.emb_params", {4}, 1, 1},
-        {"<s1>", {4}, 1, NAN}, /* matters to who writes it only */
+        {"bundle_emb.one.clip_l", {1, 4}, 2, 1}, /* the same word again: a warning */
+        {"<s1>", {4}, 1, NAN},                   /* matters to who writes it only */
     };
     ipt_ctx *ctx = test_ctx();
     size_t n = 0;

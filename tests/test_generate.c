@@ -259,7 +259,8 @@ static void starts(void **state)
         "golden_start_sd1_img2img_sa",           "golden_start_sd1_inpaint_sa_karras",
         "golden_start_sd1_inpaint_dpmpp_2m_sde", "golden_start_sd1_inpaint_euler_a",
         "golden_start_sdxl_inpaint_dpm_2_a",     "golden_start_inpaint_ddim",
-        "golden_start_inpaint_euler_a"};
+        "golden_start_inpaint_euler_a",          "golden_start_sd1_img2img_heun",
+        "golden_start_inpaint_dpmpp_2m_sde"};
     (void)state;
     fixture f = open_engine(IPT_PRECISION_F32);
     for (size_t i = 0; i < IPT_COUNT(names); i++)

@@ -53,6 +53,20 @@ static void test_bmp(void **state)
     ipt_ctx_destroy(&ctx);
 }
 
+/* What stb_image cannot read is called by its name, not "unknown image type". */
+static void test_compressed_bmp(void **state)
+{
+    (void)state;
+    ipt_ctx *ctx = test_ctx();
+    ipt_image im = {0};
+    uint8_t file[sizeof bmp];
+    memcpy(file, bmp, sizeof bmp);
+    file[30] = 1;
+    assert_int_equal(ipt_image_load_memory(ctx, "a.bmp", file, sizeof file, &im), IPT_ERR_FORMAT);
+    assert_non_null(strstr(ipt_last_error(ctx), "compressed BMP (run lengths)"));
+    ipt_ctx_destroy(&ctx);
+}
+
 static void test_pnm_and_tga(void **state)
 {
     (void)state;
@@ -71,6 +85,9 @@ static void test_pnm_and_tga(void **state)
     assert_memory_equal(im.rgb, "\3\2\1\3\2\1\3\2\1", 9);
     ipt_image_finish(&im);
     assert_int_equal(ipt_image_load_memory(ctx, "a.ppm", ppm, sizeof ppm - 2, &im), IPT_ERR_FORMAT);
+    assert_int_equal(ipt_image_load_memory(ctx, "b", "P6 123456789012 1 255 x", 23, &im),
+                     IPT_ERR_FORMAT);
+    assert_non_null(strstr(ipt_last_error(ctx), "PNM of 123456789012 x 1 pixels"));
     assert_int_equal(ipt_image_load_memory(ctx, "a.tga", tga, sizeof tga - 1, &im), IPT_ERR_FORMAT);
     ipt_ctx_destroy(&ctx);
 }
@@ -353,12 +370,12 @@ static void test_no_memory(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_bmp),         cmocka_unit_test(test_pnm_and_tga),
-        cmocka_unit_test(test_png),         cmocka_unit_test(test_jpeg),
-        cmocka_unit_test(test_orientation), cmocka_unit_test(test_resize),
-        cmocka_unit_test(test_truncated),   cmocka_unit_test(test_not_pictures),
-        cmocka_unit_test(test_bomb),        cmocka_unit_test(test_save_fails),
-        cmocka_unit_test(test_no_memory),
+        cmocka_unit_test(test_bmp),          cmocka_unit_test(test_compressed_bmp),
+        cmocka_unit_test(test_pnm_and_tga),  cmocka_unit_test(test_png),
+        cmocka_unit_test(test_jpeg),         cmocka_unit_test(test_orientation),
+        cmocka_unit_test(test_resize),       cmocka_unit_test(test_truncated),
+        cmocka_unit_test(test_not_pictures), cmocka_unit_test(test_bomb),
+        cmocka_unit_test(test_save_fails),   cmocka_unit_test(test_no_memory),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -324,8 +324,10 @@ static void test_description(void **state)
 {
     (void)state;
     static const char *const parts[] = {
-        "\"word\": \"two\", \"text_encoder\": 2, \"text_encoder_2\": 2",
-        "\"word\": \"<s1>\", \"text_encoder\": 1}",
+        "\"word\": \"two\", \"text_encoder\": 2, \"text_encoder_2\": 2, \"usable\": true",
+        "\"word\": \"<s1>\", \"text_encoder\": 1, \"usable\": true}",
+        "\"word\": \"<s2>\", \"text_encoder\": 1, \"usable\": false}", /* of a wider encoder */
+        "\"word\": \"g\", \"text_encoder_2\": 1, \"usable\": false}",  /* of another encoder */
         "\"nan\": [\"bundle_emb.two.clip_g\"], \"nan_values\": 3",
         "\"groups\": [{\"name\": \"lora_unet_joint_blocks_\"",
         "\"made_for\": \"SD 3\"",
@@ -335,12 +337,14 @@ static void test_description(void **state)
     const float v[32] = {1}, bad[8] = {NAN, 1, INFINITY, 1, 1, -INFINITY, 1, 1};
     const ipt_st_write more[] = {
         {"<s1>", IPT_ST_F32, 1, {16}, v},
+        {"<s2>", IPT_ST_F32, 1, {24}, v},
+        {"bundle_emb.g.clip_g", IPT_ST_F32, 1, {4}, v},
         {"bundle_emb.two.clip_l", IPT_ST_F32, 2, {2, 16}, v},
         {"bundle_emb.two.clip_g", IPT_ST_F32, 2, {2, 4}, bad},
         {"lora_unet_joint_blocks_1_x.lora_up.weight", IPT_ST_F32, 2, {16, 1}, v},
     };
     char *json = NULL;
-    write_lora(&f, "lora_te_text_model_encoder_layers_4_mlp_fc2", 16, 37, more, 4);
+    write_lora(&f, "lora_te_text_model_encoder_layers_4_mlp_fc2", 16, 37, more, 6);
     assert_ok(f.ctx, ipt_lora_describe(f.ctx, f.lora, GOLDEN("models/sd1"), NULL, &json));
     for (size_t i = 0; i < IPT_COUNT(parts); i++)
         if (!strstr(json, parts[i]))

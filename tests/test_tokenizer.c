@@ -396,10 +396,14 @@ static void test_bad_files(void **state)
         {"no json", "not valid JSON", {.vocab = TEXT("hello"), .merges = TEXT("")}},
         {"array", "object", {.vocab = TEXT("[1]"), .merges = TEXT("")}},
         {"empty", "not an object of ids", {.vocab = TEXT("{}"), .merges = TEXT("")}},
-        {"text id", "not in 0..", {.vocab = TEXT("{\"a\":\"b\"}"), .merges = TEXT("")}},
-        {"negative id", "not in 0..", {.vocab = TEXT("{\"a\":-1}"), .merges = TEXT("")}},
-        {"broken id", "not in 0..", {.vocab = TEXT("{\"a\":1.5}"), .merges = TEXT("")}},
-        {"large id", "not in 0..", {.vocab = TEXT("{\"a\":1e9}"), .merges = TEXT("")}},
+        {"text id",
+         "of piece \"a\": expected a number",
+         {.vocab = TEXT("{\"a\":\"b\"}"), .merges = TEXT("")}},
+        {"negative id",
+         "id -1 of piece \"a\" not in 0..",
+         {.vocab = TEXT("{\"a\":-1}"), .merges = TEXT("")}},
+        {"broken id", "id 1.5 of", {.vocab = TEXT("{\"a\":1.5}"), .merges = TEXT("")}},
+        {"large id", "id 1000000000 of", {.vocab = TEXT("{\"a\":1e9}"), .merges = TEXT("")}},
         {"id twice", "given to", {.vocab = TEXT("{\"a\":1,\"b\":1}"), .merges = TEXT("")}},
         {"unknown merge",
          "not in the vocabulary",
@@ -636,7 +640,7 @@ static void test_tags(void **state)
     }
     for (size_t i = 0; i < IPT_COUNT(bad); i++) {
         assert_int_equal(ipt_prompt_create(f->ctx, f->clip, bad[i], strlen(bad[i]), NULL, &p),
-                         IPT_ERR_FORMAT);
+                         IPT_ERR_ARG);
         assert_null(p);
     }
     p = make(f, "<lora:a:1:2:8:dyn=4:in=0.5>", NULL);

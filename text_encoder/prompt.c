@@ -311,7 +311,7 @@ static ipt_status lora_number(ipt_ctx *ctx, const char *s, size_t n, const char 
     while (n > 0 && is_blank((unsigned char)s[n - 1]))
         n--;
     if (!tok_read_number(s, n, out))
-        return ipt_fail(ctx, IPT_ERR_FORMAT, "prompt: \"%.*s\" in %.*s is not a number",
+        return ipt_fail(ctx, IPT_ERR_ARG, "prompt: \"%.*s\" in %.*s is not a number",
                         (int)(n < 40 ? n : 40), s, (int)(n_tag < 120 ? n_tag : 120), tag);
     return IPT_OK;
 }
@@ -365,7 +365,7 @@ static ipt_status read_lora(ipt_ctx *ctx, ipt_prompt *p, const char *args, size_
         s = stop + 1;
     }
     if (t.n_name == 0)
-        return ipt_fail(ctx, IPT_ERR_FORMAT, "prompt: %.*s has no name",
+        return ipt_fail(ctx, IPT_ERR_ARG, "prompt: %.*s has no name",
                         (int)(n_tag < 120 ? n_tag : 120), tag);
     double te = !isnan(t.te) ? t.te : !isnan(t.positional[0]) ? t.positional[0] : 1.0;
     double unet = !isnan(t.unet) ? t.unet : !isnan(t.positional[1]) ? t.positional[1] : te;

@@ -459,7 +459,16 @@ static ipt_status add_vocab(folder *f, json_t *vocab)
         return ipt_fail(f->ctx, IPT_ERR_FORMAT, "%s: the vocabulary is not an object of ids",
                         f->what);
     json_object_foreach(vocab, key, value)
-        IPT_TRY(add_piece(f->ctx, f->tok, f->what, key, strlen(key), as_id(value)));
+    {
+        int64_t id = as_id(value);
+        if (id < 0 && json_is_number(value))
+            return ipt_fail(f->ctx, IPT_ERR_FORMAT, "%s: id %.15g of piece \"%.40s\" not in 0..%d",
+                            f->what, json_number_value(value), key, IPT_TOKEN_MAX_IDS - 1);
+        if (id < 0)
+            return ipt_fail(f->ctx, IPT_ERR_FORMAT, "%s: id of piece \"%.40s\": expected a number",
+                            f->what, key);
+        IPT_TRY(add_piece(f->ctx, f->tok, f->what, key, strlen(key), id));
+    }
     return IPT_OK;
 }
 
