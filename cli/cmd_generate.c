@@ -443,9 +443,9 @@ static json_t *report_json(const gen_run *r, const ipt_report *p)
     json_object_set_new(o, "device", ipt_json_text(p->device));
     json_object_set_new(o, "precision", ipt_json_text(p->precision));
     json_object_set_new(o, "ms",
-                        json_pack("{s:f, s:f, s:f, s:f, s:f}", "load", p->ms_load, "text",
-                                  p->ms_text, "sample", p->ms_sample, "vae", p->ms_vae, "total",
-                                  p->ms_total));
+                        json_pack("{s:f, s:f, s:f, s:f, s:f, s:f}", "load", p->ms_load, "text",
+                                  p->ms_text, "fold", p->ms_fold, "sample", p->ms_sample, "vae",
+                                  p->ms_vae, "total", p->ms_total));
     json_object_set_new(o, "ms_per_step", json_real(p->ms_per_step));
     json_object_set_new(o, "ms_first_step", json_real(p->ms_first_step));
     json_object_set_new(o, "unet_evaluations", json_integer(p->n_eval));
@@ -458,6 +458,7 @@ static json_t *report_json(const gen_run *r, const ipt_report *p)
     json_object_set_new(o, "plans_recorded", json_integer((json_int_t)p->n_plans_recorded));
     json_object_set_new(o, "bytes_uploaded", json_integer((json_int_t)p->bytes_uploaded));
     json_object_set_new(o, "adapters", adapters_json(p));
+    json_object_set_new(o, "folded", json_boolean(p->is_folded));
     json_object_set_new(
         o, "compose",
         json_pack("{s:o, s:o}", "method", ipt_json_text(p->compose), "options", opts));

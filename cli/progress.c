@@ -28,9 +28,14 @@ static const char *duration(double ms, char *buf, size_t n)
 
 static const char *stage_text(const char *stage)
 {
-    static const char *const names[][2] = {{"load", "loading"},    {"text", "text"},
-                                           {"sample", "sampling"}, {"vae", "decoding"},
-                                           {"encode", "encoding"}, {"hash", "hashing the model"},
+    static const char *const names[][2] = {{"load", "loading"},
+                                           {"text", "text"},
+                                           {"sample", "sampling"},
+                                           {"vae", "decoding"},
+                                           {"encode", "encoding"},
+                                           {"hash", "hashing the model"},
+                                           {"fold", "adapters into the weights"},
+                                           {"unfold", "adapters out of the weights"},
                                            {"save", "saving"}};
     for (size_t i = 0; i < IPT_COUNT(names); i++)
         if (strcmp(stage, names[i][0]) == 0)

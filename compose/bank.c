@@ -1,7 +1,7 @@
 /* compose/bank.c - the loaded adapters of a request, stacked per module: low-rank columns of all
  * adapters side by side with a slot number for each, padded to a multiple of four; Kronecker
  * factors and whole differences one after the other; biases and norms as one vector a slot. */
-#include "compose/compose.h"
+#include "compose/bank.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -14,17 +14,6 @@ typedef struct load {
     uint16_t n_dense, n_kron;
     bool has_bias, has_norm;
 } load;
-
-struct ipt_bank {
-    ipt_ctx *ctx;
-    ipt_arena arena;
-    const ipt_module *modules;
-    ipt_adapter_file *const *file;
-    size_t n_file;
-    ipt_adapter_site *site[IPT_COMP_COUNT];
-    size_t *from[IPT_COMP_COUNT]; /* module of each site */
-    size_t n_site[IPT_COMP_COUNT];
-};
 
 /* --- layout ----------------------------------------------------------------------------------- */
 /* Gate row of a UNet module: which block it sits in. */
@@ -71,10 +60,8 @@ static void count(const ipt_bank *b, load *loads)
         }
 }
 
-/* The k-th part (0, 1, ...) of one module that acts in a way, over all files in turn; NULL after
- * the last.  *slot: its file. */
-static const ipt_adapter_module *nth(const ipt_bank *b, size_t module, ipt_adapter_act act,
-                                     size_t k, size_t *slot)
+const ipt_adapter_module *ipt_bank_part(const ipt_bank *b, size_t module, ipt_adapter_act act,
+                                        size_t k, size_t *slot)
 {
     for (size_t f = 0; f < b->n_file; f++)
         for (size_t i = 0; i < b->file[f]->n_module; i++) {
@@ -99,7 +86,7 @@ static ipt_status add_site(ipt_bank *b, size_t module, const load *l)
         return ipt_fail(b->ctx, IPT_ERR_ARG, "%s: the adapters' ranks add up to %u, at most 65532",
                         m->name, padded);
     for (size_t i = 0; i < l->n_kron; i++)
-        kron[i] = nth(b, module, IPT_ACTS_KRON, i, &slot)->kron;
+        kron[i] = ipt_bank_part(b, module, IPT_ACTS_KRON, i, &slot)->kron;
     b->from[m->comp][k] = module;
     b->site[m->comp][k] =
         (ipt_adapter_site){.site = m->name,
@@ -232,21 +219,16 @@ static ipt_status put_dense_slot(const writer *w, int k, size_t slot)
     return put(w, "dense", k, "_slot", four, w->b->modules[w->module].in % 4 ? 4 : sizeof four);
 }
 
-/* The model's own values that a part needs; *out NULL: none.  The caller's, ipt_free. */
-static ipt_status read_base(const writer *w, const ipt_adapter_module *a, double **out)
+ipt_status ipt_bank_values(const ipt_bank *b, const ipt_module *m, bool is_bias, ipt_weights *store,
+                           double **out)
 {
-    const ipt_module *m = &w->b->modules[w->module];
-    const bool is_bias = a->act == IPT_ACTS_BIAS;
-    ipt_weights *store = ipt_plan_weights(w->p);
     ipt_shape s = ipt_shape1(IPT_F32, m->out);
     char name[320];
     *out = NULL;
-    if (!ipt_adapter_needs_base(a) || !store)
-        return IPT_OK;
     if (!m->is_norm && !is_bias)
         s = m->kh * m->kw == 1 ? ipt_shape2(IPT_F32, m->out, m->in)
                                : ipt_shape4(IPT_F32, m->out, m->kh, m->kw, m->in);
-    double *v = ipt_calloc(w->b->ctx, ipt_shape_count(&s), sizeof *v);
+    double *v = ipt_calloc(b->ctx, ipt_shape_count(&s), sizeof *v);
     if (!v)
         return IPT_ERR_NOMEM;
     ipt_name(name, sizeof name, "%s.%s", m->name, is_bias ? "bias" : "weight");
@@ -258,28 +240,46 @@ static ipt_status read_base(const writer *w, const ipt_adapter_module *a, double
     return status;
 }
 
+ipt_status ipt_bank_base(const ipt_bank *b, const ipt_adapter_module *a, ipt_weights *store,
+                         double **out)
+{
+    *out = NULL;
+    if (!ipt_adapter_needs_base(a) || !store)
+        return IPT_OK;
+    return ipt_bank_values(b, &b->modules[a->module], a->act == IPT_ACTS_BIAS, store, out);
+}
+
+ipt_status ipt_bank_low_rank(const ipt_bank *b, int comp, size_t site, ipt_weights *store,
+                             float *fa, float *fb, int32_t *slot)
+{
+    size_t r = b->site[comp][site].n_rank, module = b->from[comp][site], col = 0, f = 0;
+    const ipt_adapter_module *a;
+    for (size_t i = 0; i < r; i++)
+        slot[i] = -1;
+    for (size_t n = 0; (a = ipt_bank_part(b, module, IPT_ACTS_LOW_RANK, n, &f)); n++) {
+        double *base = NULL;
+        IPT_TRY(ipt_bank_base(b, a, store, &base));
+        ipt_status status = ipt_adapter_pack(b->ctx, a, base, fa, fb, r, col);
+        ipt_free(base);
+        IPT_TRY(status);
+        for (int32_t c = 0; c < a->n_col; c++)
+            slot[col++] = (int32_t)f;
+    }
+    return IPT_OK;
+}
+
 static ipt_status write_low_rank(const writer *w)
 {
     const ipt_module *m = &w->b->modules[w->module];
     size_t k = (size_t)m->in * (size_t)m->kh * (size_t)m->kw, o = (size_t)m->out,
-           r = w->site->n_rank, col = 0, f = 0;
-    const ipt_adapter_module *a;
+           r = w->site->n_rank;
     float *fa = ipt_calloc(w->b->ctx, k * r, sizeof *fa),
           *fb = ipt_calloc(w->b->ctx, r * o, sizeof *fb);
     int32_t *slot = ipt_calloc(w->b->ctx, r, sizeof *slot);
     ipt_status status = fa && fb && slot ? IPT_OK : IPT_ERR_NOMEM;
-    for (size_t i = 0; slot && i < r; i++)
-        slot[i] = -1;
-    for (size_t n = 0; status == IPT_OK && (a = nth(w->b, w->module, IPT_ACTS_LOW_RANK, n, &f));
-         n++) {
-        double *base = NULL;
-        status = read_base(w, a, &base);
-        if (status == IPT_OK)
-            status = ipt_adapter_pack(w->b->ctx, a, base, fa, fb, r, col);
-        for (int32_t c = 0; c < a->n_col; c++)
-            slot[col++] = (int32_t)f;
-        ipt_free(base);
-    }
+    if (status == IPT_OK)
+        status = ipt_bank_low_rank(w->b, m->comp, (size_t)(w->site - w->b->site[m->comp]),
+                                   ipt_plan_weights(w->p), fa, fb, slot);
     if (status == IPT_OK)
         status = put(w, "lora_a", -1, "", fa, k * r * sizeof *fa);
     if (status == IPT_OK)
@@ -295,7 +295,7 @@ static ipt_status write_low_rank(const writer *w)
 static ipt_status write_kron(const writer *w, int k)
 {
     size_t f = 0;
-    const ipt_adapter_module *a = nth(w->b, w->module, IPT_ACTS_KRON, (size_t)k, &f);
+    const ipt_adapter_module *a = ipt_bank_part(w->b, w->module, IPT_ACTS_KRON, (size_t)k, &f);
     const ipt_adapter_kron *d = &a->kron;
     size_t n_p = (size_t)d->i1 * (size_t)d->o1,
            n_q = (size_t)a->kh * (size_t)a->kw * (size_t)d->i2 * (size_t)d->o2;
@@ -312,13 +312,13 @@ static ipt_status write_kron(const writer *w, int k)
     return status;
 }
 
-/* The change of a part, n values; the caller's, ipt_free. */
-static ipt_status delta_of(const writer *w, const ipt_adapter_module *a, size_t n, double **out)
+ipt_status ipt_bank_delta(const ipt_bank *b, const ipt_adapter_module *a, ipt_weights *store,
+                          size_t n, double **out)
 {
-    double *base = NULL, *d = ipt_calloc(w->b->ctx, n, sizeof *d);
-    ipt_status status = d ? read_base(w, a, &base) : IPT_ERR_NOMEM;
+    double *base = NULL, *d = ipt_calloc(b->ctx, n, sizeof *d);
+    ipt_status status = d ? ipt_bank_base(b, a, store, &base) : IPT_ERR_NOMEM;
     if (status == IPT_OK)
-        status = ipt_adapter_delta(w->b->ctx, a, base, d);
+        status = ipt_adapter_delta(b->ctx, a, base, d);
     ipt_free(base);
     if (status == IPT_OK)
         *out = d;
@@ -331,9 +331,9 @@ static ipt_status write_dense(const writer *w, int k)
 {
     const ipt_module *m = &w->b->modules[w->module];
     size_t fan = (size_t)m->in * (size_t)m->kh * (size_t)m->kw, out = (size_t)m->out, f = 0;
-    const ipt_adapter_module *a = nth(w->b, w->module, IPT_ACTS_DENSE, (size_t)k, &f);
+    const ipt_adapter_module *a = ipt_bank_part(w->b, w->module, IPT_ACTS_DENSE, (size_t)k, &f);
     double *d = NULL;
-    IPT_TRY(delta_of(w, a, out * fan, &d));
+    IPT_TRY(ipt_bank_delta(w->b, a, ipt_plan_weights(w->p), out * fan, &d));
     float *t = ipt_calloc(w->b->ctx, out * fan, sizeof *t);
     ipt_status status = t ? IPT_OK : IPT_ERR_NOMEM;
     for (size_t o = 0; t && o < out; o++)
@@ -355,9 +355,9 @@ static ipt_status write_vectors(const writer *w, ipt_adapter_act act, const char
     float *v = ipt_calloc(w->b->ctx, w->b->n_file * out, sizeof *v);
     if (!v)
         return IPT_ERR_NOMEM;
-    for (size_t k = 0; status == IPT_OK && (a = nth(w->b, w->module, act, k, &f)); k++) {
+    for (size_t k = 0; status == IPT_OK && (a = ipt_bank_part(w->b, w->module, act, k, &f)); k++) {
         double *d = NULL;
-        status = delta_of(w, a, out, &d);
+        status = ipt_bank_delta(w->b, a, ipt_plan_weights(w->p), out, &d);
         for (size_t i = 0; status == IPT_OK && i < out; i++)
             v[f * out + i] = (float)d[i];
         ipt_free(d);

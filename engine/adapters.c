@@ -60,6 +60,10 @@ void ipt_adapter_set_release(ipt_adapter_set **sp)
 }
 
 const ipt_bank *ipt_engine_bank(const ipt_engine *e) { return e->set ? e->set->bank : NULL; }
+const ipt_bank *ipt_unet_bank(const ipt_engine *e)
+{
+    return e->is_folded ? NULL : ipt_engine_bank(e);
+}
 size_t ipt_engine_n_file(const ipt_engine *e) { return e->set ? e->set->n_file : 0; }
 
 /* Opens the n files at key, which it takes. */
@@ -106,6 +110,8 @@ static ipt_adapter_set *find_set(const ipt_engine *e, char (*key)[IPT_MAX_PATH],
 {
     if (is_same_set(e, e->set, key, n))
         return e->set;
+    if (is_same_set(e, e->m->fold.set, key, n))
+        return e->m->fold.set;
     for (int k = 0; k < IPT_PLAN_KINDS; k++)
         for (int i = 0; i < IPT_KEEP_PLANS; i++)
             if (is_same_set(e, e->plan[k][i].set, key, n))

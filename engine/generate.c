@@ -23,6 +23,8 @@ static ipt_request settled(const ipt_run *u, int32_t k)
     q.rng = rep->rng;
     q.precision = u->e->m->weight_type == IPT_F32 ? "f32" : "f16";
     q.compose = rep->compose;
+    if (ipt_bank_has(ipt_engine_bank(u->e), IPT_COMP_UNET))
+        q.fold = rep->is_folded ? "always" : "never";
     if (q.init)
         q.strength = u->set.strength;
     return q;
@@ -149,6 +151,7 @@ ipt_status ipt_generate(ipt_engine *e, const ipt_request *r, ipt_image_fn image,
     u->t_start = ipt_now_ms();
     e->request++;
     e->n_plans = e->bytes_uploaded = 0;
+    e->is_folded = false;
     ipt_arena_finish(&e->report_arena);
     ipt_arena_init(&u->arena, e->ctx);
     u->rows.ctx = e->ctx;

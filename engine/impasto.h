@@ -69,7 +69,8 @@ typedef struct ipt_lora {
 } ipt_lora;
 
 typedef struct ipt_progress {
-    const char *stage;   /* "load", "encode", "text", "sample", "vae", "hash", "save" */
+    const char
+        *stage; /* "load", "encode", "text", "unfold", "fold", "sample", "vae", "hash", "save" */
     int32_t done, total; /* units of the stage: UNet evaluations, ... */
     int32_t image, n_image;
     double eta_ms;  /* for the whole request; < 0: not known yet */
@@ -108,7 +109,9 @@ typedef struct ipt_request {
     bool no_paste; /* keep the raw result where the mask protects; else init's own pixels */
     const ipt_lora *lora;
     size_t n_lora;
-    const char *compose;            /* NULL "merge"; "switch", "composite" */
+    const char *fold;    /* adapters into the UNet's weights where their mix stays the same: "auto"
+                            (NULL;    where that is less work), "always", "never" */
+    const char *compose; /* NULL "merge"; "switch", "composite" */
     const char *const *compose_opt; /* "key=value" */
     size_t n_compose_opt;
     const char *const *lora_dirs,
@@ -164,6 +167,8 @@ typedef struct ipt_report {
     double ms_load, ms_text, ms_sample, ms_vae, ms_total, ms_per_step, ms_first_step;
     uint64_t rows_full, rows_shallow, rows_backward; /* UNet rows evaluated */
     uint64_t peak_device_bytes, peak_host_bytes;
+    bool is_folded; /* the adapters were in the UNet's weights */
+    double ms_fold; /* of bringing them in, and what an earlier request left out */
     uint64_t n_plans_recorded, bytes_uploaded; /* by this request: 0 when everything was kept */
     const ipt_adapter_report *adapter;
     size_t n_adapter;

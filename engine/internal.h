@@ -30,6 +30,14 @@ typedef struct ipt_preview_map {
     float value[(IPT_PREVIEW_CHANNELS + 1) * 3];
 } ipt_preview_map;
 
+/* What has been added to a model's UNet on the device; set NULL: nothing. */
+typedef struct ipt_fold {
+    struct ipt_adapter_set *set;
+    float *gate;   /* [IPT_GATE_ROWS][set->n_file] */
+    size_t n_site; /* sites 0..n_site-1 of the set's bank are changed, the last maybe half */
+    bool is_whole; /* all of them are */
+} ipt_fold;
+
 /* An open model and what is on the device of it. */
 typedef struct ipt_loaded {
     uint32_t id;   /* never given twice */
@@ -44,6 +52,7 @@ typedef struct ipt_loaded {
     ipt_weights *store[IPT_COMP_COUNT];
     ipt_tokenizer *tokenizer[2];
     ipt_preview_map preview;
+    ipt_fold fold;
 } ipt_loaded;
 
 /* Adapter files of a request, slot by slot, for one model. */
@@ -111,6 +120,7 @@ struct ipt_engine {
     /* of the request that runs */
     uint64_t request; /* its number */
     uint64_t n_plans, bytes_uploaded;
+    bool is_folded; /* its adapters act in the UNet's weights: its plan has none */
     ipt_arena report_arena;
 };
 
@@ -143,6 +153,7 @@ IPT_CHECKED ipt_status ipt_load_adapters(ipt_engine *e, const ipt_request *r,
                                          const ipt_prompt_lora *extra, size_t n_extra);
 void ipt_adapter_set_release(ipt_adapter_set **s);
 const ipt_bank *ipt_engine_bank(const ipt_engine *e); /* NULL: no adapters */
+const ipt_bank *ipt_unet_bank(const ipt_engine *e);   /* NULL also when they are folded */
 size_t ipt_engine_n_file(const ipt_engine *e);
 
 /* --- plans.c ---------------------------------------------------------------------------------- */

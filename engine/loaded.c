@@ -84,6 +84,8 @@ void ipt_loaded_drop(ipt_engine *e, ipt_loaded **mp)
     ipt_plans_drop(e, m->id);
     if (e->set && e->set->model == m->id)
         ipt_adapter_set_release(&e->set);
+    ipt_adapter_set_release(&m->fold.set);
+    ipt_free(m->fold.gate);
     for (int c = 0; c < IPT_COMP_COUNT; c++)
         ipt_weights_destroy(&m->store[c]);
     for (int i = 0; i < 2; i++)

@@ -12,10 +12,12 @@ static int comp_of(ipt_plan_kind kind)
     return comp[kind];
 }
 
-/* Adapters have no part in the VAE's plans. */
+/* Adapters have no part in the VAE's plans, nor in the UNet's when they are in its weights. */
 static const ipt_bank *bank_of(const ipt_engine *e, ipt_plan_kind kind)
 {
-    return comp_of(kind) == IPT_COMP_VAE ? NULL : ipt_engine_bank(e);
+    return comp_of(kind) == IPT_COMP_VAE ? NULL
+           : kind == IPT_PLAN_UNET       ? ipt_unet_bank(e)
+                                         : ipt_engine_bank(e);
 }
 
 /* --- keys ------------------------------------------------------------------------------------- */

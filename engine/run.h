@@ -50,7 +50,8 @@ typedef struct ipt_run {
     ipt_plan *unet;
     int32_t batch;
     float *in_x, *in_text, *in_add, *in_gates, *in_time, *out_eps;
-    ipt_start start; /* img2img and inpainting */
+    float *fold_gate; /* fold.c: [IPT_GATE_ROWS][n_slot] of all rows */
+    ipt_start start;  /* img2img and inpainting */
     ipt_paste paste;
     ipt_buffers buf;
     /* progress */
@@ -74,6 +75,14 @@ IPT_CHECKED ipt_status ipt_unet_prepare(ipt_run *u);
 /* Evaluates rows [n], n <= u->batch, at timestep t of step `step`: eps[k] [C,h,w]. */
 IPT_CHECKED ipt_status ipt_unet_rows(ipt_run *u, const float *x, double t, int32_t step,
                                      const ipt_row *row, size_t n, float *const *eps);
+
+/* --- fold.c ----------------------------------------------------------------------------------- */
+/* Whether this request's adapters go into the UNet's weights: e->is_folded.  Before its plan. */
+IPT_CHECKED ipt_status ipt_fold_choose(ipt_run *u);
+/* Brings the weights on the device into that state: out with what an earlier request left, in with
+ * this one's.  After its plan, which puts them there.  A failure or a cancel half way is mended by
+ * the next call.  Errors: those of ipt_bank_fold; IPT_ERR_CANCELLED. */
+IPT_CHECKED ipt_status ipt_fold_apply(ipt_run *u);
 
 /* --- rows.c ----------------------------------------------------------------------------------- */
 /* Whether this engine can evaluate such a row.  Errors: IPT_ERR_UNSUPPORTED says what it cannot. */

@@ -12,7 +12,9 @@ ipt_status ipt_unet_prepare(ipt_run *u)
     int32_t limit = u->r->batch > 0 ? u->r->batch : (int32_t)((rows + chunks - 1) / chunks);
     ipt_unet_key key = {limit < (int32_t)rows ? limit : (int32_t)rows, u->set.h, u->set.w,
                         u->text[0].enc.tokens, e->m->act_type};
+    IPT_TRY(ipt_fold_choose(u));
     IPT_TRY(ipt_unet_plan(e, &key, &u->unet));
+    IPT_TRY(ipt_fold_apply(u));
     u->batch = key.batch;
     size_t replays = (rows + (size_t)key.batch - 1) / (size_t)key.batch;
     u->step_macs = ipt_plan_macs(u->unet) * (double)replays;
@@ -71,7 +73,7 @@ static ipt_status fill_row(ipt_run *u, const float *x, double t, int32_t step, c
                            size_t k)
 {
     const ipt_unet_config *c = &u->e->m->config.unet;
-    size_t b = (size_t)u->batch, slots = ipt_bank_n_slot(ipt_engine_bank(u->e)), text = 0,
+    size_t b = (size_t)u->batch, slots = ipt_bank_n_slot(ipt_unet_bank(u->e)), text = 0,
            hw = (size_t)u->set.h * (size_t)u->set.w;
     float *w_emb = u->in_time + b * (size_t)c->channels[0];
     IPT_TRY(ipt_job_text(u, row, &text));
@@ -107,8 +109,8 @@ static ipt_status write_inputs(ipt_run *u)
         {"add", u->in_add, (size_t)c->add_in_dim, c->text_time},
         {"w_emb", u->in_time + b * (size_t)c->channels[0], (size_t)c->time_cond_dim,
          c->time_cond_dim > 0},
-        {"gates", u->in_gates, IPT_GATE_ROWS * ipt_bank_n_slot(ipt_engine_bank(u->e)),
-         ipt_bank_has(ipt_engine_bank(u->e), IPT_COMP_UNET)},
+        {"gates", u->in_gates, IPT_GATE_ROWS * ipt_bank_n_slot(ipt_unet_bank(u->e)),
+         ipt_bank_has(ipt_unet_bank(u->e), IPT_COMP_UNET)},
     };
     for (size_t i = 0; i < IPT_COUNT(in); i++)
         if (in[i].has)

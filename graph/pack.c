@@ -45,30 +45,48 @@ static void load_half(const ipt_panel_src *s, pack_block b, uint16_t out[BLOCK][
             out[i][o] = p[(size_t)o * s->so + (size_t)i * s->si];
 }
 
+/* As ipt_f16_to_f32, inline and short for the common range. */
+static inline float from_half(uint16_t h)
+{
+    const uint32_t exponent = h & 0x7c00U, u = (uint32_t)(h & 0x8000U) << 16 |
+                                               (((uint32_t)(h & 0x7fffU) << 13) + 0x38000000U);
+    float f;
+    if (exponent == 0 || exponent == 0x7c00U)
+        return ipt_f16_to_f32(h);
+    memcpy(&f, &u, sizeof f);
+    return f;
+}
+
+/* One output's inputs; the type is asked once for all. */
+static void load_column(const ipt_panel_src *s, size_t at, int n, float *out)
+{
+    const size_t step = s->si;
+    switch (s->type) {
+    case IPT_PANEL_F32:
+        for (int i = 0; i < n; i++)
+            out[i * PANEL] = ((const float *)s->data)[at + (size_t)i * step];
+        break;
+    case IPT_PANEL_F16:
+        for (int i = 0; i < n; i++)
+            out[i * PANEL] = from_half(((const uint16_t *)s->data)[at + (size_t)i * step]);
+        break;
+    case IPT_PANEL_BF16:
+        for (int i = 0; i < n; i++) {
+            uint32_t bits = (uint32_t)((const uint16_t *)s->data)[at + (size_t)i * step] << 16;
+            memcpy(&out[i * PANEL], &bits, sizeof bits);
+        }
+        break;
+    case IPT_PANEL_GET:
+        for (int i = 0; i < n; i++)
+            out[i * PANEL] = s->get(s->data, at + (size_t)i * step);
+        break;
+    }
+}
+
 static void load_float(const ipt_panel_src *s, pack_block b, float out[BLOCK][PANEL])
 {
-    for (int o = 0; o < b.n_o; o++) {
-        const size_t at = b.at + (size_t)o * s->so;
-        for (int i = 0; i < b.n_i; i++) {
-            const size_t e = at + (size_t)i * s->si;
-            switch (s->type) {
-            case IPT_PANEL_F32:
-                out[i][o] = ((const float *)s->data)[e];
-                break;
-            case IPT_PANEL_F16:
-                out[i][o] = ipt_f16_to_f32(((const uint16_t *)s->data)[e]);
-                break;
-            case IPT_PANEL_BF16: {
-                uint32_t bits = (uint32_t)((const uint16_t *)s->data)[e] << 16;
-                memcpy(&out[i][o], &bits, sizeof bits);
-                break;
-            }
-            case IPT_PANEL_GET:
-                out[i][o] = s->get(s->data, e);
-                break;
-            }
-        }
-    }
+    for (int o = 0; o < b.n_o; o++)
+        load_column(s, b.at + (size_t)o * s->so, b.n_i, &out[0][o]);
 }
 
 /* As ipt_f32_to_f16, inline and short for the common range. */

@@ -183,6 +183,22 @@ IPT_CHECKED ipt_status ipt_weights_file(ipt_ctx *ctx, const ipt_safetensors *st,
 void ipt_weights_destroy(ipt_weights **w);               /* of all three kinds */
 uint64_t ipt_weights_device_bytes(const ipt_weights *w); /* uploaded so far */
 
+/* --- weights that change on the device, under every use that they were asked for; names that were
+ * never asked for are left alone.  What `read` gives stays the file's.  A failure may leave one
+ * weight half changed: restore it. ------------------------------------------------------------- */
+/* W += (a b)^T: a [K, rank], b [rank, O] as ipt_adapter_pack makes them, rank a multiple of 4.  The
+ * sum is f32 on the device, rounded once to the store's type; a value beyond f16 becomes infinite.
+ * Returns when the work is queued: what is submitted afterwards sees the result.  The name must
+ * have been asked for as IPT_USE_PANEL.  Errors: IPT_ERR_MISSING, IPT_ERR_TOO_LARGE,
+ * IPT_ERR_DEVICE_MEM, IPT_ERR_DEVICE_LOST, IPT_ERR_NOMEM. */
+IPT_CHECKED ipt_status ipt_weights_add(ipt_weights *w, const char *name, const float *a,
+                                       const float *b, size_t rank);
+/* W = v, in the order of `read`.  Errors: IPT_ERR_UNSUPPORTED (beyond f16), IPT_ERR_DEVICE_LOST,
+ * IPT_ERR_NOMEM. */
+IPT_CHECKED ipt_status ipt_weights_replace(ipt_weights *w, const char *name, const double *v);
+/* The file's values again, bit for bit what a new store would hold.  Errors: those of find. */
+IPT_CHECKED ipt_status ipt_weights_restore(ipt_weights *w, const char *name);
+
 /* --- adapter files ---------------------------------------------------------------------------- */
 typedef struct ipt_module {
     int comp;                /* IPT_COMP_UNET, IPT_COMP_TEXT, IPT_COMP_TEXT2 */

@@ -3,34 +3,10 @@
  *
  * One tensor at a time is read from its file and goes straight into device memory (or through one
  * bounce buffer where the device's memory is not visible). */
-#include "model_io/internal.h"
-
-#include "vk/vk.h"
+#include "model_io/weights.h"
 
 #include <math.h>
 #include <string.h>
-
-typedef struct entry {
-    ipt_buffer *buf;
-    ipt_weight_view view;
-    ipt_shape shape; /* asked for */
-} entry;
-
-typedef struct store {
-    ipt_weights base; /* first: a pointer to it is a pointer to the store */
-    ipt_ctx *ctx;
-    ipt_gpu *gpu;
-    ipt_dtype precision;
-    char *prefix;
-    bool is_random;
-    uint64_t seed;
-    ipt_source src;
-    ipt_arena arena;
-    ipt_index index; /* "P:name" -> entry */
-    entry *entries;
-    size_t n_entry, cap_entry;
-    uint64_t device_bytes;
-} store;
 
 /* Values of one weight in file order; element (o,i,ky,kx) is number o*so + i*si + ky*sy + kx*sx. */
 typedef struct elems {
@@ -40,7 +16,7 @@ typedef struct elems {
     size_t so, si, sy, sx;
 } elems;
 
-static const char *strip(const store *s, const char *name)
+static const char *strip(const ipt_store *s, const char *name)
 {
     size_t n = s->prefix ? strlen(s->prefix) : 0;
     return n && strncmp(name, s->prefix, n) == 0 ? name + n : name;
@@ -118,7 +94,7 @@ void ipt_file_shape_text(const ipt_shape *s, char *buf, size_t n)
     }
 }
 
-static ipt_status find_tensor(const store *s, const char *name, const ipt_shape *shape,
+static ipt_status find_tensor(const ipt_store *s, const char *name, const ipt_shape *shape,
                               ipt_found *f)
 {
     const char *file = s->src.n_file ? ipt_safetensors_path(s->src.file[0]) : "model";
@@ -138,7 +114,7 @@ static ipt_status find_tensor(const store *s, const char *name, const ipt_shape 
 }
 
 /* Reads a found tensor; the caller releases it, also after failure. */
-static ipt_status load_finite(const store *s, const ipt_found *f)
+static ipt_status load_finite(const ipt_store *s, const ipt_found *f)
 {
     size_t bad = 0;
     IPT_TRY(ipt_st_load(f->tensor));
@@ -175,7 +151,7 @@ static float random_value(uint64_t key, size_t i)
     return (float)(sum - 131070) * (1.7320508f / 65536.0f);
 }
 
-static void random_fill(const store *s, const char *name, const ipt_shape *shape, float *dst)
+static void random_fill(const ipt_store *s, const char *name, const ipt_shape *shape, float *dst)
 {
     size_t n = ipt_shape_count(shape), len = strlen(name),
            fan = shape->dim[0] > 0 ? n / (size_t)shape->dim[0] : 1;
@@ -192,7 +168,7 @@ static void random_fill(const store *s, const char *name, const ipt_shape *shape
         dst[i] = mean + dev * random_value(key, i);
 }
 
-static ipt_status too_large(const store *s, const char *file, const char *key, float value)
+ipt_status ipt_store_too_large(const ipt_store *s, const char *file, const char *key, float value)
 {
     return ipt_fail(s->ctx, IPT_ERR_UNSUPPORTED,
                     "%s: key '%s': value %g does not fit f16; use --precision f32", file, key,
@@ -209,8 +185,8 @@ static float top_of(const float *v, size_t n)
 static const float half_limit = 65520.0f; /* rounds to infinity */
 
 /* Rows and tables: converts through a small buffer, so that no second whole copy exists. */
-static ipt_status convert(const store *s, const ipt_found *f, size_t first, size_t n, ipt_dtype to,
-                          void *dst)
+static ipt_status convert(const ipt_store *s, const ipt_found *f, size_t first, size_t n,
+                          ipt_dtype to, void *dst)
 {
     float part[1024];
     for (size_t i = 0; i < n; i += IPT_COUNT(part)) {
@@ -222,7 +198,7 @@ static ipt_status convert(const store *s, const ipt_found *f, size_t first, size
         }
         float top = top_of(part, m);
         if (top >= half_limit)
-            return too_large(s, ipt_safetensors_path(f->file), f->tensor->name, top);
+            return ipt_store_too_large(s, ipt_safetensors_path(f->file), f->tensor->name, top);
         for (size_t k = 0; k < m; k++)
             ((uint16_t *)dst)[i + k] = ipt_f32_to_f16(part[k]);
     }
@@ -230,7 +206,7 @@ static ipt_status convert(const store *s, const ipt_found *f, size_t first, size
 }
 
 /* Borrows the loaded tensor where packing can read it as it is, else converts to f32. */
-static ipt_status get_elems(const store *s, const char *name, const ipt_shape *shape,
+static ipt_status get_elems(const ipt_store *s, const char *name, const ipt_shape *shape,
                             const ipt_found *f, elems *e)
 {
     size_t n = ipt_shape_count(shape);
@@ -279,7 +255,7 @@ static float elem(const elems *e, size_t i)
 
 /* --- upload ----------------------------------------------------------------------------------- */
 /* Whatever the layout, in logical order (channels last). */
-static ipt_status fill_logical(const store *s, const char *name, const ipt_shape *shape,
+static ipt_status fill_logical(const ipt_store *s, const char *name, const ipt_shape *shape,
                                const ipt_found *f, ipt_dtype to, void *dst)
 {
     elems e;
@@ -302,8 +278,8 @@ static ipt_status fill_logical(const store *s, const char *name, const ipt_shape
     return IPT_OK;
 }
 
-static ipt_status fill(const store *s, const char *name, const ipt_shape *shape, ipt_use use,
-                       const ipt_found *f, ipt_dtype to, void *dst)
+static ipt_status fill(const ipt_store *s, const char *name, const ipt_shape *shape, ipt_use use,
+                       const ipt_found *f, ipt_dtype to, bool is_known, void *dst)
 {
     size_t n = ipt_shape_count(shape), first = f->part.third ? (size_t)(f->part.third - 1) * n : 0;
     elems e;
@@ -312,7 +288,7 @@ static ipt_status fill(const store *s, const char *name, const ipt_shape *shape,
             return fill_logical(s, name, shape, f, to, dst);
         return convert(s, f, first, n, to, dst);
     }
-    if (!s->is_random && to == IPT_F16 && f->tensor->dtype != IPT_ST_F16) {
+    if (!is_known && to == IPT_F16 && f->tensor->dtype != IPT_ST_F16) {
         float part[1024], top = 0;
         for (size_t i = 0; i < n; i += IPT_COUNT(part)) {
             size_t m = n - i < IPT_COUNT(part) ? n - i : IPT_COUNT(part);
@@ -320,7 +296,7 @@ static ipt_status fill(const store *s, const char *name, const ipt_shape *shape,
             top = fmaxf(top, top_of(part, m));
         }
         if (top >= half_limit)
-            return too_large(s, ipt_safetensors_path(f->file), f->tensor->name, top);
+            return ipt_store_too_large(s, ipt_safetensors_path(f->file), f->tensor->name, top);
     }
     IPT_TRY(get_elems(s, name, shape, f, &e));
     ipt_panel_src src = {
@@ -330,48 +306,59 @@ static ipt_status fill(const store *s, const char *name, const ipt_shape *shape,
     return IPT_OK;
 }
 
-static ipt_status upload(store *s, const char *name, const ipt_shape *shape, ipt_use use,
-                         entry *out)
+ipt_status ipt_store_values(ipt_store *s, const char *name, ipt_use use, const ipt_store_entry *e,
+                            bool is_known, void *dst)
+{
+    ipt_found f = {0};
+    ipt_status status = IPT_OK;
+    if (s->is_random)
+        return fill(s, name, &e->shape, use, &f, e->view.dtype, true, dst);
+    IPT_TRY(find_tensor(s, name, &e->shape, &f));
+    status = is_known ? ipt_st_load(f.tensor) : load_finite(s, &f);
+    if (status == IPT_OK)
+        status = fill(s, name, &e->shape, use, &f, e->view.dtype, is_known, dst);
+    ipt_st_release(f.tensor);
+    return status;
+}
+
+static ipt_status upload(ipt_store *s, const char *name, const ipt_shape *shape, ipt_use use,
+                         ipt_store_entry *out)
 {
     ipt_found f = {0};
     ipt_status status = IPT_OK;
     void *bounce = NULL;
     ipt_dtype to = use == IPT_USE_ROWS ? IPT_F32 : s->precision;
-    if (!s->is_random)
+    if (!s->is_random) /* before memory is taken for it */
         IPT_TRY(find_tensor(s, name, shape, &f));
     uint64_t bytes = use == IPT_USE_PANEL ? ipt_panel_bytes(shape, to)
                                           : ipt_shape_count(shape) * (to == IPT_F16 ? 2u : 4u);
-    *out = (entry){.shape = *shape};
+    *out = (ipt_store_entry){.shape = *shape};
     IPT_TRY(ipt_buffer_create(s->gpu, bytes ? bytes : 4, &out->buf));
+    out->view = (ipt_weight_view){.buf = out->buf, .off = 0, .bytes = bytes, .dtype = to};
     void *dst = ipt_buffer_map(out->buf);
     if (!dst) {
         dst = bounce = ipt_alloc(s->ctx, (size_t)bytes);
         if (!dst)
             status = IPT_ERR_NOMEM;
     }
-    if (status == IPT_OK && !s->is_random)
-        status = load_finite(s, &f);
     if (status == IPT_OK)
-        status = fill(s, name, shape, use, &f, to, dst);
+        status = ipt_store_values(s, name, use, out, false, dst);
     if (status == IPT_OK && bounce)
         status = ipt_buffer_write(s->gpu, out->buf, 0, bounce, bytes);
     ipt_free(bounce);
-    if (!s->is_random)
-        ipt_st_release(f.tensor);
     if (status != IPT_OK) {
         ipt_buffer_destroy(s->gpu, &out->buf);
         return status;
     }
-    out->view = (ipt_weight_view){.buf = out->buf, .off = 0, .bytes = bytes, .dtype = to};
     s->device_bytes += bytes;
     return IPT_OK;
 }
 
-static ipt_status add_entry(store *s, const char *key, const entry *e)
+static ipt_status add_entry(ipt_store *s, const char *key, const ipt_store_entry *e)
 {
     if (s->n_entry == s->cap_entry) {
         size_t cap = s->cap_entry ? 2 * s->cap_entry : 256;
-        entry *grown =
+        ipt_store_entry *grown =
             ipt_regrow(s->ctx, s->entries, s->n_entry * sizeof *grown, cap * sizeof *grown);
         if (!grown)
             return IPT_ERR_NOMEM;
@@ -387,7 +374,7 @@ static ipt_status add_entry(store *s, const char *key, const entry *e)
     return IPT_OK;
 }
 
-static ipt_status other_shape(const store *s, const char *name, const ipt_shape *had,
+static ipt_status other_shape(const ipt_store *s, const char *name, const ipt_shape *had,
                               const ipt_shape *want)
 {
     char a[64], b[64];
@@ -396,28 +383,37 @@ static ipt_status other_shape(const store *s, const char *name, const ipt_shape 
     return ipt_fail(s->ctx, IPT_ERR_SHAPE, "weight '%s': asked for as %s, kept as %s", name, b, a);
 }
 
+static bool key_of(const char *name, ipt_use use, char key[IPT_KEY_MAX + 2])
+{
+    char kind = use == IPT_USE_PANEL ? 'P' : use == IPT_USE_ROWS ? 'R' : 'T';
+    int n = snprintf(key, IPT_KEY_MAX + 2, "%c:%s", kind, name);
+    return n >= 0 && n < IPT_KEY_MAX + 2;
+}
+
+ipt_store_entry *ipt_store_entry_of(ipt_store *s, const char *name, ipt_use use)
+{
+    char key[IPT_KEY_MAX + 2];
+    uint32_t at = 0;
+    return key_of(strip(s, name), use, key) && ipt_index_get(&s->index, key, &at) ? &s->entries[at]
+                                                                                  : NULL;
+}
+
 static ipt_status store_find(ipt_weights *w, const char *name, const ipt_shape *shape, ipt_use use,
                              ipt_weight_view *out)
 {
-    store *s = (store *)w;
+    ipt_store *s = (ipt_store *)w;
     char key[IPT_KEY_MAX + 2];
-    uint32_t at = 0;
-    entry e;
+    ipt_store_entry e;
     if (!s->gpu)
         return ipt_fail(s->ctx, IPT_ERR_ARG, "weight '%s': this store has no device", name);
     name = strip(s, name);
-    int n = snprintf(key, sizeof key, "%c:%s",
-                     use == IPT_USE_PANEL  ? 'P'
-                     : use == IPT_USE_ROWS ? 'R'
-                                           : 'T',
-                     name);
-    if (n < 0 || (size_t)n >= sizeof key)
+    if (!key_of(name, use, key))
         return ipt_fail(s->ctx, IPT_ERR_ARG, "weight '%.100s...': name too long", name);
-    if (ipt_index_get(&s->index, key, &at)) {
-        const ipt_shape *had = &s->entries[at].shape;
-        if (memcmp(had->dim, shape->dim, sizeof had->dim) != 0)
-            return other_shape(s, name, had, shape);
-        *out = s->entries[at].view;
+    const ipt_store_entry *kept = ipt_store_entry_of(s, name, use);
+    if (kept) {
+        if (memcmp(kept->shape.dim, shape->dim, sizeof shape->dim) != 0)
+            return other_shape(s, name, &kept->shape, shape);
+        *out = kept->view;
         return IPT_OK;
     }
     IPT_TRY(upload(s, name, shape, use, &e));
@@ -432,7 +428,7 @@ static ipt_status store_find(ipt_weights *w, const char *name, const ipt_shape *
 
 static ipt_status store_read(ipt_weights *w, const char *name, const ipt_shape *shape, double *out)
 {
-    store *s = (store *)w;
+    ipt_store *s = (ipt_store *)w;
     ipt_found f = {0};
     elems e = {0};
     int64_t d[4];
@@ -457,13 +453,13 @@ static ipt_status store_read(ipt_weights *w, const char *name, const ipt_shape *
 
 /* --- life ------------------------------------------------------------------------------------- */
 static ipt_status create(ipt_ctx *ctx, ipt_gpu *gpu, ipt_dtype precision, const char *prefix,
-                         store **out)
+                         ipt_store **out)
 {
     if (precision != IPT_F16 && precision != IPT_F32) {
         ipt_fail(ctx, IPT_ERR_ARG, "weight store: precision must be f16 or f32");
         return IPT_ERR_ARG;
     }
-    store *s = ipt_alloc(ctx, sizeof *s);
+    ipt_store *s = ipt_alloc(ctx, sizeof *s);
     if (!s)
         return IPT_ERR_NOMEM;
     s->base.find = store_find;
@@ -485,7 +481,7 @@ static ipt_status create(ipt_ctx *ctx, ipt_gpu *gpu, ipt_dtype precision, const 
 ipt_status ipt_store_create(ipt_ctx *ctx, const ipt_source *src, ipt_gpu *gpu, ipt_dtype precision,
                             const char *prefix, ipt_weights **out)
 {
-    store *s = NULL;
+    ipt_store *s = NULL;
     IPT_TRY(create(ctx, gpu, precision, prefix, &s));
     s->src = *src;
     s->src.file = ipt_arena_alloc(&s->arena, src->n_file * sizeof(void *));
@@ -510,7 +506,7 @@ ipt_status ipt_weights_file(ipt_ctx *ctx, const ipt_safetensors *st, ipt_gpu *gp
 ipt_status ipt_weights_random(ipt_ctx *ctx, ipt_gpu *gpu, ipt_dtype precision, uint64_t seed,
                               ipt_weights **out)
 {
-    store *s = NULL;
+    ipt_store *s = NULL;
     IPT_TRY(create(ctx, gpu, precision, NULL, &s));
     s->is_random = true;
     s->seed = seed;
@@ -522,7 +518,12 @@ void ipt_weights_destroy(ipt_weights **w)
 {
     if (!w || !*w)
         return;
-    store *s = (store *)*w;
+    ipt_store *s = (ipt_store *)*w;
+    for (int i = 0; i < IPT_STORE_JOBS; i++) {
+        ipt_cmd_destroy(s->gpu, &s->job[i].cmd);
+        ipt_buffer_destroy(s->gpu, &s->job[i].a);
+        ipt_buffer_destroy(s->gpu, &s->job[i].b);
+    }
     for (size_t i = 0; i < s->n_entry; i++)
         ipt_buffer_destroy(s->gpu, &s->entries[i].buf);
     ipt_free(s->entries);
@@ -533,4 +534,7 @@ void ipt_weights_destroy(ipt_weights **w)
     *w = NULL;
 }
 
-uint64_t ipt_weights_device_bytes(const ipt_weights *w) { return ((const store *)w)->device_bytes; }
+uint64_t ipt_weights_device_bytes(const ipt_weights *w)
+{
+    return ((const ipt_store *)w)->device_bytes;
+}

@@ -219,8 +219,15 @@ static void run_trace(fixture *f, const char *name, const char *model, bool f16)
         r.lora = k.lora;
         r.n_lora = k.n;
     }
-    assert_ok(f->ctx, ipt_generate(f->engine, &r, NULL, NULL, NULL));
-    compare_traces(f, name, st, f16);
+    static const char *const ways[] = {"never",
+                                       "always"}; /* adapters beside the weights, in them */
+    for (size_t i = 0; i < (r.n_lora ? IPT_COUNT(ways) : 1); i++) {
+        ipt_report rep;
+        r.fold = ways[i];
+        assert_ok(f->ctx, ipt_generate(f->engine, &r, NULL, NULL, &rep));
+        assert_int_equal(rep.is_folded, i > 0);
+        compare_traces(f, name, st, f16);
+    }
     ipt_image_finish(&init);
     ipt_image_finish(&mask);
     ipt_safetensors_close(&st);

@@ -454,3 +454,5 @@ ipt_status ipt_gpu_wait(ipt_gpu *gpu, uint64_t value)
         gpu->completed = value;
     return IPT_OK;
 }
+
+ipt_status ipt_gpu_idle(ipt_gpu *gpu) { return ipt_gpu_wait(gpu, gpu->submitted); }

@@ -146,6 +146,9 @@ IPT_CHECKED ipt_status ipt_cmd_submit(ipt_cmd *c, uint64_t *value);
 /* Waits until the timeline has reached `value`.  Errors: IPT_ERR_DEVICE_LOST.  Submitted work
  * cannot be recalled: callers check ipt_cancelled() between submissions. */
 IPT_CHECKED ipt_status ipt_gpu_wait(ipt_gpu *gpu, uint64_t value);
+/* Waits for all that was submitted: the host may write to mapped buffers again.
+ * Errors: IPT_ERR_DEVICE_LOST. */
+IPT_CHECKED ipt_status ipt_gpu_idle(ipt_gpu *gpu);
 /* Milliseconds of stamps 0..n-1 of the last completed submit, relative to stamp 0. */
 IPT_CHECKED ipt_status ipt_cmd_stamps(ipt_cmd *c, double *ms, uint32_t n);
 #endif
