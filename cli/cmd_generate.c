@@ -126,7 +126,11 @@ static void more_help(void)
         "method uses it yet\n"
         "  FILE:W,start=0.0,end=0.5,blocks=down:1/mid:0/up:0.5  acts only in that part of the "
         "steps and with\n"
-        "             those weights of the UNet's blocks; also down.1:0.5 for one level\n");
+        "             those weights of the UNet's blocks; also down.1:0.5 for one level\n"
+        "  FILE:0@0,1@0.3,0@0.9[:TE_W]  the weight over the steps: 0 at first, 1 when 0.3 of them "
+        "are "
+        "done,\n"
+        "             straight lines between (TE_W: 1)\n");
     compose_help();
     cli_own_text(
         "--count N    NAME.png becomes NAME-1.png .. NAME-N.png when N > 1\n"

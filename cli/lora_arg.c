@@ -70,16 +70,61 @@ static int take_weight(char *text, float *out)
     return 1;
 }
 
+/* A number at p; its end, or NULL. */
+static const char *skip_number(const char *p)
+{
+    const char *begin = p;
+    while (*p && strchr("+-.0123456789", *p))
+        p++;
+    return p > begin ? p : NULL;
+}
+
+/* Length of "W@T,W@T..." at p, of two points at least ("W@T" alone is a weight and a word); 0:
+ * none. Whether its numbers are good is asked later. */
+static size_t curve_length(const char *p)
+{
+    const char *at = p;
+    size_t n = 0;
+    for (;; n++) {
+        const char *value = skip_number(at),
+                   *share = value && *value == '@' ? skip_number(value + 1) : NULL;
+        if (!share)
+            return 0;
+        at = share;
+        if (*at != ',' || is_key(at))
+            break;
+        at++;
+    }
+    return n > 0 && (*at == 0 || *at == ':' || *at == '@' || *at == ',') ? (size_t)(at - p) : 0;
+}
+
+/* Moves the last ":CURVE" out of text to `to`, which has room for all of it. */
+static void take_curve(char *text, char *to, ipt_lora *l)
+{
+    for (char *p = strrchr(text, ':'); p && p > text; p--) {
+        size_t n = *p == ':' ? curve_length(p + 1) : 0;
+        if (n == 0)
+            continue;
+        memcpy(to, p + 1, n);
+        to[n] = 0;
+        memmove(p, p + 1 + n, strlen(p + 1 + n) + 1);
+        l->curve = to;
+        return;
+    }
+}
+
 static ipt_status read_weights(ipt_ctx *ctx, const char *arg, char *text, ipt_lora *l)
 {
     float last = 1, before = 1;
-    int n = take_weight(text, &last), m = n == 1 ? take_weight(text, &before) : 0;
+    int n = take_weight(text, &last), m = n == 1 && !l->curve ? take_weight(text, &before) : 0;
     if (n < 0 || m < 0)
         return ipt_fail(ctx, IPT_ERR_ARG,
                         "--lora %.200s: weight out of range; expected a number from -%d to %d", arg,
                         MAX_WEIGHT, MAX_WEIGHT);
     const char *colon = strrchr(text, ':');
     double x = 0;
+    if (l->curve && n == 1 && colon && !strchr(colon, '/') && !ipt_is_file(text))
+        return ipt_fail(ctx, IPT_ERR_ARG, "--lora %.200s: expected FILE:CURVE[:TE_W]", arg);
     if (m == 1 && colon && cli_read_number(colon + 1, -1e30, 1e30, &x) && !ipt_is_file(text))
         return ipt_fail(ctx, IPT_ERR_ARG,
                         "--lora %.200s: at most two weights, expected FILE[:W[:TE_W]][@WORD]", arg);
@@ -88,7 +133,7 @@ static ipt_status read_weights(ipt_ctx *ctx, const char *arg, char *text, ipt_lo
             ctx, IPT_ERR_ARG,
             "--lora %.200s: weight '%.80s' is not a number; expected FILE[:W[:TE_W]][@WORD]", arg,
             colon + 1);
-    l->weight = m == 1 ? before : last;
+    l->weight = l->curve ? 1 : m == 1 ? before : last;
     l->te_weight = last;
     return IPT_OK;
 }
@@ -96,11 +141,14 @@ static ipt_status read_weights(ipt_ctx *ctx, const char *arg, char *text, ipt_lo
 /* One reading of the value; with_word: an '@' without '/' after it starts the word. */
 static ipt_status read_lora(ipt_ctx *ctx, const char *arg, bool with_word, ipt_lora *l, char **buf)
 {
-    char *text = ipt_strdup(ctx, arg), *items = NULL;
+    size_t size = strlen(arg) + 1;
+    char *text = ipt_alloc(ctx, 2 * size), *items = NULL; /* and the curve behind it */
     ipt_status status = IPT_OK;
     if (!text)
         return IPT_ERR_NOMEM;
+    memcpy(text, arg, size);
     *l = (ipt_lora){.path = text, .weight = 1, .te_weight = 1, .start = 0, .end = 1};
+    take_curve(text, text + size, l);
     char *at = with_word ? strrchr(text, '@') : NULL;
     if (at && !strchr(at, '/')) {
         *at = 0;

@@ -285,9 +285,9 @@ void ipt_policy_gates(const ipt_policy *p, const ipt_row *row, int32_t step, flo
     for (int32_t s = 0; s < job->n_slot; s++) {
         const ipt_slot_use *u = &job->slot[s];
         bool on = at >= u->start && (at < u->end || u->end >= 1.0F);
+        float weight = u->curve ? u->weight * ipt_curve_at(u->curve, at) : u->weight;
         for (int r = 0; r < IPT_GATE_ROWS; r++)
-            out[(size_t)r * stride + (size_t)s] =
-                on ? row->slot[s] * u->weight * u->block[r] : 0.0F;
+            out[(size_t)r * stride + (size_t)s] = on ? row->slot[s] * weight * u->block[r] : 0.0F;
     }
 }
 

@@ -26,10 +26,24 @@ enum {
     IPT_MAX_TEXT_BYTES = 8 << 20, /* of all of them */
 };
 
+/* --- strength over the steps ------------------------------------------------------------------ */
+enum { IPT_MAX_POINT = 64 };
+/* Straight lines between points of rising `at`, a share of the steps; level outside of them. */
+typedef struct ipt_curve {
+    int32_t n;
+    struct {
+        float at, value;
+    } point[IPT_MAX_POINT];
+} ipt_curve;
+/* "0@0,1@0.3,0@0.9": value@share of the steps.  Errors: IPT_ERR_ARG quotes the text. */
+IPT_CHECKED ipt_status ipt_curve_parse(ipt_ctx *ctx, const char *text, ipt_curve *out);
+float ipt_curve_at(const ipt_curve *c, float at);
+
 /* --- what a method is told -------------------------------------------------------------------- */
 typedef struct ipt_slot_use {
     float weight, te_weight;
-    float start, end; /* active while start <= i / n_step < end */
+    float start, end;       /* active while start <= i / n_step < end */
+    const ipt_curve *curve; /* multiplies weight; NULL: 1 */
     float block[IPT_GATE_ROWS];
     const char *word; /* of the prompt, which the adapter is bound to; NULL: none */
 } ipt_slot_use;

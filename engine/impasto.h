@@ -66,6 +66,7 @@ typedef struct ipt_lora {
     const char *word;        /* prompt word(s) it is bound to, NULL: none */
     float start, end;        /* active while start <= progress < end, 0..1; 0,1: always */
     const char *blocks;      /* "down:1/mid:0/up:0.5", NULL: all 1 */
+    const char *curve;       /* "0@0,1@0.3,0@0.9": multiplies weight over the steps, NULL: 1 */
 } ipt_lora;
 
 typedef struct ipt_progress {

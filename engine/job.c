@@ -34,6 +34,13 @@ static ipt_status fill_slots(ipt_run *u, const ipt_prompt *tags)
                                     .end = r->lora[i].end,
                                     .word = r->lora[i].word};
         IPT_TRY(ipt_block_weights(u->e->ctx, r->lora[i].blocks, u->slot[n].block));
+        if (r->lora[i].curve) {
+            ipt_curve *curve = ipt_arena_alloc(&u->arena, sizeof *curve);
+            if (!curve)
+                return IPT_ERR_NOMEM;
+            IPT_TRY(ipt_curve_parse(u->e->ctx, r->lora[i].curve, curve));
+            u->slot[n].curve = curve;
+        }
         if (!isfinite(r->lora[i].weight) || !isfinite(r->lora[i].te_weight) ||
             !(r->lora[i].start <= r->lora[i].end))
             return ipt_fail(u->e->ctx, IPT_ERR_ARG, "%s: weight or time range is not usable",

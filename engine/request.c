@@ -183,6 +183,7 @@ static ipt_status read_lora_member(const reader *d, const char *name, const char
         {"start", offsetof(ipt_lora, start), false, 0, 1},
         {"end", offsetof(ipt_lora, end), false, 0, 1},
         {"blocks", offsetof(ipt_lora, blocks), true, 0, 0},
+        {"curve", offsetof(ipt_lora, curve), true, 0, 0},
     };
     for (size_t i = 0; i < IPT_COUNT(members); i++) {
         char *at = (char *)l + members[i].at;
@@ -344,6 +345,8 @@ static json_t *lora_json(const ipt_lora *l)
     }
     if (l->blocks)
         json_object_set_new(o, "blocks", ipt_json_text(l->blocks));
+    if (l->curve)
+        json_object_set_new(o, "curve", ipt_json_text(l->curve));
     return o;
 }
 

@@ -21,6 +21,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     ipt_lora l = {0};
     char *buf = NULL, *arg = malloc(size + 1); /* of its own length: a read behind it is seen */
     float row[IPT_GATE_ROWS];
+    ipt_curve curve;
     if (!arg || ipt_ctx_create(NULL, NULL, &ctx) != IPT_OK) {
         free(arg);
         return 0;
@@ -35,6 +36,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         if (ipt_block_weights(ctx, l.blocks, row) == IPT_OK)
             for (int i = 0; i < IPT_GATE_ROWS; i++)
                 REQUIRE(fabsf(row[i]) <= 100);
+        REQUIRE(!l.curve || (l.curve[0] && l.curve + strlen(l.curve) <= buf + 2 * size + 2));
+        if (l.curve && ipt_curve_parse(ctx, l.curve, &curve) == IPT_OK)
+            for (int i = 0; i <= 16; i++)
+                REQUIRE(fabsf(ipt_curve_at(&curve, (float)i / 16)) <= 100.001F);
     } else {
         REQUIRE(buf == NULL && ipt_last_error(ctx)[0] != '\0');
     }

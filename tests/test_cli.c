@@ -547,7 +547,9 @@ static void test_generate(void **state)
     r = RUN(p, "generate", "-m", sd1, "-p", "a cat", "--steps", "2", "-W", "64", "-H", "64", "-o",
             "plain.jpg", "--init", "g-1.png", "--strength", "0.6", "--compose", "switch", "--lora",
             IPT_TEST_DATA
-            "/golden_lora_kohya.safetensors:0.5,start=0.0,end=0.5,blocks=down:1/mid:0/up:0.5@sks");
+            "/golden_lora_kohya.safetensors:0.5,start=0.0,end=0.5,blocks=down:1/mid:0/up:0.5@sks",
+            "--lora",
+            IPT_TEST_DATA "/golden_lora_kohya.safetensors:0@0,1@0.3,0@.9:0.5,start=0.1@sks");
     if (r.rc != 0)
         fail_msg("exit %d: %s", r.rc, r.err);
     assert_string_equal(r.out, "plain.jpg\n");

@@ -204,6 +204,7 @@ static void test_lora_texts(void **state)
         {"f@w,start=0.5", "'start=0.5' stands behind @WORD"},
         {"f:0.5@w,blocks=down:1", "stands behind @WORD"},
         {"f,blocks=", "blocks= has no value"},
+        {"f:0@0,1@0.5:1:2", "expected FILE:CURVE[:TE_W]"},
     };
     place *p = *state;
     for (size_t i = 0; i < IPT_COUNT(bad); i++) {

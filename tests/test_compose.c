@@ -269,6 +269,49 @@ static void gates_are_products(void **state)
     ipt_policy_destroy(&p);
 }
 
+/* weight x curve, straight between its points and level outside of them. */
+static void curves(void **state)
+{
+    static const char *const bad[] = {"",        "1",           "1@",          "@1",    "1@0,",
+                                      "1@0,2@0", "1@0.5,2@0.4", "1@-0.1",      "1@1.5", "101@0",
+                                      "nan@0",   "1@0 ,2@1",    "1@0;2@1",     "1@0,x", "1e999@0",
+                                      "1@0x1",   " 1@0",        "1@0,2@0.5@1", "--1@0"};
+    fixture *f = *state;
+    ipt_curve c, ones;
+    float out[IPT_GATE_ROWS][8];
+    assert_ok(f->ctx, ipt_curve_parse(f->ctx, "-1@0.25,1@0.5,.5@1", &c));
+    assert_ok(f->ctx, ipt_curve_parse(f->ctx, "1@0,1@0.3,1@1", &ones));
+    assert_int_equal(c.n, 3);
+    const struct {
+        double at, want;
+    } points[] = {{0, -1}, {0.25, -1}, {0.375, 0}, {0.5, 1}, {0.75, 0.75}, {1, 0.5}};
+    for (size_t i = 0; i < IPT_COUNT(points); i++)
+        expect(ipt_curve_at(&c, (float)points[i].at), points[i].want);
+    for (size_t i = 0; i < IPT_COUNT(bad); i++) {
+        assert_int_equal(ipt_curve_parse(f->ctx, bad[i], &c), IPT_ERR_ARG);
+        assert_non_null(strstr(ipt_last_error(f->ctx), "rising shares"));
+    }
+    assert_ok(f->ctx, ipt_curve_parse(f->ctx, "0@0,1@0.5", &c));
+    f->slot[0].curve = &c;
+    f->slot[1].curve = &ones;
+    f->slot[0].weight = 2;
+    f->slot[1].weight = 0.3F;
+    ipt_policy *p = make(f, "merge");
+    assert_ok(f->ctx, ipt_policy_step(p, 0, 0, &f->rows));
+    for (int32_t step = 0; step < STEPS; step++) {
+        ipt_policy_gates(p, &f->rows.row[0], step, &out[0][0], 8);
+        expect(out[3][0], 2 * fmin(1, 2.0 * step / STEPS));
+        assert_true(!(out[3][1] < 0.3F) && !(out[3][1] > 0.3F)); /* ones: to the bit */
+    }
+    ipt_policy_destroy(&p);
+    char many[1024] = "";
+    for (int i = 0; i <= IPT_MAX_POINT; i++)
+        ipt_name(many + strlen(many), sizeof many - strlen(many), "%s1@%.3f", i ? "," : "",
+                 i / 100.0);
+    assert_int_equal(ipt_curve_parse(f->ctx, many, &c), IPT_ERR_ARG);
+    assert_non_null(strstr(ipt_last_error(f->ctx), "more than 64 points"));
+}
+
 static void text_gates(void **state)
 {
     static const struct {
@@ -455,6 +498,7 @@ int main(void)
         CASE(switch_switches),
         CASE(switch_counts_steps_of_the_request),
         CASE(gates_are_products),
+        CASE(curves),
         CASE(text_gates),
         CASE(one_world_is_itself),
         CASE(worlds_are_averaged),

@@ -254,11 +254,11 @@ static ipt_status keep(void *user, int32_t index, const ipt_image *im, const cha
     return IPT_OK;
 }
 
-static const ipt_lora lokr = {DATA "/kinds/lokr.safetensors", 0.7F, 1, NULL, 0, 1, NULL},
-                      locon = {DATA "/kinds/locon.safetensors", 0.9F, 1, NULL, 0, 1, NULL},
-                      late = {DATA "/kinds/locon.safetensors", 0.9F, 1, NULL, 0.5F, 1, NULL},
-                      blocks = {
-                          DATA "/kinds/locon.safetensors", 0.9F, 1, NULL, 0, 1, "down:0.5/mid:0"};
+static const ipt_lora
+    lokr = {DATA "/kinds/lokr.safetensors", 0.7F, 1, NULL, 0, 1, NULL, NULL},
+    locon = {DATA "/kinds/locon.safetensors", 0.9F, 1, NULL, 0, 1, NULL, NULL},
+    late = {DATA "/kinds/locon.safetensors", 0.9F, 1, NULL, 0.5F, 1, NULL, NULL},
+    blocks = {DATA "/kinds/locon.safetensors", 0.9F, 1, NULL, 0, 1, "down:0.5/mid:0", NULL};
 
 static ipt_request small_request(const ipt_lora *l, size_t n, const char *fold)
 {

@@ -159,7 +159,7 @@ static void add_kind(kinds *k, const char *name, float weight, float te_weight)
 {
     assert_true(k->n < MAX_KINDS);
     ipt_name(k->path[k->n], sizeof k->path[0], "%s/kinds/%s.safetensors", DATA, name);
-    k->lora[k->n] = (ipt_lora){k->path[k->n], weight, te_weight, NULL, 0, 1, NULL};
+    k->lora[k->n] = (ipt_lora){k->path[k->n], weight, te_weight, NULL, 0, 1, NULL, NULL};
     k->n++;
 }
 
@@ -382,16 +382,25 @@ static void gates_are_data(void **state)
     fixture f = open_engine(IPT_PRECISION_F32);
     small_request(&r, path);
     ipt_name(lora, sizeof lora, "%s/golden_lora_kohya.safetensors", DATA);
-    ipt_lora two[2] = {{lora, 0.8F, 0.8F, NULL, 0, 1, NULL},
-                       {lora, 0.5F, 0.5F, NULL, 0, 1, "down:1/mid:0/up:0.5"}};
+    ipt_lora two[2] = {{lora, 0.8F, 0.8F, NULL, 0, 1, NULL, NULL},
+                       {lora, 0.5F, 0.5F, NULL, 0, 1, "down:1/mid:0/up:0.5", NULL}};
     r.lora = two;
     r.n_lora = 1;
+    r.fold = "never";
     for (int i = 0; i < 3; i++) {
         r.compose = methods[i];
         assert_ok(f.ctx, ipt_generate(f.engine, &r, keep, &kept[i], &rep));
         assert_memory_equal(kept[0].rgb[0], kept[i].rgb[0], kept[0].bytes);
         assert_int_equal(rep.n_adapter, 1);
     }
+    for (int i = 0; i < 2; i++) { /* a curve of ones is no curve */
+        two[0].curve = i ? "0@0,1@1" : "1@0,1@0.3,1@1";
+        drop(&kept[1]);
+        assert_ok(f.ctx, ipt_generate(f.engine, &r, keep, &kept[1], &rep));
+        assert_true(rep.n_plans_recorded == 0 && rep.bytes_uploaded == 0);
+        assert_int_equal(memcmp(kept[0].rgb[0], kept[1].rgb[0], kept[0].bytes) == 0, i == 0);
+    }
+    two[0].curve = NULL;
     drop(&kept[1]);
     two[0].weight = -1.5F;
     assert_ok(f.ctx, ipt_generate(f.engine, &r, keep, &kept[1], &rep));
@@ -460,7 +469,7 @@ static void replaced_adapter_is_read_again(void **state)
     fixture f = open_engine(IPT_PRECISION_F32);
     small_request(&r, path);
     ipt_name(lora, sizeof lora, "/tmp/impasto-lora-%ld.safetensors", (long)getpid());
-    ipt_lora one = {lora, 0.8F, 0.8F, NULL, 0, 1, NULL};
+    ipt_lora one = {lora, 0.8F, 0.8F, NULL, 0, 1, NULL, NULL};
     r.lora = &one;
     r.n_lora = 1;
     static const char *const names[] = {"golden_lora_kohya", "golden_lora_locon",

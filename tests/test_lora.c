@@ -76,7 +76,7 @@ static void test_sdxl_leaves_out_a_layer(void **state)
 {
     (void)state;
     fixture f = open_engine();
-    ipt_lora l = {GOLDEN("golden_lora_sdxl_kohya.safetensors"), 0.8F, 0.5F, NULL, 0, 1, NULL};
+    ipt_lora l = {GOLDEN("golden_lora_sdxl_kohya.safetensors"), 0.8F, 0.5F, NULL, 0, 1, NULL, NULL};
     ipt_request r;
     small_request(&f, &r, GOLDEN("models/sdxl"));
     r.lora = &l;
@@ -102,7 +102,7 @@ static void test_patterns(void **state)
     ipt_safetensors *st = golden_open(f.ctx, IPT_TEST_DATA, "golden_lora_patterns"), *got = NULL;
     for (size_t i = 0; i < IPT_COUNT(rows); i++) {
         char model[512], lora[512], key[64];
-        ipt_lora l = {lora, 1, 1, NULL, 0, 1, NULL};
+        ipt_lora l = {lora, 1, 1, NULL, 0, 1, NULL, NULL};
         ipt_request r;
         ipt_name(model, sizeof model, IPT_TEST_DATA "/models/%s", rows[i].model);
         ipt_name(lora, sizeof lora, IPT_TEST_DATA "/golden_lora_%s_patterns.safetensors",
@@ -174,7 +174,7 @@ static void test_every_layer_skipped(void **state)
 {
     (void)state;
     fixture f = open_engine();
-    ipt_lora l = {f.lora, 1, 1, NULL, 0, 1, NULL};
+    ipt_lora l = {f.lora, 1, 1, NULL, 0, 1, NULL, NULL};
     ipt_request r;
     write_lora(&f, "lora_te_text_model_encoder_layers_4_mlp_fc2", 16, 37, NULL, 0);
     small_request(&f, &r, GOLDEN("models/sd1"));
@@ -237,7 +237,7 @@ static void test_words_inside(void **state)
         {"bundle_emb.second.clip_g", IPT_ST_F32, 2, {1, 4}, v},
         {"bundle_emb.broken.string_to_param.*", IPT_ST_F32, 2, {1, 1}, &nan},
     };
-    ipt_lora l = {f.lora, 0, 0, NULL, 0, 1, NULL};
+    ipt_lora l = {f.lora, 0, 0, NULL, 0, 1, NULL, NULL};
     ipt_request r;
     write_lora(&f, "lora_te_text_model_encoder_layers_4_mlp_fc2", 16, 37, words, 6);
     small_request(&f, &r, GOLDEN("models/sd1"));
@@ -364,7 +364,7 @@ static void test_partial(void **state)
         {"lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight", IPT_ST_F32, 2, {1, 32}, v},
         {"lora_unet_double_blocks_0_img_attn_qkv.lora_up.weight", IPT_ST_F32, 2, {32, 1}, v},
     };
-    ipt_lora l = {f.lora, 1, 1, NULL, 0, 1, NULL};
+    ipt_lora l = {f.lora, 1, 1, NULL, 0, 1, NULL, NULL};
     ipt_request r;
     ipt_report rep;
     write_lora(&f, "lora_te_text_model_encoder_layers_4_mlp_fc2", 16, 37, more, 2);
