@@ -413,9 +413,9 @@ ipt_status ipt_bank_write(const ipt_bank *b, int comp, ipt_plan *p, uint64_t *up
     for (size_t i = 0; b && i < b->n_site[comp]; i++) {
         const writer w = {b, &b->site[comp][i], b->from[comp][i], p, uploaded};
         /* A text encoder's plan lacks the layers after the one that clip skip asks for and, without
-         * a pooled output, the projection; a UNet's plan has every module. */
+         * a pooled output, the projection; a shallow UNet's the layers inside. */
         ipt_name(name, sizeof name, "%s.%s", w.site->site, sign_of(w.site));
-        if (comp != IPT_COMP_UNET && !ipt_plan_has(p, name))
+        if (!ipt_plan_has(p, name))
             continue;
         IPT_TRY(write_site(&w));
     }

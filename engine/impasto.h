@@ -110,6 +110,8 @@ typedef struct ipt_request {
     bool no_paste; /* keep the raw result where the mask protects; else init's own pixels */
     const ipt_lora *lora;
     size_t n_lora;
+    const char *cache;   /* "N" or "N:LEVEL": one whole UNet evaluation in N, the others on its deep
+                            features; NULL: all whole */
     const char *fold;    /* adapters into the UNet's weights where their mix stays the same: "auto"
                             (NULL;    where that is less work), "always", "never" */
     const char *compose; /* NULL "merge"; "switch", "composite" */

@@ -241,6 +241,12 @@ static void say_loras(speech *s)
         put_value(s, "Lora hashes", list.buf);
 }
 
+static void say_cache(speech *s)
+{
+    if (s->r->cache)
+        put(s, ", Cache: %.40s", s->r->cache);
+}
+
 static void say_compose(speech *s)
 {
     if (s->rep->n_adapter > 0)

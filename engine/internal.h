@@ -68,6 +68,7 @@ typedef struct ipt_adapter_set {
 
 typedef enum ipt_plan_kind {
     IPT_PLAN_UNET,
+    IPT_PLAN_SHALLOW, /* its outer layers */
     IPT_PLAN_TEXT,
     IPT_PLAN_TEXT2,
     IPT_PLAN_DECODE,

@@ -272,6 +272,7 @@ ipt_status ipt_job_encode(ipt_run *u)
 
 void ipt_job_finish(ipt_run *u)
 {
+    ipt_cache_finish(u);
     ipt_policy_destroy(&u->policy);
     ipt_prompts_finish(&u->prompts);
     ipt_rows_finish(&u->rows);

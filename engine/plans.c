@@ -7,17 +7,18 @@
 
 static int comp_of(ipt_plan_kind kind)
 {
-    static const int comp[IPT_PLAN_KINDS + 1] = {IPT_COMP_UNET, IPT_COMP_TEXT, IPT_COMP_TEXT2,
-                                                 IPT_COMP_VAE,  IPT_COMP_VAE,  IPT_COMP_VAE};
+    static const int comp[IPT_PLAN_KINDS + 1] = {IPT_COMP_UNET,  IPT_COMP_UNET, IPT_COMP_TEXT,
+                                                 IPT_COMP_TEXT2, IPT_COMP_VAE,  IPT_COMP_VAE,
+                                                 IPT_COMP_VAE};
     return comp[kind];
 }
 
 /* Adapters have no part in the VAE's plans, nor in the UNet's when they are in its weights. */
 static const ipt_bank *bank_of(const ipt_engine *e, ipt_plan_kind kind)
 {
-    return comp_of(kind) == IPT_COMP_VAE ? NULL
-           : kind == IPT_PLAN_UNET       ? ipt_unet_bank(e)
-                                         : ipt_engine_bank(e);
+    return comp_of(kind) == IPT_COMP_VAE    ? NULL
+           : comp_of(kind) == IPT_COMP_UNET ? ipt_unet_bank(e)
+                                            : ipt_engine_bank(e);
 }
 
 /* --- keys ------------------------------------------------------------------------------------- */
@@ -25,7 +26,9 @@ static bool same_shape(const ipt_plan_key *a, const ipt_plan_key *b)
 {
     switch (a->kind) {
     case IPT_PLAN_UNET:
-        return a->unet.batch == b->unet.batch && a->unet.h == b->unet.h && a->unet.w == b->unet.w &&
+    case IPT_PLAN_SHALLOW:
+        return a->unet.deep == b->unet.deep && a->unet.batch == b->unet.batch &&
+               a->unet.h == b->unet.h && a->unet.w == b->unet.w &&
                a->unet.tokens == b->unet.tokens && a->unet.act == b->unet.act;
     case IPT_PLAN_TEXT:
     case IPT_PLAN_TEXT2:
@@ -74,12 +77,13 @@ static ipt_status build(ipt_engine *e, const ipt_plan_key *key, ipt_graph *g)
     size_t n_site = 0;
     const ipt_bank *bank = bank_of(e, key->kind);
     const ipt_adapter_site *site = ipt_bank_sites(bank, comp_of(key->kind), &n_site);
-    bool unet = key->kind == IPT_PLAN_UNET;
+    bool unet = comp_of(key->kind) == IPT_COMP_UNET;
     if (bank)
         ipt_graph_adapters(g, site, n_site, unet ? IPT_GATE_ROWS : 1, unet ? key->unet.batch : 1,
                            (int)ipt_bank_n_slot(bank));
     switch (key->kind) {
     case IPT_PLAN_UNET:
+    case IPT_PLAN_SHALLOW:
         ipt_unet_build(g, &c->unet, &key->unet);
         break;
     case IPT_PLAN_TEXT:

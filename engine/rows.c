@@ -31,6 +31,7 @@ ipt_status ipt_rows_predict(ipt_run *u, double t, int32_t eval)
     int32_t step = u->job.step_of[eval];
     float *out[IPT_MAX_ROWS];
     IPT_TRY(ipt_policy_step(u->policy, eval, 0, rows));
+    ipt_cache_mark(u, eval);
     if (rows->n > u->max_rows)
         return ipt_fail(u->e->ctx, IPT_ERR_ARG, "compose method %s: %zu rows, planned were %zu",
                         ipt_policy_method(u->policy)->name, rows->n, u->max_rows);

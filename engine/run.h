@@ -22,6 +22,17 @@ typedef struct ipt_buffers {
     float *row_eps; /* [rows of an evaluation at most][n] */
 } ipt_buffers;
 
+/* Deep features of the UNet between evaluations; interval 1: none are kept. */
+typedef struct ipt_cache {
+    int32_t interval, deep; /* one whole evaluation in so many; ipt_unet_key.deep */
+    ipt_plan *shallow;
+    ipt_buffer *kept; /* [max_rows] of row_bytes */
+    uint64_t row_bytes;
+    ipt_row *row; /* [n_row] of the last whole evaluation */
+    size_t n_row;
+    int32_t since; /* evaluations since then */
+} ipt_cache;
+
 typedef struct ipt_run {
     ipt_engine *e;
     ipt_request request;  /* with the pictures of its files */
@@ -50,6 +61,7 @@ typedef struct ipt_run {
     ipt_plan *unet;
     int32_t batch;
     float *in_x, *in_text, *in_add, *in_gates, *in_time, *out_eps;
+    ipt_cache cache;
     float *fold_gate; /* fold.c: [IPT_GATE_ROWS][n_slot] of all rows */
     ipt_start start;  /* img2img and inpainting */
     ipt_paste paste;
@@ -72,7 +84,8 @@ void ipt_job_finish(ipt_run *u);
 /* --- unet.c ----------------------------------------------------------------------------------- */
 /* A plan for all rows of an evaluation at once, or for fewer at a time when they do not fit. */
 IPT_CHECKED ipt_status ipt_unet_prepare(ipt_run *u);
-/* Evaluates rows [n], n <= u->batch, at timestep t of step `step`: eps[k] [C,h,w]. */
+/* Evaluates rows [n] of one variant, n <= u->batch, at timestep t of step `step`: eps[k] [C,h,w].
+ */
 IPT_CHECKED ipt_status ipt_unet_rows(ipt_run *u, const float *x, double t, int32_t step,
                                      const ipt_row *row, size_t n, float *const *eps);
 
@@ -83,6 +96,18 @@ IPT_CHECKED ipt_status ipt_fold_choose(ipt_run *u);
  * this one's.  After its plan, which puts them there.  A failure or a cancel half way is mended by
  * the next call.  Errors: those of ipt_bank_fold; IPT_ERR_CANCELLED. */
 IPT_CHECKED ipt_status ipt_fold_apply(ipt_run *u);
+
+/* --- cache.c ---------------------------------------------------------------------------------- */
+/* Reads the request's `cache`.  Errors: IPT_ERR_ARG. */
+IPT_CHECKED ipt_status ipt_cache_read(ipt_run *u);
+/* The shallow plan beside u->unet, and memory for the features. */
+IPT_CHECKED ipt_status ipt_cache_prepare(ipt_run *u, const ipt_unet_key *whole);
+void ipt_cache_finish(ipt_run *u);
+/* Says of u->rows which run whole and which on kept features. */
+void ipt_cache_mark(ipt_run *u, int32_t eval);
+/* Features of rows [n] that u->unet has evaluated, where they want it; into u->cache.shallow. */
+IPT_CHECKED ipt_status ipt_cache_keep(ipt_run *u, const ipt_row *row, size_t n);
+IPT_CHECKED ipt_status ipt_cache_give(ipt_run *u, const ipt_row *row, size_t n);
 
 /* --- rows.c ----------------------------------------------------------------------------------- */
 /* Whether this engine can evaluate such a row.  Errors: IPT_ERR_UNSUPPORTED says what it cannot. */

@@ -10,14 +10,26 @@ ipt_status ipt_unet_prepare(ipt_run *u)
     const ipt_unet_config *c = &e->m->config.unet;
     size_t rows = u->max_rows, chunks = (rows + IPT_MAX_ROWS - 1) / IPT_MAX_ROWS;
     int32_t limit = u->r->batch > 0 ? u->r->batch : (int32_t)((rows + chunks - 1) / chunks);
-    ipt_unet_key key = {limit < (int32_t)rows ? limit : (int32_t)rows, u->set.h, u->set.w,
-                        u->text[0].enc.tokens, e->m->act_type};
+    ipt_unet_key key = {limit < (int32_t)rows ? limit : (int32_t)rows,
+                        u->set.h,
+                        u->set.w,
+                        u->text[0].enc.tokens,
+                        e->m->act_type,
+                        0,
+                        false};
+    IPT_TRY(ipt_cache_read(u));
+    key.deep = u->cache.interval > 1 ? u->cache.deep : 0;
     IPT_TRY(ipt_fold_choose(u));
     IPT_TRY(ipt_unet_plan(e, &key, &u->unet));
     IPT_TRY(ipt_fold_apply(u));
     u->batch = key.batch;
+    IPT_TRY(ipt_cache_prepare(u, &key));
     size_t replays = (rows + (size_t)key.batch - 1) / (size_t)key.batch;
-    u->step_macs = ipt_plan_macs(u->unet) * (double)replays;
+    double whole = ipt_plan_macs(u->unet), shallow = whole;
+    if (u->cache.shallow)
+        shallow = ipt_plan_macs(u->cache.shallow);
+    u->step_macs =
+        (whole + shallow * (u->cache.interval - 1)) / u->cache.interval * (double)replays;
     size_t b = (size_t)u->batch, hw = (size_t)u->set.h * (size_t)u->set.w;
     const struct {
         float **at;
@@ -93,7 +105,7 @@ static ipt_status fill_row(ipt_run *u, const float *x, double t, int32_t step, c
     return IPT_OK;
 }
 
-static ipt_status write_inputs(ipt_run *u)
+static ipt_status write_inputs(ipt_run *u, ipt_plan *plan)
 {
     const ipt_unet_config *c = &u->e->m->config.unet;
     size_t b = (size_t)u->batch, hw = (size_t)u->set.h * (size_t)u->set.w;
@@ -110,11 +122,11 @@ static ipt_status write_inputs(ipt_run *u)
         {"w_emb", u->in_time + b * (size_t)c->channels[0], (size_t)c->time_cond_dim,
          c->time_cond_dim > 0},
         {"gates", u->in_gates, IPT_GATE_ROWS * ipt_bank_n_slot(ipt_unet_bank(u->e)),
-         ipt_bank_has(ipt_unet_bank(u->e), IPT_COMP_UNET)},
+         ipt_bank_has(ipt_unet_bank(u->e), IPT_COMP_UNET) && ipt_plan_has(plan, "gates")},
     };
     for (size_t i = 0; i < IPT_COUNT(in); i++)
         if (in[i].has)
-            IPT_TRY(ipt_plan_write(u->unet, in[i].name, in[i].v, b * in[i].n * sizeof(float)));
+            IPT_TRY(ipt_plan_write(plan, in[i].name, in[i].v, b * in[i].n * sizeof(float)));
     return IPT_OK;
 }
 
@@ -126,13 +138,19 @@ ipt_status ipt_unet_rows(ipt_run *u, const float *x, double t, int32_t step, con
            channels = (size_t)u->set.channels;
     for (size_t k = 0; k < b; k++)
         IPT_TRY(fill_row(u, x, t, step, &row[k < n ? k : n - 1], k));
-    IPT_TRY(write_inputs(u));
-    IPT_TRY(ipt_plan_run(u->unet, 0));
-    IPT_TRY(ipt_plan_read(u->unet, "eps", u->out_eps, b * u->set.n * sizeof(float)));
+    bool is_shallow = row->variant == IPT_UNET_SHALLOW;
+    ipt_plan *plan = is_shallow ? u->cache.shallow : u->unet;
+    IPT_TRY(write_inputs(u, plan));
+    if (is_shallow)
+        IPT_TRY(ipt_cache_give(u, row, n));
+    IPT_TRY(ipt_plan_run(plan, 0));
+    if (!is_shallow)
+        IPT_TRY(ipt_cache_keep(u, row, n));
+    IPT_TRY(ipt_plan_read(plan, "eps", u->out_eps, b * u->set.n * sizeof(float)));
     for (size_t k = 0; k < n; k++)
         for (size_t c = 0; c < channels; c++)
             for (size_t i = 0; i < hw; i++)
                 eps[k][c * hw + i] = u->out_eps[(k * hw + i) * channels + c];
-    u->rep->rows_full += n;
+    *(is_shallow ? &u->rep->rows_shallow : &u->rep->rows_full) += n;
     return IPT_OK;
 }

@@ -244,6 +244,11 @@ IPT_CHECKED ipt_status ipt_plan_write(ipt_plan *p, const char *in, const void *s
 /* Submits segment 0.. and waits; IPT_ERR_CANCELLED between submissions when the ctx is cancelled.
  */
 IPT_CHECKED ipt_status ipt_plan_run(ipt_plan *p, uint32_t segment);
+/* Where an input or output lies on the device, in the element type of the graph: what is copied
+ * there before a run, or from there after one, need not pass the host.  Errors: IPT_ERR_MISSING,
+ * IPT_ERR_ARG (a host plan, or nothing reads the input). */
+IPT_CHECKED ipt_status ipt_plan_locate(const ipt_plan *p, const char *name, struct ipt_buffer **buf,
+                                       uint64_t *off, uint64_t *bytes);
 /* An output, input or parameter; the host gets f32 (or i32) whatever the device stores. */
 IPT_CHECKED ipt_status ipt_plan_read(ipt_plan *p, const char *out, void *dst, size_t n);
 uint64_t ipt_plan_arena_bytes(const ipt_plan *p);

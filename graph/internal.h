@@ -90,6 +90,7 @@ IPT_CHECKED ipt_status ipt_device_create(ipt_plan *p);
 void ipt_device_destroy(ipt_plan *p);
 IPT_CHECKED ipt_status ipt_device_write(ipt_plan *p, uint32_t v, const void *src);
 IPT_CHECKED ipt_status ipt_device_read(ipt_plan *p, uint32_t v, void *dst);
+ipt_buffer *ipt_device_arena(const ipt_plan *p);
 IPT_CHECKED ipt_status ipt_device_exec(ipt_plan *p, uint32_t segment);
 IPT_CHECKED ipt_status ipt_host_create(ipt_plan *p);
 void ipt_host_destroy(ipt_plan *p);

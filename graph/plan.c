@@ -125,6 +125,20 @@ ipt_status ipt_plan_read(ipt_plan *p, const char *out, void *dst, size_t n)
     return p->gpu ? ipt_device_read(p, v, dst) : ipt_host_read(p, v, dst);
 }
 
+ipt_status ipt_plan_locate(const ipt_plan *p, const char *name, struct ipt_buffer **buf,
+                           uint64_t *off, uint64_t *bytes)
+{
+    uint32_t v = named(p, name, false);
+    if (v == 0)
+        return ipt_fail(p->ctx, IPT_ERR_MISSING, "plan has no value named %s", name);
+    if (!p->gpu || !p->place[v])
+        return ipt_fail(p->ctx, IPT_ERR_ARG, "%s: has no place on a device", name);
+    *buf = ipt_device_arena(p);
+    *off = p->slot[p->place[v] - 1].off;
+    *bytes = ipt_shape_bytes(&p->value[v].shape);
+    return IPT_OK;
+}
+
 ipt_status ipt_plan_run(ipt_plan *p, uint32_t segment)
 {
     if (segment >= p->n_segment)

@@ -591,3 +591,5 @@ ipt_status ipt_device_exec(ipt_plan *p, uint32_t segment)
         status = check_guards(p);
     return status;
 }
+
+ipt_buffer *ipt_device_arena(const ipt_plan *p) { return p->dev->arena; }

@@ -159,7 +159,7 @@ static void memory_limit_names_a_size(void **state)
     assert_int_equal(draw(&f, 1024, 512, 0), IPT_ERR_DEVICE_MEM);
     named_size(&f, &w, &h);
     assert_int_equal(w, 2 * h);
-    ipt_unet_key key = {1, h / 2, w / 2, 77, IPT_F32};
+    ipt_unet_key key = {.batch = 1, .h = h / 2, .w = w / 2, .tokens = 77, .act = IPT_F32};
     ipt_plan *plan = NULL;
     assert_ok(f.ctx, ipt_unet_plan(f.engine, &key, &plan));
     assert_ok(f.ctx, draw(&f, 32, 32, 0));

@@ -198,6 +198,7 @@ static void run_trace(fixture *f, const char *name, const char *model, bool f16)
     r.sampler =
         strcmp(meta(st, "sampler", ""), "folder default") == 0 ? NULL : meta(st, "sampler", NULL);
     r.schedule = meta(st, "schedule", NULL);
+    r.cache = meta(st, "cache", NULL);
     r.trace = f->trace;
     if (golden_has(st, "init")) {
         init = golden_picture(f, st, "init", r.width, r.height);
@@ -239,7 +240,8 @@ static void traces(void **state)
         "golden_trace_sd1_ddim",    "golden_trace_sd1_pndm",    "golden_trace_sd1_rescale",
         "golden_trace_sd1_img2img", "golden_trace_sd1_inpaint", "golden_trace_sd1_lora",
         "golden_trace_sd2_ddim",    "golden_trace_sdxl_euler",  "golden_trace_sdxl_zeros",
-        "golden_trace_lcm_lcm",     "golden_trace_lcm_ddim"};
+        "golden_trace_lcm_lcm",     "golden_trace_lcm_ddim",    "golden_trace_sd1_cache",
+        "golden_trace_sd2_cache",   "golden_trace_sdxl_cache"};
     (void)state;
     fixture f = open_engine(IPT_PRECISION_F32);
     for (size_t i = 0; i < IPT_COUNT(names); i++)

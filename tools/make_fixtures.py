@@ -22,6 +22,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from fixtures import (  # noqa: E402
+    cache,
     clip,
     grads,
     loras,
@@ -52,7 +53,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tokenizer", help="folder with the small CLIP tokenizer")
     parser.add_argument("--out", default=Path(__file__).resolve().parent.parent / "tests/data")
-    parser.add_argument("--only", default="models,pipelines,starts,clip,grads,loras,quantized")
+    parser.add_argument("--only", default="models,pipelines,starts,cache,clip,grads,loras,quantized")
     parser.add_argument("--variants", metavar="DIR", help="only write more models, to DIR")
     args = parser.parse_args()
     only = set(args.only.split(","))
@@ -89,6 +90,8 @@ def main():
         pipelines.make_traces(made, data, SIZES)
     if "starts" in only:
         starts.make(made, data, source)
+    if "cache" in only:
+        cache.make(made, data, SIZES)
     if "clip" in only:
         clip.make(data, work, source)
     if "grads" in only:

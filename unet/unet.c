@@ -14,6 +14,7 @@ typedef struct build {
     ipt_val temb, text;
     ipt_val skip[MAX_SKIP];
     int n_skip;
+    const ipt_unet_key *key;
 } build;
 
 static ipt_val activate(const build *b, ipt_val v)
@@ -29,6 +30,20 @@ static void push_skip(build *b, ipt_val v)
 {
     if (b->n_skip < MAX_SKIP)
         b->skip[b->n_skip++] = v;
+}
+
+/* A shallow graph has all the skip connections that it needs. */
+static bool is_deep_enough(const build *b)
+{
+    return b->key->is_shallow && b->n_skip >= b->key->deep;
+}
+
+int32_t ipt_unet_n_skip(const ipt_unet_config *c)
+{
+    int32_t n = 1;
+    for (int i = 0; i < c->n_level; i++)
+        n += c->n_layer[i] + (i < c->n_level - 1);
+    return n;
 }
 
 /* temb = silu(linear_2(silu(linear_1(t_emb)))) (+ guidance before, + pooled text and sizes after).
@@ -57,7 +72,7 @@ static ipt_val down_block(build *b, ipt_val x, int i)
 {
     const ipt_unet_config *c = b->c;
     char s[NAME];
-    for (int j = 0; j < c->n_layer[i]; j++) {
+    for (int j = 0; j < c->n_layer[i] && !is_deep_enough(b); j++) {
         ipt_name(s, sizeof s, "down_blocks.%d.resnets.%d", i, j);
         x = ipt_unet_resnet(b->g, c, x, b->temb, s, c->channels[i], 1.0F);
         if (c->down_attn[i]) {
@@ -68,7 +83,7 @@ static ipt_val down_block(build *b, ipt_val x, int i)
         }
         push_skip(b, x);
     }
-    if (i < c->n_level - 1) {
+    if (i < c->n_level - 1 && !is_deep_enough(b)) {
         int pad = c->downsample_padding;
         ipt_name(s, sizeof s, "down_blocks.%d.downsamplers.0.conv", i);
         x = ipt_conv2d(
@@ -95,12 +110,33 @@ static ipt_val mid_block(build *b, ipt_val x)
                            c->mid_scale);
 }
 
+/* The hidden state before the next skip connection, of `channels`: made here, or of an earlier
+ * step.
+ */
+static ipt_val cut(build *b, ipt_val x, int32_t channels)
+{
+    const ipt_unet_key *key = b->key;
+    if (key->deep == 0 || b->n_skip != key->deep)
+        return x;
+    ipt_shape next = ipt_shape_of(b->g, b->skip[b->n_skip - 1]);
+    if (key->is_shallow)
+        return ipt_leaf(b->g, IPT_INPUT, "deep",
+                        ipt_shape4(key->act, key->batch, next.dim[1], next.dim[2], channels));
+    ipt_output(b->g, "deep", x);
+    return ipt_find(b->g, "deep");
+}
+
 static ipt_val up_block(build *b, ipt_val x, int i)
 {
     const ipt_unet_config *c = b->c;
-    int level = c->n_level - 1 - i;
+    int level = c->n_level - 1 - i, first = 0;
     char s[NAME];
+    for (int k = 0; k < level; k++)
+        first += c->n_layer[k] + 1; /* the lowest skip connection that this block takes */
     for (int j = 0; j < c->n_layer[level] + 1 && b->n_skip > 0; j++) {
+        if (b->key->is_shallow && b->key->deep < first + c->n_layer[level] + 1 - j)
+            continue; /* before the cut */
+        x = cut(b, x, c->channels[j == 0 && level < c->n_level - 1 ? level + 1 : level]);
         x = ipt_concat(b->g, x, b->skip[--b->n_skip]);
         ipt_name(s, sizeof s, "up_blocks.%d.resnets.%d", i, j);
         x = ipt_unet_resnet(b->g, c, x, b->temb, s, c->channels[level], 1.0F);
@@ -111,7 +147,7 @@ static ipt_val up_block(build *b, ipt_val x, int i)
                                                         c->cross_dim[level], c->only_cross[level]});
         }
     }
-    if (level > 0 && b->n_skip > 0) {
+    if (level > 0 && b->n_skip > 0 && x.id) {
         ipt_shape next = ipt_shape_of(b->g, b->skip[b->n_skip - 1]);
         ipt_name(s, sizeof s, "up_blocks.%d.upsamplers.0.conv", i);
         x = ipt_conv2d(b->g, x, s, c->channels[level],
@@ -127,7 +163,7 @@ static ipt_val up_block(build *b, ipt_val x, int i)
 
 ipt_val ipt_unet_build(ipt_graph *g, const ipt_unet_config *c, const ipt_unet_key *key)
 {
-    build b = {.g = g, .c = c};
+    build b = {.g = g, .c = c, .key = key};
     int32_t n = key->batch, kin = c->conv_in_kernel, kout = c->conv_out_kernel;
     ipt_val none = {0};
     ipt_val x = ipt_leaf(g, IPT_INPUT, "x", ipt_shape4(IPT_F32, n, key->h, key->w, c->in_channels));
@@ -147,7 +183,7 @@ ipt_val ipt_unet_build(ipt_graph *g, const ipt_unet_config *c, const ipt_unet_ke
     push_skip(&b, x);
     for (int i = 0; i < c->n_level; i++)
         x = down_block(&b, x, i);
-    x = mid_block(&b, x);
+    x = key->is_shallow ? none : mid_block(&b, x);
     for (int i = 0; i < c->n_level; i++)
         x = up_block(&b, x, i);
     x = ipt_group_norm(g, x, "conv_norm_out", c->norm_groups, c->norm_eps, true);

@@ -12,7 +12,14 @@ typedef struct ipt_unet_key {
     int32_t batch, h, w; /* rows; latent size in pixels (any size >= 1 that the levels can halve) */
     int32_t tokens;      /* length of the text: 77, 154, ... */
     ipt_dtype act;       /* element type of activations inside */
+    /* k > 0: the hidden state just before the up path takes skip connection k - 1 (0 is conv_in's)
+     * is the output "deep", of type act; with is_shallow the input "deep", and what leads to it is
+     * left out: the outer layers on deep features of an earlier step.  0: neither.
+     * Source: Ma et al. 2023, DeepCache (arXiv 2312.00858), whose branch number is k - 1. */
+    int32_t deep;
+    bool is_shallow;
 } ipt_unet_key;
+int32_t ipt_unet_n_skip(const ipt_unet_config *c); /* `deep` goes from 1 to this */
 
 /* Builds eps = unet(x, t, text).  Inputs (all f32):
  *   "x"     [N,h,w,in_channels]   scaled latent (inpainting: latent, mask, masked latent)
