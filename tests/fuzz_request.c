@@ -1,7 +1,7 @@
 /* tests/fuzz_request.c - requests from outside: JSON, the chunks of a PNG, prompts that change over
  * the steps and that AND joins.  What is taken must read back as itself.
  *
- *   build-fuzz/tests/fuzz_request -max_total_time=60
+ *   build-fuzz/tests/fuzz_request -max_total_time=60 tests/data/request_fuzz
  */
 #include "engine/impasto.h"
 

@@ -131,6 +131,20 @@ static void hostile(void **state)
     }
 }
 
+/* A weight beyond double is text, and leaves the weight alone. */
+static void endless_weight(void **state)
+{
+    char text[512] = "a :1";
+    ipt_prompt_conjunct part[2];
+    size_t n = 0;
+    (void)state;
+    memset(text + 4, '9', 400);
+    assert_ok(ctx, ipt_prompt_split(ctx, text, strlen(text), part, 2, &n));
+    assert_int_equal(n, 1);
+    assert_int_equal(part[0].len, strlen(text));
+    assert_true(!(part[0].weight < 1) && !(part[0].weight > 1));
+}
+
 static void limits_are_named(void **state)
 {
     ipt_prompt_edits *p = NULL;
@@ -157,7 +171,7 @@ static void limits_are_named(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(schedules), cmocka_unit_test(conjunctions),
-                                       cmocka_unit_test(hostile),
+                                       cmocka_unit_test(hostile), cmocka_unit_test(endless_weight),
                                        cmocka_unit_test(limits_are_named)};
     return cmocka_run_group_tests_name("prompt_edits", tests, set_up, tear_down);
 }

@@ -50,8 +50,10 @@ bool tok_read_number(const char *s, size_t n, double *out)
                             : (double)((long double)mantissa * powl(10, -(long double)scale));
     else if (mantissa > 0 && scale < 0)
         value = (double)((long double)mantissa * powl(10, -(long double)scale));
+    if (!isfinite(value))
+        return false;
     *out = negative ? -value : value;
-    return isfinite(value);
+    return true;
 }
 
 /* --- emphasis ------------------------------------------------------------------------------- */

@@ -51,7 +51,7 @@ ipt_status tok_decode(ipt_ctx *ctx, const char *text, size_t n, tok_chars *out);
 /* NFC, white space runs to one blank, lower case of v[0..n) appended to out. */
 ipt_status tok_normalize(ipt_ctx *ctx, const tok_char *v, size_t n, tok_chars *out);
 /* [+-]digits[.digits] as the nearest double, whatever the locale.  false: not of that form. */
-bool tok_read_number(const char *s, size_t n, double *out);
+bool tok_read_number(const char *s, size_t n, double *out); /* false: *out is as it was */
 bool tok_is_space(uint32_t cp);  /* \s */
 bool tok_is_letter(uint32_t cp); /* \p{L} */
 bool tok_is_number(uint32_t cp); /* \p{N} */
