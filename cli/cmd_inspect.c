@@ -140,6 +140,10 @@ static void show_fit(const json_t *o)
     const json_t *groups = json_object_get(o, "groups"), *nan = json_object_get(o, "nan");
     const char *made = ipt_json_str(o, "made_for", NULL), *says = ipt_json_str(o, "claims", NULL);
     size_t n_unmatched = json_array_size(json_object_get(o, "unmatched"));
+    cli_line(stdout, "%-15s %lld/%lld keys in %lld modules%s", "will apply",
+             (long long)ipt_json_int(o, "keys_applied", 0), (long long)ipt_json_int(o, "keys", 0),
+             (long long)ipt_json_int(o, "matched", 0),
+             ipt_json_int(o, "harmless", 0) ? " (the rest could change nothing)" : "");
     cli_line(stdout, "%-15s %lld matched, %zu keys unmatched%s, %zu with NaN", "modules",
              (long long)ipt_json_int(o, "matched", 0), n_unmatched,
              n_unmatched ? " (generate needs --allow-partial)" : "", json_array_size(nan));
@@ -158,6 +162,39 @@ static void show_fit(const json_t *o)
                  json_array_size(nan), json_string_value(json_array_get(nan, 0)));
 }
 
+/* Where its change is: the share of each block in the squared norm of all. */
+static void show_energy(const json_t *energy)
+{
+    const char *comp, *block;
+    json_t *part, *v;
+    double total = ipt_json_num(energy, "total", 0);
+    json_object_foreach((json_t *)(uintptr_t)energy, comp, part)
+    {
+        bool first = true;
+        json_object_foreach(part, block, v)
+        {
+            if (first)
+                cli_put(stdout, "%-15s", comp);
+            cli_put(stdout, "%s %s %.1f %%", first ? "" : ",", block,
+                    total > 0 ? 100 * json_number_value(v) / total : 0);
+            first = false;
+        }
+        if (!first)
+            cli_line(stdout, "%s", " of its energy");
+    }
+}
+
+/* kohya's own note of the data's hash: another one means that tensors changed since. */
+static const char *noted_hash(const json_t *o)
+{
+    const char *noted = ipt_json_str(json_object_get(o, "metadata"), "sshs_model_hash", NULL);
+    if (!noted)
+        return "";
+    return strcmp(noted, member(o, "data_sha256")) == 0
+               ? ", as its metadata says"
+               : "; its metadata notes another: the tensors changed since";
+}
+
 static void show_lora(const json_t *o)
 {
     const json_t *meta = json_object_get(o, "metadata");
@@ -174,10 +211,12 @@ static void show_lora(const json_t *o)
     const json_t *by = json_object_get(o, "components");
     json_object_foreach((json_t *)(uintptr_t)by, key, v)
         cli_line(stdout, "%-15s %lld modules", key, (long long)json_integer_value(v));
+    show_energy(json_object_get(o, "energy"));
     show_embeddings(json_object_get(o, "embeddings"));
     show_words(json_object_get(o, "trigger_words"));
     field("sha256", member(o, "sha256"));
-    cli_line(stdout, "%-15s %s (A1111: %s)", "hash", member(o, "autov2"), member(o, "autov3"));
+    cli_line(stdout, "%-15s %s (A1111: %s%s)", "hash", member(o, "autov2"), member(o, "autov3"),
+             noted_hash(o));
     json_object_foreach((json_t *)(uintptr_t)meta, key, v) if (shown++ < 12)
         cli_line(stdout, "  %s: %.100s", key, json_is_string(v) ? json_string_value(v) : "...");
 }
