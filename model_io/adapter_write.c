@@ -91,7 +91,7 @@ static const naming namings[] = {
     {IPT_FORMAT_KOHYA, IPT_COMP_TEXT, true, "lora_te1_", 0},
     {IPT_FORMAT_KOHYA, IPT_COMP_TEXT2, true, "lora_te2_", 0},
     {IPT_FORMAT_PEFT, IPT_COMP_UNET, false, "base_model.model.", 0},
-    {IPT_FORMAT_PEFT, IPT_COMP_TEXT, false, "base_model.model.", 0},
+    {IPT_FORMAT_PEFT, IPT_COMP_TEXT, false, "base_model.model.", 1}, /* transformers 5's */
     {IPT_FORMAT_DIFFUSERS, IPT_COMP_UNET, false, "unet.", 0},
     {IPT_FORMAT_DIFFUSERS, IPT_COMP_TEXT, false, "text_encoder.", 0},
     {IPT_FORMAT_DIFFUSERS, IPT_COMP_TEXT2, false, "text_encoder_2.", 0},
@@ -324,8 +324,7 @@ ipt_status ipt_adapter_out_lora(ipt_adapter_out *w, size_t module, const ipt_out
 }
 
 /* --- settings --------------------------------------------------------------------------------- */
-/* PEFT's own names: transformers 5 has dropped "text_model.", and endings and patterns match both.
- */
+/* PEFT's own names: transformers 5 has dropped "text_model." (endings and patterns match both). */
 static const char *peft_name(const ipt_module *m)
 {
     static const char old[] = "text_model.";
