@@ -136,7 +136,7 @@ static ipt_status nearest_kron(ipt_tool *t, const ipt_adapter_module *a, const c
                        c->n * sizeof *m);
     ipt_free(d);
     if (s == IPT_OK)
-        s = ipt_svd_dense(t->ctx, m, c->o1 * c->i1, c->o2 * c->n, 1, out);
+        s = ipt_svd_dense(t->ctx, (ipt_matrix){m, c->o1 * c->i1, c->o2 * c->n}, 1, out);
     ipt_free(m);
     if (s != IPT_OK)
         return s;

@@ -232,7 +232,8 @@ static ipt_status low_rank_sum(ipt_tool *t, const group *g, size_t rank)
     size_t total = 0;
     ipt_svd d = {0};
     IPT_TRY(concatenate(t, g, &down, &up, &total));
-    ipt_status s = ipt_svd_product(t->ctx, up, down, (size_t)a->out, total, ipt_fan(a), rank, &d);
+    ipt_status s = ipt_svd_product(t->ctx, (ipt_matrix){up, (size_t)a->out, total},
+                                   (ipt_matrix){down, total, ipt_fan(a)}, rank, &d);
     if (s == IPT_OK)
         s = put_cut(t, g, &d);
     ipt_free(down);
@@ -269,7 +270,7 @@ static ipt_status merge_changes(ipt_tool *t, const group *g, const ipt_merge_opt
     }
     if (s == IPT_OK) {
         combine(m, o, x, weight, g->n, n, sum);
-        s = ipt_svd_dense(t->ctx, sum, (size_t)a->out, ipt_fan(a), rank, &d);
+        s = ipt_svd_dense(t->ctx, (ipt_matrix){sum, (size_t)a->out, ipt_fan(a)}, rank, &d);
     }
     if (s == IPT_OK)
         s = put_cut(t, g, &d);
@@ -485,7 +486,7 @@ static ipt_status extract_weight(ipt_tool *t, ipt_weights *tuned, size_t module,
         t->report.n_empty++;
     } else {
         size_t fan = (size_t)m->in * (size_t)m->kh * (size_t)m->kw;
-        s = ipt_svd_dense(t->ctx, x, (size_t)m->out, fan, (size_t)rank, &d);
+        s = ipt_svd_dense(t->ctx, (ipt_matrix){x, (size_t)m->out, fan}, (size_t)rank, &d);
         if (s == IPT_OK && o->keep > 0)
             ipt_svd_cut(&d, ipt_rank_for(d.s, d.rank, d.total, o->keep));
         if (s == IPT_OK)

@@ -115,7 +115,8 @@ static ipt_status low_rank_svd(ipt_tool *t, const ipt_adapter_module *a, size_t 
            *up = ipt_calloc(t->ctx, r * n, sizeof *up);
     ipt_status status = down && up ? ipt_adapter_factors(t->ctx, a, base, down, up) : IPT_ERR_NOMEM;
     if (status == IPT_OK)
-        status = ipt_svd_product(t->ctx, up, down, n, r, fan, rank, out);
+        status =
+            ipt_svd_product(t->ctx, (ipt_matrix){up, n, r}, (ipt_matrix){down, r, fan}, rank, out);
     ipt_free(base);
     ipt_free(down);
     ipt_free(up);
@@ -127,8 +128,9 @@ static ipt_status kron_svd(ipt_tool *t, const ipt_adapter_module *a, size_t rank
     const ipt_adapter_kron *k = &a->kron;
     double *p = NULL, *q = NULL;
     IPT_TRY(ipt_adapter_kron_pair(t->ctx, a, &p, &q));
-    ipt_status status = ipt_svd_kron(t->ctx, p, (size_t)k->o1, (size_t)k->i1, q, (size_t)k->o2,
-                                     ipt_fan(a) / (size_t)k->i1, k->is_shuffled, rank, out);
+    ipt_status status = ipt_svd_kron(t->ctx, (ipt_matrix){p, (size_t)k->o1, (size_t)k->i1},
+                                     (ipt_matrix){q, (size_t)k->o2, ipt_fan(a) / (size_t)k->i1},
+                                     k->is_shuffled, rank, out);
     ipt_free(p);
     ipt_free(q);
     return status;
@@ -142,7 +144,8 @@ ipt_status ipt_tool_svd(ipt_tool *t, const ipt_adapter_module *a, size_t rank, i
     if (a->act == IPT_ACTS_KRON)
         return kron_svd(t, a, rank, out);
     IPT_TRY(ipt_tool_delta(t, a, &d));
-    ipt_status status = ipt_svd_dense(t->ctx, d, (size_t)a->out, ipt_fan(a), rank, out);
+    ipt_status status =
+        ipt_svd_dense(t->ctx, (ipt_matrix){d, (size_t)a->out, ipt_fan(a)}, rank, out);
     ipt_free(d);
     return status;
 }

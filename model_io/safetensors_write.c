@@ -88,7 +88,7 @@ static ipt_status append_each(ipt_file_out *f, const ipt_st_write *t, size_t n, 
     for (size_t i = 0; i < n; i++) {
         const void *data = t[i].data;
         size_t bytes = bytes_of(&t[i]);
-        if (!data && bytes > 0) {
+        if (!data && bytes > 0 && fill) {
             IPT_TRY(fill(user, i, room, bytes));
             data = room;
         }

@@ -208,23 +208,23 @@ static ipt_status allocate(ipt_ctx *ctx, size_t m, size_t n, size_t rank, ipt_sv
     return IPT_ERR_NOMEM;
 }
 
-/* From core [k,k] = u s v^T between the rows left [k,m] and right [k,n]; core is used up.  total <
- * 0: the core has all of it. */
-static ipt_status from_core(ipt_ctx *ctx, double *core, size_t k, const double *left, size_t m,
-                            const double *right, size_t n, size_t rank, double total, ipt_svd *out)
+/* From core [k,k] = u s v^T between the rows of left [k,m] and right [k,n]; core is used up.  total
+ * < 0: the core has all of it. */
+static ipt_status from_core(ipt_ctx *ctx, double *core, ipt_matrix left, ipt_matrix right,
+                            size_t rank, double total, ipt_svd *out)
 {
-    size_t keep = rank == 0 || rank > k ? k : rank;
+    size_t k = left.m, keep = rank == 0 || rank > k ? k : rank;
     double *s = ipt_calloc(ctx, k, sizeof *s), *u = ipt_calloc(ctx, k * k, sizeof *u),
            *v = ipt_calloc(ctx, k * k, sizeof *v), sum = 0, head = 0;
-    ipt_status status = s && u && v ? allocate(ctx, m, n, keep, out) : IPT_ERR_NOMEM;
+    ipt_status status = s && u && v ? allocate(ctx, left.n, right.n, keep, out) : IPT_ERR_NOMEM;
     if (status == IPT_OK) {
         status = small_svd(ctx, core, k, s, u, v);
         if (status != IPT_OK)
             ipt_svd_finish(out);
     }
     if (status == IPT_OK) {
-        ipt_add_product(out->u, u, left, keep, k, m, 1);
-        ipt_add_product(out->v, v, right, keep, k, n, 1);
+        ipt_add_product(out->u, u, left.v, keep, k, left.n, 1);
+        ipt_add_product(out->v, v, right.v, keep, k, right.n, 1);
         memcpy(out->s, s, keep * sizeof *s);
         for (size_t i = k; i-- > 0;) { /* smallest first */
             sum += s[i] * s[i];
@@ -263,7 +263,7 @@ static ipt_status exact(ipt_ctx *ctx, double *a, size_t m, size_t n, size_t rank
         factor_lq(a, m, n, l, tau);
         for (size_t i = 0; i < m; i++)
             one[i * m + i] = 1;
-        status = from_core(ctx, l, m, one, m, a, n, rank, -1, out);
+        status = from_core(ctx, l, (ipt_matrix){one, m, m}, (ipt_matrix){a, m, n}, rank, -1, out);
     }
     ipt_free(l);
     ipt_free(one);
@@ -336,28 +336,28 @@ static ipt_status iterate(ipt_ctx *ctx, const double *a, size_t m, size_t n, siz
         before = tail;
     }
     if (status == IPT_OK)
-        status = from_core(ctx, t.l, width, t.left, m, t.right, n, rank, total, out);
+        status = from_core(ctx, t.l, (ipt_matrix){t.left, width, m},
+                           (ipt_matrix){t.right, width, n}, rank, total, out);
     iteration_finish(&t);
     ipt_free(scratch);
     return status;
 }
 
-ipt_status ipt_svd_dense(ipt_ctx *ctx, const double *a, size_t m, size_t n, size_t rank,
-                         ipt_svd *out)
+ipt_status ipt_svd_dense(ipt_ctx *ctx, ipt_matrix a, size_t rank, ipt_svd *out)
 {
-    size_t side = m < n ? m : n;
+    size_t m = a.m, n = a.n, side = m < n ? m : n;
     if (side == 0)
         return ipt_fail(ctx, IPT_ERR_ARG, "singular values of a matrix without values");
     rank = rank == 0 || rank > side ? side : rank;
     if (side > EXACT_SIDE && 2 * rank < side)
-        return iterate(ctx, a, m, n, rank, out);
+        return iterate(ctx, a.v, m, n, rank, out);
     double *copy = ipt_calloc(ctx, m * n, sizeof *copy);
     if (!copy)
         return IPT_ERR_NOMEM;
     if (m > n)
-        transpose(copy, a, m, n);
+        transpose(copy, a.v, m, n);
     else
-        memcpy(copy, a, m * n * sizeof *a);
+        memcpy(copy, a.v, m * n * sizeof *copy);
     ipt_status status = exact(ctx, copy, side, m > n ? m : n, rank, out);
     if (status == IPT_OK && m > n)
         swap_sides(out);
@@ -366,25 +366,38 @@ ipt_status ipt_svd_dense(ipt_ctx *ctx, const double *a, size_t m, size_t n, size
 }
 
 /* --- products --------------------------------------------------------------------------------- */
-static ipt_status wide_product(ipt_ctx *ctx, const double *up, const double *down, size_t m,
-                               size_t r, size_t n, size_t rank, ipt_svd *out)
+static ipt_status wide_product(ipt_ctx *ctx, ipt_matrix up, ipt_matrix down, size_t rank,
+                               ipt_svd *out)
 {
-    double *a = ipt_calloc(ctx, m * n, sizeof *a);
+    double *a = ipt_calloc(ctx, up.m * down.n, sizeof *a);
     if (!a)
         return IPT_ERR_NOMEM;
-    ipt_add_product(a, up, down, m, r, n, 1);
-    ipt_status status = ipt_svd_dense(ctx, a, m, n, rank, out);
+    ipt_add_product(a, up.v, down.v, up.m, up.n, down.n, 1);
+    ipt_status status = ipt_svd_dense(ctx, (ipt_matrix){a, up.m, down.n}, rank, out);
     ipt_free(a);
     return status;
 }
 
-ipt_status ipt_svd_product(ipt_ctx *ctx, const double *up, const double *down, size_t m, size_t r,
-                           size_t n, size_t rank, ipt_svd *out)
+/* The rows of left [r,m] and right [r,n] turned by a decomposition of the core between them. */
+static ipt_status turn(ipt_ctx *ctx, const ipt_svd *c, ipt_matrix left, ipt_matrix right,
+                       ipt_svd *out)
 {
-    if (m == 0 || n == 0 || r == 0)
-        return ipt_fail(ctx, IPT_ERR_ARG, "singular values of a matrix without values");
+    IPT_TRY(allocate(ctx, left.n, right.n, c->rank, out));
+    ipt_add_product(out->u, c->u, left.v, c->rank, left.m, left.n, 1);
+    ipt_add_product(out->v, c->v, right.v, c->rank, right.m, right.n, 1);
+    memcpy(out->s, c->s, c->rank * sizeof *c->s);
+    out->total = c->total;
+    out->tail = c->tail;
+    return IPT_OK;
+}
+
+ipt_status ipt_svd_product(ipt_ctx *ctx, ipt_matrix up, ipt_matrix down, size_t rank, ipt_svd *out)
+{
+    size_t m = up.m, r = up.n, n = down.n;
+    if (m == 0 || n == 0 || r == 0 || r != down.m)
+        return ipt_fail(ctx, IPT_ERR_ARG, "singular values of a product that is none");
     if (r > m || r > n)
-        return wide_product(ctx, up, down, m, r, n, rank, out);
+        return wide_product(ctx, up, down, rank, out);
     double *left = ipt_calloc(ctx, r * m, sizeof *left),
            *right = ipt_calloc(ctx, r * n, sizeof *right), *lu = ipt_calloc(ctx, r * r, sizeof *lu),
            *ld = ipt_calloc(ctx, r * r, sizeof *ld), *core = ipt_calloc(ctx, r * r, sizeof *core),
@@ -392,25 +405,18 @@ ipt_status ipt_svd_product(ipt_ctx *ctx, const double *up, const double *down, s
     ipt_svd c = {0};
     ipt_status status = left && right && lu && ld && core && tau ? IPT_OK : IPT_ERR_NOMEM;
     if (status == IPT_OK) { /* up = left^T lu^T, down = ld right: the core is lu^T ld */
-        transpose(left, up, m, r);
-        memcpy(right, down, r * n * sizeof *right);
+        transpose(left, up.v, m, r);
+        memcpy(right, down.v, r * n * sizeof *right);
         factor_lq(left, r, m, lu, tau);
         factor_lq(right, r, n, ld, tau);
         transpose(core, lu, r, r);
         memcpy(lu, core, r * r * sizeof *lu);
         memset(core, 0, r * r * sizeof *core);
         ipt_add_product(core, lu, ld, r, r, r, 1);
-        status = ipt_svd_dense(ctx, core, r, r, rank, &c);
+        status = ipt_svd_dense(ctx, (ipt_matrix){core, r, r}, rank, &c);
     }
     if (status == IPT_OK)
-        status = allocate(ctx, m, n, c.rank, out);
-    if (status == IPT_OK) {
-        ipt_add_product(out->u, c.u, left, c.rank, r, m, 1);
-        ipt_add_product(out->v, c.v, right, c.rank, r, n, 1);
-        memcpy(out->s, c.s, c.rank * sizeof *c.s);
-        out->total = c.total;
-        out->tail = c.tail;
-    }
+        status = turn(ctx, &c, (ipt_matrix){left, r, m}, (ipt_matrix){right, r, n}, out);
     ipt_svd_finish(&c);
     ipt_free(left);
     ipt_free(right);
@@ -456,38 +462,52 @@ static ipt_status largest_pairs(ipt_ctx *ctx, const ipt_svd *p, const ipt_svd *q
     return IPT_OK;
 }
 
-ipt_status ipt_svd_kron(ipt_ctx *ctx, const double *p, size_t o1, size_t i1, const double *q,
-                        size_t o2, size_t i2, bool is_shuffled, size_t rank, ipt_svd *out)
+/* row <- the outer product of x [a] and y [b] as a vector; the second index is the slower one where
+ * is_shuffled. */
+static void outer(double *row, const double *x, size_t a, const double *y, size_t b,
+                  bool is_shuffled)
 {
-    ipt_svd a = {0}, b = {0};
+    for (size_t i = 0; i < a; i++)
+        for (size_t j = 0; j < b; j++)
+            row[is_shuffled ? j * a + i : i * b + j] = x[i] * y[j];
+}
+
+static ipt_status join_pairs(ipt_ctx *ctx, const ipt_svd *a, const ipt_svd *b, bool is_shuffled,
+                             size_t rank, ipt_svd *out)
+{
     order *o = NULL;
-    size_t n = 0, m = o1 * o2, width = i1 * i2, side = m < width ? m : width;
+    size_t n = 0;
     double head = 0;
-    rank = rank == 0 || rank > side ? side : rank;
-    ipt_status status = ipt_svd_dense(ctx, p, o1, i1, 0, &a);
-    if (status == IPT_OK)
-        status = ipt_svd_dense(ctx, q, o2, i2, rank, &b);
-    if (status == IPT_OK)
-        status = largest_pairs(ctx, &a, &b, rank, &o, &n);
-    if (status == IPT_OK)
-        status = allocate(ctx, m, width, n, out);
+    if (a->rank == 0 || b->rank == 0)
+        return ipt_fail(ctx, IPT_ERR_ARG, "singular values of a product that is none");
+    IPT_TRY(largest_pairs(ctx, a, b, rank, &o, &n));
+    ipt_status status = allocate(ctx, a->m * b->m, a->n * b->n, n, out);
     for (size_t k = 0; status == IPT_OK && k < n; k++) {
-        const double *pu = a.u + o[k].at / b.rank * o1, *qu = b.u + o[k].at % b.rank * o2,
-                     *pv = a.v + o[k].at / b.rank * i1, *qv = b.v + o[k].at % b.rank * i2;
+        size_t i = o[k].at / b->rank, j = o[k].at % b->rank;
         out->s[k] = o[k].s;
         head += o[k].s * o[k].s;
-        for (size_t x = 0; x < o1; x++)
-            for (size_t y = 0; y < o2; y++)
-                out->u[k * m + (is_shuffled ? y * o1 + x : x * o2 + y)] = pu[x] * qu[y];
-        for (size_t x = 0; x < i1; x++)
-            for (size_t y = 0; y < i2; y++)
-                out->v[k * width + x * i2 + y] = pv[x] * qv[y];
-    }
-    if (status == IPT_OK) {
-        out->total = a.total * b.total;
-        out->tail = fmax(out->total - head, 0);
+        outer(out->u + k * out->m, a->u + i * a->m, a->m, b->u + j * b->m, b->m, is_shuffled);
+        outer(out->v + k * out->n, a->v + i * a->n, a->n, b->v + j * b->n, b->n, false);
     }
     ipt_free(o);
+    if (status != IPT_OK)
+        return status;
+    out->total = a->total * b->total;
+    out->tail = fmax(out->total - head, 0);
+    return IPT_OK;
+}
+
+ipt_status ipt_svd_kron(ipt_ctx *ctx, ipt_matrix p, ipt_matrix q, bool is_shuffled, size_t rank,
+                        ipt_svd *out)
+{
+    ipt_svd a = {0}, b = {0};
+    size_t m = p.m * q.m, n = p.n * q.n, side = m < n ? m : n;
+    rank = rank == 0 || rank > side ? side : rank;
+    ipt_status status = ipt_svd_dense(ctx, p, 0, &a);
+    if (status == IPT_OK)
+        status = ipt_svd_dense(ctx, q, rank, &b);
+    if (status == IPT_OK)
+        status = join_pairs(ctx, &a, &b, is_shuffled, rank, out);
     ipt_svd_finish(&a);
     ipt_svd_finish(&b);
     return status;

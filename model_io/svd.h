@@ -7,6 +7,11 @@
 #define IPT_MODEL_IO_SVD_H
 #include "core/core.h"
 
+typedef struct ipt_matrix { /* borrowed, row-major [m,n] */
+    const double *v;
+    size_t m, n;
+} ipt_matrix;
+
 /* a [m,n] = sum_k s[k] u[k] v[k]^T + what was cut off. */
 typedef struct ipt_svd {
     size_t m, n, rank;
@@ -31,16 +36,14 @@ void ipt_svd_cut(ipt_svd *d, size_t rank);
  * moves by less than 1e-5 of itself from one pass to the next, 60 passes at most: `tail` belongs to
  * the vectors returned, whatever they are.  Sources: Golub and Van Loan 5.2, 8.6; Halko, Martinsson
  * and Tropp 2011, algorithm 4.4. */
-IPT_CHECKED ipt_status ipt_svd_dense(ipt_ctx *ctx, const double *a, size_t m, size_t n, size_t rank,
-                                     ipt_svd *out);
+IPT_CHECKED ipt_status ipt_svd_dense(ipt_ctx *ctx, ipt_matrix a, size_t rank, ipt_svd *out);
 /* up [m,r] down [r,n] through an r x r core, which is a whole matrix as above: nothing of size m x
  * n is made while r <= min(m,n). */
-IPT_CHECKED ipt_status ipt_svd_product(ipt_ctx *ctx, const double *up, const double *down, size_t m,
-                                       size_t r, size_t n, size_t rank, ipt_svd *out);
+IPT_CHECKED ipt_status ipt_svd_product(ipt_ctx *ctx, ipt_matrix up, ipt_matrix down, size_t rank,
+                                       ipt_svd *out);
 /* P [o1,i1] kron Q [o2,i2] from the two decompositions (Van Loan 2000): row (a,b) is number a*o2+b,
  * or b*o1+a where is_shuffled; column (i,j) is number i*i2+j. */
-IPT_CHECKED ipt_status ipt_svd_kron(ipt_ctx *ctx, const double *p, size_t o1, size_t i1,
-                                    const double *q, size_t o2, size_t i2, bool is_shuffled,
+IPT_CHECKED ipt_status ipt_svd_kron(ipt_ctx *ctx, ipt_matrix p, ipt_matrix q, bool is_shuffled,
                                     size_t rank, ipt_svd *out);
 /* c [m,n] += s a [m,k] b [k,n]. */
 void ipt_add_product(double *c, const double *a, const double *b, size_t m, size_t k, size_t n,
