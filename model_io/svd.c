@@ -30,22 +30,36 @@ static void axpy(double *y, double s, const double *x, size_t n)
         y[i] += s * x[i];
 }
 
+/* Two rows of c by four of b at once: what is read serves twice, and c is touched a quarter as
+ * often. */
+static void add_block(double *c, double *d, const double w[8], const double *x, size_t n)
+{
+    for (size_t t = 0; t < n; t++) {
+        double p = x[t], q = x[n + t], r = x[2 * n + t], s = x[3 * n + t];
+        c[t] += w[0] * p + w[1] * q + (w[2] * r + w[3] * s);
+        d[t] += w[4] * p + w[5] * q + (w[6] * r + w[7] * s);
+    }
+}
+
 void ipt_add_product(double *c, const double *a, const double *b, size_t m, size_t k, size_t n,
                      double s)
 {
-    for (size_t i = 0; i < m; i++) {
-        double *row = c + i * n;
+    size_t i = 0;
+    for (; i + 2 <= m; i += 2) {
+        const double *p = a + i * k, *q = p + k;
         size_t j = 0;
-        for (; j + 4 <= k; j += 4) { /* four rows of b at once: c is read and written less often */
-            const double *x = b + j * n, w[4] = {s * a[i * k + j], s * a[i * k + j + 1],
-                                                 s * a[i * k + j + 2], s * a[i * k + j + 3]};
-            for (size_t t = 0; t < n; t++)
-                row[t] +=
-                    w[0] * x[t] + w[1] * x[n + t] + (w[2] * x[2 * n + t] + w[3] * x[3 * n + t]);
+        for (; j + 4 <= k; j += 4) {
+            const double w[8] = {s * p[j], s * p[j + 1], s * p[j + 2], s * p[j + 3],
+                                 s * q[j], s * q[j + 1], s * q[j + 2], s * q[j + 3]};
+            add_block(c + i * n, c + (i + 1) * n, w, b + j * n, n);
         }
-        for (; j < k; j++)
-            axpy(row, s * a[i * k + j], b + j * n, n);
+        for (; j < k; j++) {
+            axpy(c + i * n, s * p[j], b + j * n, n);
+            axpy(c + (i + 1) * n, s * q[j], b + j * n, n);
+        }
     }
+    for (size_t j = 0; i < m && j < k; j++)
+        axpy(c + i * n, s * a[i * k + j], b + j * n, n);
 }
 
 /* c [m,k] = a [m,n] b^T, b [k,n]. */
@@ -272,7 +286,8 @@ static ipt_status exact(ipt_ctx *ctx, double *a, size_t m, size_t n, size_t rank
 }
 
 typedef struct iteration {
-    double *left, *right, *l, *core, *tau, *s, *u, *v; /* [w,m] [w,n] [w,w] ... */
+    double *left, *right, *turned; /* [w,m] [w,n] [n,w] */
+    double *l, *core, *tau, *s, *u, *v;
     size_t width;
 } iteration;
 
@@ -280,6 +295,7 @@ static bool iteration_init(ipt_ctx *ctx, iteration *t, size_t m, size_t n, size_
 {
     *t = (iteration){.left = ipt_calloc(ctx, width * m, sizeof(double)),
                      .right = ipt_calloc(ctx, width * n, sizeof(double)),
+                     .turned = ipt_calloc(ctx, width * n, sizeof(double)),
                      .l = ipt_calloc(ctx, width * width, sizeof(double)),
                      .core = ipt_calloc(ctx, width * width, sizeof(double)),
                      .tau = ipt_calloc(ctx, width, sizeof(double)),
@@ -287,12 +303,12 @@ static bool iteration_init(ipt_ctx *ctx, iteration *t, size_t m, size_t n, size_
                      .u = ipt_calloc(ctx, width * width, sizeof(double)),
                      .v = ipt_calloc(ctx, width * width, sizeof(double)),
                      .width = width};
-    return t->left && t->right && t->l && t->core && t->tau && t->s && t->u && t->v;
+    return t->left && t->right && t->turned && t->l && t->core && t->tau && t->s && t->u && t->v;
 }
 
 static void iteration_finish(iteration *t)
 {
-    double *all[] = {t->left, t->right, t->l, t->core, t->tau, t->s, t->u, t->v};
+    double *all[] = {t->left, t->right, t->turned, t->l, t->core, t->tau, t->s, t->u, t->v};
     for (size_t i = 0; i < IPT_COUNT(all); i++)
         ipt_free(all[i]);
 }
@@ -301,7 +317,9 @@ static void iteration_finish(iteration *t)
 static void one_pass(iteration *t, const double *a, size_t m, size_t n, double *scratch)
 {
     size_t w = t->width;
-    times_transposed(scratch, a, t->right, m, n, w); /* [m,w] */
+    transpose(t->turned, t->right, w, n);
+    memset(scratch, 0, m * w * sizeof *scratch);
+    ipt_add_product(scratch, a, t->turned, m, n, w, 1);
     transpose(t->left, scratch, m, w);
     factor_lq(t->left, w, m, t->l, t->tau);
     memset(t->right, 0, w * n * sizeof *t->right);
