@@ -354,14 +354,21 @@ static ipt_status find_method(ipt_ctx *ctx, const ipt_lora_merge_opts *o, ipt_me
     return IPT_OK;
 }
 
+/* A weight as it was written: 0.8 is no float, but floats keep six digits. */
+static double decimal(float w)
+{
+    char text[32];
+    return strtod(ipt_name(text, sizeof text, "%.6g", (double)w), NULL);
+}
+
 /* The first file is open; the others, and all weights. */
 static ipt_status open_inputs(work *w, const ipt_lora *lora, size_t n, ipt_merge_input *in)
 {
     for (size_t i = 0; i < n; i++) {
         if (i > 0)
             IPT_TRY(add_file(w, lora[i].path));
-        in[i] = (ipt_merge_input){i > 0 ? w->more[i - 1] : w->fit.file, (double)lora[i].weight,
-                                  (double)lora[i].te_weight};
+        in[i] = (ipt_merge_input){i > 0 ? w->more[i - 1] : w->fit.file, decimal(lora[i].weight),
+                                  decimal(lora[i].te_weight)};
     }
     return IPT_OK;
 }
@@ -487,8 +494,8 @@ ipt_status ipt_model_bake_loras(ipt_ctx *ctx, const ipt_lora_job *job, const ipt
     ipt_status s = begin_model(ctx, job, "bake", &w);
     for (size_t i = 0; s == IPT_OK && i < n; i++) {
         s = add_file(&w, lora[i].path);
-        in[i] = (ipt_merge_input){s == IPT_OK ? w.more[i] : NULL, (double)lora[i].weight,
-                                  (double)lora[i].te_weight};
+        in[i] = (ipt_merge_input){s == IPT_OK ? w.more[i] : NULL, decimal(lora[i].weight),
+                                  decimal(lora[i].te_weight)};
     }
     if (s == IPT_OK)
         s = check_out(ctx, job->out, ipt_is_dir(ipt_model_path(w.fit.model)));
