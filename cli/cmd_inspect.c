@@ -92,6 +92,7 @@ static void show_model(const json_t *o)
 
 typedef struct inspect_args {
     const char *model, *config_dir, *file;
+    bool energy;
 } inspect_args;
 
 static int run_model(cli *c, const cli_command *cmd, int argc, char **argv)
@@ -228,7 +229,9 @@ static int run_lora(cli *c, const cli_command *cmd, int argc, char **argv)
     char *text = NULL;
     int rc = cli_parse(c, cmd, argc, argv, &a, &args);
     if (rc == CLI_GO_ON) {
-        ipt_status s = ipt_lora_describe(c->ctx, args.item[0], a.model, a.config_dir, &text);
+        ipt_status s =
+            a.energy ? ipt_lora_describe_all(c->ctx, args.item[0], a.model, a.config_dir, &text)
+                     : ipt_lora_describe(c->ctx, args.item[0], a.model, a.config_dir, &text);
         rc = s == IPT_OK ? print_description(c, text, show_lora) : cli_fail_status(c, s);
     }
     cli_list_finish(&args);
@@ -316,6 +319,9 @@ static const cli_option lora_options[] = {
      offsetof(inspect_args, model), 0, 0, NULL},
     {"config-dir", 0, CLI_TEXT, "DIR", "diffusers folder whose configs a single file follows",
      offsetof(inspect_args, config_dir), 0, 0, NULL},
+    {"energy", 0, CLI_FLAG, NULL,
+     "where its change is, block by block, also when that takes more than seconds",
+     offsetof(inspect_args, energy), 0, 0, NULL},
     {0},
 };
 static const cli_option token_options[] = {
@@ -341,8 +347,12 @@ const cli_command cli_cmd_model_inspect = {
 const cli_command cli_cmd_lora_inspect = {
     .name = "lora inspect",
     .brief = "family, ranks, trigger words and fit of a LoRA file",
-    .usage = "FILE [-m MODEL] [--json]",
-    .about = "",
+    .usage = "FILE [-m MODEL] [--energy] [--json]",
+    .about =
+        "Says what will apply, what fits nothing and what it was made for; hashes as A1111, kohya "
+        "and\n"
+        "Civitai have them; and, of small files or with --energy, the share of each block in the\n"
+        "squared norm of its change (DoRA, OFT, IA3 and GLoRA need -m MODEL for that).\n",
     .option = lora_options,
     .example = "  impasto lora inspect style.safetensors -m sd15.safetensors\n"
                "  impasto lora inspect style.safetensors -m sd15.safetensors --json\n",

@@ -247,9 +247,18 @@ static const char *algorithm(const ipt_adapter_file *a)
 }
 
 /* The parts of the change's squared norm in the blocks of a component, in the order of the model.
- * null where it cannot be known: values that are no numbers, kinds that need the model. */
-static ipt_status energy_json(const ipt_lora_fit *f, json_t **out)
+ * null where it cannot be known (values that are no numbers, kinds that need the model) or is not
+ * asked for and would take long. */
+static const double FREE_ENERGY = 2e9; /* multiply-adds, a second or two */
+static ipt_status energy_json(const ipt_lora_fit *f, bool at_any_cost, json_t **out)
 {
+    double cost = 0;
+    for (size_t i = 0; i < f->file->n_module; i++)
+        cost += ipt_tool_norm2_cost(&f->file->module[i]);
+    if (cost > FREE_ENERGY && !at_any_cost) {
+        *out = json_null();
+        return IPT_OK;
+    }
     ipt_tool t = {.ctx = f->ctx, .module = f->modules.module, .n_module = f->modules.n};
     json_t *o = json_object();
     double total = 0;
@@ -281,7 +290,7 @@ static ipt_status energy_json(const ipt_lora_fit *f, json_t **out)
     return s;
 }
 
-static ipt_status lora_json(const ipt_lora_fit *f, json_t **out)
+static ipt_status lora_json(const ipt_lora_fit *f, bool at_any_cost, json_t **out)
 {
     const ipt_adapter_file *a = f->file;
     double lo = 0, hi = 0;
@@ -331,7 +340,7 @@ static ipt_status lora_json(const ipt_lora_fit *f, json_t **out)
     json_object_set_new(o, "data_sha256", ipt_json_text(a->data_sha256));
     json_object_set_new(o, "metadata", a->metadata ? json_deep_copy(a->metadata) : json_object());
     json_t *energy = NULL;
-    ipt_status s = energy_json(f, &energy);
+    ipt_status s = energy_json(f, at_any_cost, &energy);
     json_object_set_new(o, "energy", energy);
     if (s == IPT_OK)
         *out = o;
@@ -340,17 +349,29 @@ static ipt_status lora_json(const ipt_lora_fit *f, json_t **out)
     return s;
 }
 
-ipt_status ipt_lora_describe(ipt_ctx *ctx, const char *lora, const char *model,
-                             const char *config_dir, char **json)
+static ipt_status describe_lora(ipt_ctx *ctx, const char *lora, const char *model,
+                                const char *config_dir, bool at_any_cost, char **json)
 {
     ipt_lora_fit f = {0};
     json_t *o = NULL;
     IPT_TRY(ipt_lora_fit_open(ctx, lora, model, config_dir, &f));
-    ipt_status s = lora_json(&f, &o);
+    ipt_status s = lora_json(&f, at_any_cost, &o);
     if (s == IPT_OK)
         s = print_json(ctx, o, json);
     ipt_lora_fit_finish(&f);
     return s;
+}
+
+ipt_status ipt_lora_describe(ipt_ctx *ctx, const char *lora, const char *model,
+                             const char *config_dir, char **json)
+{
+    return describe_lora(ctx, lora, model, config_dir, false, json);
+}
+
+ipt_status ipt_lora_describe_all(ipt_ctx *ctx, const char *lora, const char *model,
+                                 const char *config_dir, char **json)
+{
+    return describe_lora(ctx, lora, model, config_dir, true, json);
 }
 
 /* --- texts ------------------------------------------------------------------------------------ */

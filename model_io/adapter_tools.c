@@ -136,10 +136,18 @@ static ipt_status kron_svd(ipt_tool *t, const ipt_adapter_module *a, size_t rank
     return status;
 }
 
+/* A LoHa of rank 32 has 1024 columns: then its matrix costs less than its factors.  Multiply-adds
+ * of turning both factors, and of making the matrix and a dozen passes over it. */
+static bool is_cheap(const ipt_adapter_module *a, size_t rank)
+{
+    double r = a->n_col, n = a->out, fan = (double)ipt_fan(a);
+    return rank == 0 || 4 * r * r * (n + fan) <= n * fan * (2 * r + 48 * ((double)rank + 12));
+}
+
 ipt_status ipt_tool_svd(ipt_tool *t, const ipt_adapter_module *a, size_t rank, ipt_svd *out)
 {
     double *d = NULL;
-    if (a->act == IPT_ACTS_LOW_RANK)
+    if (a->act == IPT_ACTS_LOW_RANK && is_cheap(a, rank))
         return low_rank_svd(t, a, rank, out);
     if (a->act == IPT_ACTS_KRON)
         return kron_svd(t, a, rank, out);
@@ -365,12 +373,22 @@ ipt_status ipt_tool_put_same(ipt_tool *t, const ipt_adapter_module *a)
     return IPT_OK;
 }
 
+double ipt_tool_norm2_cost(const ipt_adapter_module *a)
+{
+    double r = a->n_col, n = a->out, fan = ipt_tool_is_vector(a) ? 1 : (double)ipt_fan(a);
+    if (a->act == IPT_ACTS_LOW_RANK && r * (n + fan) <= n * fan)
+        return r * r * (n + fan);
+    if (a->act == IPT_ACTS_KRON)
+        return (double)a->kron.o1 * a->kron.i1 + (double)a->kron.o2 * fan / a->kron.i1;
+    return n * fan * (2.0 * a->rank + 4);
+}
+
 ipt_status ipt_tool_norm2(ipt_tool *t, const ipt_adapter_module *a, double *norm2)
 {
     size_t fan = ipt_tool_is_vector(a) ? 1 : ipt_fan(a), n = (size_t)a->out * fan;
     double *x = NULL, *y = NULL;
     ipt_status s = IPT_OK;
-    if (a->act == IPT_ACTS_LOW_RANK) {
+    if (a->act == IPT_ACTS_LOW_RANK && (size_t)a->n_col * ((size_t)a->out + fan) <= n) {
         size_t r = (size_t)a->n_col;
         double *base = NULL;
         IPT_TRY(ipt_tool_base(t, a, &base));

@@ -142,6 +142,7 @@ IPT_CHECKED ipt_status ipt_tool_svd(ipt_tool *t, const ipt_adapter_module *a, si
 IPT_CHECKED ipt_status ipt_tool_delta(ipt_tool *t, const ipt_adapter_module *a, double **delta);
 /* The squared Frobenius norm of a part's change, without making it where it has factors. */
 IPT_CHECKED ipt_status ipt_tool_norm2(ipt_tool *t, const ipt_adapter_module *a, double *norm2);
+double ipt_tool_norm2_cost(const ipt_adapter_module *a); /* its multiply-adds, roughly */
 /* Writes what is kept of d as factors sqrt(s) v and sqrt(s) u with alpha = rank; axes: 2 or 4. Adds
  * to the report. */
 IPT_CHECKED ipt_status ipt_tool_put_svd(ipt_tool *t, size_t module, const ipt_svd *d,
