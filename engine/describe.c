@@ -246,10 +246,11 @@ static const char *algorithm(const ipt_adapter_file *a)
     return strcmp(name, "lora") == 0 && a->has_conv ? "locon" : name;
 }
 
+static const double FREE_ENERGY = 2e9; /* multiply-adds, a second or two */
+
 /* The parts of the change's squared norm in the blocks of a component, in the order of the model.
  * null where it cannot be known (values that are no numbers, kinds that need the model) or is not
  * asked for and would take long. */
-static const double FREE_ENERGY = 2e9; /* multiply-adds, a second or two */
 static ipt_status energy_json(const ipt_lora_fit *f, bool at_any_cost, json_t **out)
 {
     double cost = 0;
