@@ -92,6 +92,7 @@ static void show_model(const json_t *o)
 
 typedef struct inspect_args {
     const char *model, *config_dir, *file;
+    bool energy;
 } inspect_args;
 
 static int run_model(cli *c, const cli_command *cmd, int argc, char **argv)
@@ -140,6 +141,10 @@ static void show_fit(const json_t *o)
     const json_t *groups = json_object_get(o, "groups"), *nan = json_object_get(o, "nan");
     const char *made = ipt_json_str(o, "made_for", NULL), *says = ipt_json_str(o, "claims", NULL);
     size_t n_unmatched = json_array_size(json_object_get(o, "unmatched"));
+    cli_line(stdout, "%-15s %lld/%lld keys in %lld modules%s", "will apply",
+             (long long)ipt_json_int(o, "keys_applied", 0), (long long)ipt_json_int(o, "keys", 0),
+             (long long)ipt_json_int(o, "matched", 0),
+             ipt_json_int(o, "harmless", 0) ? " (the rest could change nothing)" : "");
     cli_line(stdout, "%-15s %lld matched, %zu keys unmatched%s, %zu with NaN", "modules",
              (long long)ipt_json_int(o, "matched", 0), n_unmatched,
              n_unmatched ? " (generate needs --allow-partial)" : "", json_array_size(nan));
@@ -158,6 +163,39 @@ static void show_fit(const json_t *o)
                  json_array_size(nan), json_string_value(json_array_get(nan, 0)));
 }
 
+/* Where its change is: the share of each block in the squared norm of all. */
+static void show_energy(const json_t *energy)
+{
+    const char *comp, *block;
+    json_t *part, *v;
+    double total = ipt_json_num(energy, "total", 0);
+    json_object_foreach((json_t *)(uintptr_t)energy, comp, part)
+    {
+        bool first = true;
+        json_object_foreach(part, block, v)
+        {
+            if (first)
+                cli_put(stdout, "%-15s", comp);
+            cli_put(stdout, "%s %s %.1f %%", first ? "" : ",", block,
+                    total > 0 ? 100 * json_number_value(v) / total : 0);
+            first = false;
+        }
+        if (!first)
+            cli_line(stdout, "%s", " of its energy");
+    }
+}
+
+/* kohya's own note of the data's hash: another one means that tensors changed since. */
+static const char *noted_hash(const json_t *o)
+{
+    const char *noted = ipt_json_str(json_object_get(o, "metadata"), "sshs_model_hash", NULL);
+    if (!noted)
+        return "";
+    return strcmp(noted, member(o, "data_sha256")) == 0
+               ? ", as its metadata says"
+               : "; its metadata notes another: the tensors changed since";
+}
+
 static void show_lora(const json_t *o)
 {
     const json_t *meta = json_object_get(o, "metadata");
@@ -174,10 +212,12 @@ static void show_lora(const json_t *o)
     const json_t *by = json_object_get(o, "components");
     json_object_foreach((json_t *)(uintptr_t)by, key, v)
         cli_line(stdout, "%-15s %lld modules", key, (long long)json_integer_value(v));
+    show_energy(json_object_get(o, "energy"));
     show_embeddings(json_object_get(o, "embeddings"));
     show_words(json_object_get(o, "trigger_words"));
     field("sha256", member(o, "sha256"));
-    cli_line(stdout, "%-15s %s (A1111: %s)", "hash", member(o, "autov2"), member(o, "autov3"));
+    cli_line(stdout, "%-15s %s (A1111: %s%s)", "hash", member(o, "autov2"), member(o, "autov3"),
+             noted_hash(o));
     json_object_foreach((json_t *)(uintptr_t)meta, key, v) if (shown++ < 12)
         cli_line(stdout, "  %s: %.100s", key, json_is_string(v) ? json_string_value(v) : "...");
 }
@@ -189,7 +229,9 @@ static int run_lora(cli *c, const cli_command *cmd, int argc, char **argv)
     char *text = NULL;
     int rc = cli_parse(c, cmd, argc, argv, &a, &args);
     if (rc == CLI_GO_ON) {
-        ipt_status s = ipt_lora_describe(c->ctx, args.item[0], a.model, a.config_dir, &text);
+        ipt_status s =
+            a.energy ? ipt_lora_describe_all(c->ctx, args.item[0], a.model, a.config_dir, &text)
+                     : ipt_lora_describe(c->ctx, args.item[0], a.model, a.config_dir, &text);
         rc = s == IPT_OK ? print_description(c, text, show_lora) : cli_fail_status(c, s);
     }
     cli_list_finish(&args);
@@ -277,6 +319,9 @@ static const cli_option lora_options[] = {
      offsetof(inspect_args, model), 0, 0, NULL},
     {"config-dir", 0, CLI_TEXT, "DIR", "diffusers folder whose configs a single file follows",
      offsetof(inspect_args, config_dir), 0, 0, NULL},
+    {"energy", 0, CLI_FLAG, NULL,
+     "where its change is, block by block, also when that takes more than seconds",
+     offsetof(inspect_args, energy), 0, 0, NULL},
     {0},
 };
 static const cli_option token_options[] = {
@@ -302,8 +347,12 @@ const cli_command cli_cmd_model_inspect = {
 const cli_command cli_cmd_lora_inspect = {
     .name = "lora inspect",
     .brief = "family, ranks, trigger words and fit of a LoRA file",
-    .usage = "FILE [-m MODEL] [--json]",
-    .about = "",
+    .usage = "FILE [-m MODEL] [--energy] [--json]",
+    .about =
+        "Says what will apply, what fits nothing and what it was made for; hashes as A1111, kohya "
+        "and\n"
+        "Civitai have them; and, of small files or with --energy, the share of each block in the\n"
+        "squared norm of its change (DoRA, OFT, IA3 and GLoRA need -m MODEL for that).\n",
     .option = lora_options,
     .example = "  impasto lora inspect style.safetensors -m sd15.safetensors\n"
                "  impasto lora inspect style.safetensors -m sd15.safetensors --json\n",

@@ -10,9 +10,10 @@
 #include <sys/random.h>
 #include <unistd.h>
 
-static const cli_command *const commands[] = {&cli_cmd_generate,      &cli_cmd_devices,
-                                              &cli_cmd_model_inspect, &cli_cmd_lora_inspect,
-                                              &cli_cmd_tokenize,      &cli_cmd_bench};
+static const cli_command *const commands[] = {
+    &cli_cmd_generate,     &cli_cmd_devices,      &cli_cmd_model_inspect, &cli_cmd_model_bake,
+    &cli_cmd_lora_inspect, &cli_cmd_lora_convert, &cli_cmd_lora_resize,   &cli_cmd_lora_merge,
+    &cli_cmd_lora_extract, &cli_cmd_tokenize,     &cli_cmd_bench};
 
 /* What a signal handler may touch: the one place of the program that needs a global. */
 static ipt_stop stop;
@@ -113,21 +114,37 @@ static const cli_command *find_command(int argc, char **argv, int *used)
     return NULL;
 }
 
+/* The second words of the commands that begin with `first`, space separated; "": there are none. */
+static void second_words(const char *first, char *buf, size_t n)
+{
+    size_t at = 0, len = strlen(first);
+    buf[0] = 0;
+    for (size_t i = 0; i < IPT_COUNT(commands) && at < n; i++)
+        if (strncmp(commands[i]->name, first, len) == 0 && commands[i]->name[len] == ' ')
+            at += (size_t)snprintf(buf + at, n - at, "%s%s", at ? " " : "",
+                                   commands[i]->name + len + 1);
+}
+
 static int unknown_command(const cli *c, int argc, char **argv)
 {
     char words[256] = "", near[64];
     size_t at = 0;
-    for (size_t i = 0; i < IPT_COUNT(commands); i++) {
-        const char *name = commands[i]->name, *second = strchr(name, ' ');
-        size_t n = second ? (size_t)(second - name) : strlen(name);
-        if (second && strlen(argv[0]) == n && memcmp(argv[0], name, n) == 0)
-            return argc > 1 && argv[1][0] != '-'
-                       ? cli_usage_error(
-                             c, "unknown command '%s %s'; did you mean %s? See impasto help",
-                             argv[0], argv[1], name)
-                       : cli_usage_error(c, "%s needs a second word: %s; see impasto %s --help",
-                                         argv[0], second + 1, name);
-        at += (size_t)snprintf(words + at, sizeof words - at, "%.*s ", (int)n, name);
+    second_words(argv[0], words, sizeof words);
+    if (words[0] && argc > 1 && argv[1][0] != '-') {
+        const char *hint = cli_nearest(argv[1], words, near, sizeof near);
+        return hint ? cli_usage_error(
+                          c, "unknown command '%s %s'; did you mean %s %s? See impasto help",
+                          argv[0], argv[1], argv[0], hint)
+                    : cli_usage_error(c, "unknown command '%s %s'; one of: %s %s; see impasto help",
+                                      argv[0], argv[1], argv[0], words);
+    }
+    if (words[0])
+        return cli_usage_error(c, "%s needs a second word: %s; see impasto %s %.*s --help", argv[0],
+                               words, argv[0], (int)strcspn(words, " "), words);
+    for (size_t i = 0; i < IPT_COUNT(commands) && at < sizeof words; i++) {
+        const char *name = commands[i]->name;
+        at +=
+            (size_t)snprintf(words + at, sizeof words - at, "%.*s ", (int)strcspn(name, " "), name);
     }
     const char *hint = cli_nearest(argv[0], words, near, sizeof near);
     return hint ? cli_usage_error(c, "unknown command '%s'; did you mean %s? See impasto help",

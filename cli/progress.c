@@ -36,7 +36,12 @@ static const char *stage_text(const char *stage)
                                            {"hash", "hashing the model"},
                                            {"fold", "adapters into the weights"},
                                            {"unfold", "adapters out of the weights"},
-                                           {"save", "saving"}};
+                                           {"save", "saving"},
+                                           {"convert", "converting"},
+                                           {"resize", "resizing"},
+                                           {"merge", "merging"},
+                                           {"bake", "baking"},
+                                           {"extract", "extracting"}};
     for (size_t i = 0; i < IPT_COUNT(names); i++)
         if (strcmp(stage, names[i][0]) == 0)
             return names[i][1];

@@ -152,6 +152,7 @@ IPT_CHECKED bool ipt_add_size(size_t a, size_t b, size_t *out);
 float ipt_f16_to_f32(uint16_t h);
 uint16_t ipt_f32_to_f16(float f);
 float ipt_bf16_to_f32(uint16_t h);
+uint16_t ipt_f32_to_bf16(float f);
 float ipt_f8e4m3_to_f32(uint8_t v); /* OCP E4M3FN, bias 7 */
 float ipt_f8e5m2_to_f32(uint8_t v); /* OCP E5M2, bias 15 */
 
@@ -207,6 +208,20 @@ typedef struct ipt_bytes {
 /* The same for n pieces, one after the other. */
 IPT_CHECKED ipt_status ipt_file_write_parts(ipt_ctx *ctx, const char *path, const ipt_bytes *part,
                                             size_t n);
+/* The same in steps, for what is made as it is written: open, write any number of times, close.
+ * *out: the caller's until ipt_file_close, which gives the file its name (keep) or leaves nothing
+ * behind; it is closed after a failure of either, too. */
+typedef struct ipt_file_out ipt_file_out;
+IPT_CHECKED ipt_status ipt_file_create(ipt_ctx *ctx, const char *path, ipt_file_out **out);
+IPT_CHECKED ipt_status ipt_file_append(ipt_file_out *f, const void *data, size_t size);
+IPT_CHECKED ipt_status ipt_file_close(ipt_file_out **f, bool keep);
+/* A folder whole or not at all: begin makes an empty folder beside `path` and names it in tmp;
+ * commit renames it; abort removes it with the files and one level of folders in it.  `path` must
+ * be new, or an empty folder.  Errors: IPT_ERR_OUTPUT. */
+enum { IPT_DIR_MAX = 4096 };
+IPT_CHECKED ipt_status ipt_dir_begin(ipt_ctx *ctx, const char *path, char tmp[IPT_DIR_MAX]);
+IPT_CHECKED ipt_status ipt_dir_commit(ipt_ctx *ctx, const char *tmp, const char *path);
+void ipt_dir_abort(const char *tmp);
 /* Whether ipt_file_write could, asked before the work whose result goes there: the name's length,
  * the folder, permissions.  Leaves no trace.  Errors: IPT_ERR_OUTPUT. */
 IPT_CHECKED ipt_status ipt_file_check_write(ipt_ctx *ctx, const char *path);

@@ -1,6 +1,7 @@
 /* core/file_write.c - outputs: files whole or not at all; devices and pipes as they are. */
 #include "core/core.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -134,63 +135,102 @@ static ipt_status open_sibling(ipt_ctx *ctx, const char *path, const target *t, 
     return IPT_OK;
 }
 
-static ipt_status write_direct(ipt_ctx *ctx, const char *path, const target *t,
-                               const ipt_bytes *part, size_t n)
+struct ipt_file_out {
+    ipt_ctx *ctx;
+    target t;
+    char *path;         /* for messages */
+    char tmp[PATH_MAX]; /* not direct: what is written */
+    int fd;
+};
+
+static int open_direct(ipt_ctx *ctx, const target *t)
 {
-    int fd = -1;
     for (;;) { /* a pipe waits for its reader, but not so that nothing can be cancelled */
-        fd = t->number >= 0
-                 ? dup(t->number)
-                 : open(t->path, O_WRONLY | O_CLOEXEC | O_NOCTTY | (t->pipe ? O_NONBLOCK : 0));
-        if (fd >= 0 || !t->pipe || errno != ENXIO)
-            break;
-        if (ipt_cancelled(ctx))
-            return ipt_fail(ctx, IPT_ERR_CANCELLED, "cancelled");
+        int fd = t->number >= 0
+                     ? dup(t->number)
+                     : open(t->path, O_WRONLY | O_CLOEXEC | O_NOCTTY | (t->pipe ? O_NONBLOCK : 0));
+        if (fd >= 0 || !t->pipe || errno != ENXIO || ipt_cancelled(ctx))
+            return fd;
         nanosleep(&(struct timespec){.tv_nsec = 20 * 1000 * 1000}, NULL);
     }
-    if (fd < 0 || (t->pipe && fcntl(fd, F_SETFL, O_WRONLY) != 0)) {
-        int err = errno;
-        if (fd >= 0)
-            close(fd);
-        return cannot(ctx, path, strerror(err));
-    }
-    bool ok = true;
-    for (size_t i = 0; ok && i < n; i++)
-        ok = write_all(fd, part[i].data, part[i].size);
+}
+
+static ipt_status create(ipt_file_out *f)
+{
+    if (!f->t.direct)
+        return open_sibling(f->ctx, f->path, &f->t, f->tmp, &f->fd);
+    f->fd = open_direct(f->ctx, &f->t);
+    if (f->fd < 0 && errno == ENXIO && ipt_cancelled(f->ctx))
+        return ipt_fail(f->ctx, IPT_ERR_CANCELLED, "cancelled");
+    if (f->fd >= 0 && (!f->t.pipe || fcntl(f->fd, F_SETFL, O_WRONLY) == 0))
+        return IPT_OK;
     int err = errno;
-    if (close(fd) != 0 && ok) {
+    if (f->fd >= 0)
+        close(f->fd);
+    return cannot(f->ctx, f->path, strerror(err));
+}
+
+static void destroy(ipt_file_out **f)
+{
+    ipt_free((*f)->path);
+    ipt_free(*f);
+    *f = NULL;
+}
+
+ipt_status ipt_file_create(ipt_ctx *ctx, const char *path, ipt_file_out **out)
+{
+    ipt_file_out *f = ipt_alloc(ctx, sizeof *f);
+    if (!f)
+        return IPT_ERR_NOMEM;
+    f->ctx = ctx;
+    f->path = ipt_strdup(ctx, path);
+    ipt_status status = f->path ? find_target(ctx, path, &f->t) : IPT_ERR_NOMEM;
+    if (status == IPT_OK)
+        status = create(f);
+    if (status != IPT_OK) {
+        destroy(&f);
+        return status;
+    }
+    *out = f;
+    return IPT_OK;
+}
+
+ipt_status ipt_file_append(ipt_file_out *f, const void *data, size_t size)
+{
+    return write_all(f->fd, data, size) ? IPT_OK : cannot(f->ctx, f->path, strerror(errno));
+}
+
+ipt_status ipt_file_close(ipt_file_out **pf, bool keep)
+{
+    ipt_file_out *f = *pf;
+    ipt_status status = IPT_OK;
+    bool ok = !keep || f->t.direct || fsync(f->fd) == 0;
+    int err = errno;
+    if (close(f->fd) != 0 && ok) {
         ok = false;
         err = errno;
     }
-    return ok ? IPT_OK : cannot(ctx, path, strerror(err));
+    if (ok && keep && !f->t.direct && rename(f->tmp, f->t.path) != 0) {
+        ok = false;
+        err = errno;
+    }
+    if (!f->t.direct && !(ok && keep))
+        unlink(f->tmp);
+    if (!ok && keep)
+        status = cannot(f->ctx, f->path, strerror(err));
+    destroy(pf);
+    return status;
 }
 
 ipt_status ipt_file_write_parts(ipt_ctx *ctx, const char *path, const ipt_bytes *part, size_t n)
 {
-    target t;
-    char tmp[PATH_MAX];
-    IPT_TRY(find_target(ctx, path, &t));
-    if (t.direct)
-        return write_direct(ctx, path, &t, part, n);
-    int fd = -1;
-    IPT_TRY(open_sibling(ctx, path, &t, tmp, &fd));
-    bool ok = true;
-    for (size_t i = 0; ok && i < n; i++)
-        ok = write_all(fd, part[i].data, part[i].size);
-    ok = ok && fsync(fd) == 0;
-    int err = errno;
-    if (close(fd) != 0 && ok) {
-        ok = false;
-        err = errno;
-    }
-    if (ok && rename(tmp, t.path) != 0) {
-        ok = false;
-        err = errno;
-    }
-    if (ok)
-        return IPT_OK;
-    unlink(tmp);
-    return cannot(ctx, path, strerror(err));
+    ipt_file_out *f = NULL;
+    IPT_TRY(ipt_file_create(ctx, path, &f));
+    ipt_status status = IPT_OK, closed = IPT_OK;
+    for (size_t i = 0; status == IPT_OK && i < n; i++)
+        status = ipt_file_append(f, part[i].data, part[i].size);
+    closed = ipt_file_close(&f, status == IPT_OK);
+    return status != IPT_OK ? status : closed;
 }
 
 ipt_status ipt_file_write(ipt_ctx *ctx, const char *path, const void *data, size_t size)
@@ -222,4 +262,67 @@ bool ipt_file_is_direct(const char *path)
 {
     target t;
     return find_target(NULL, path, &t) == IPT_OK && t.direct;
+}
+
+/* --- folders ---------------------------------------------------------------------------------- */
+static bool is_empty(const char *dir)
+{
+    size_t n = 0;
+    DIR *d = opendir(dir);
+    for (struct dirent *e = d ? readdir(d) : NULL; e; e = readdir(d))
+        n += strcmp(e->d_name, ".") != 0 && strcmp(e->d_name, "..") != 0;
+    if (!d)
+        return false;
+    closedir(d);
+    return n == 0;
+}
+
+ipt_status ipt_dir_begin(ipt_ctx *ctx, const char *path, char tmp[IPT_DIR_MAX])
+{
+    target t = {.number = -1};
+    size_t len = strlen(path);
+    while (len > 1 && path[len - 1] == '/')
+        len--;
+    if (len == 0 || len + 64 >= sizeof t.path)
+        return cannot(ctx, path, len == 0 ? "no name" : "path too long");
+    memcpy(t.path, path, len);
+    t.path[len] = 0;
+    if (!sibling_name(&t, tmp))
+        return cannot(ctx, path, "path too long");
+    if (ipt_is_dir(t.path) && !is_empty(t.path))
+        return cannot(ctx, path, "the folder is there already and not empty");
+    if (!ipt_is_dir(t.path) && access(t.path, F_OK) == 0)
+        return cannot(ctx, path, "a file of this name is there, expected a new folder");
+    if (mkdir(tmp, 0777) != 0)
+        return cannot(ctx, path, errno == ENOENT ? "its folder does not exist" : strerror(errno));
+    return IPT_OK;
+}
+
+ipt_status ipt_dir_commit(ipt_ctx *ctx, const char *tmp, const char *path)
+{
+    return rename(tmp, path) == 0 ? IPT_OK : cannot(ctx, path, strerror(errno));
+}
+
+/* Removes the files in a folder, and those of its folders when `below` is true. */
+static void empty(const char *dir, bool below)
+{
+    char path[IPT_DIR_MAX];
+    DIR *d = opendir(dir);
+    for (struct dirent *e = d ? readdir(d) : NULL; e; e = readdir(d)) {
+        if (strcmp(e->d_name, ".") == 0 || strcmp(e->d_name, "..") == 0 ||
+            !ipt_path_join(path, sizeof path, dir, e->d_name))
+            continue;
+        if (unlink(path) != 0 && below) {
+            empty(path, false);
+            rmdir(path);
+        }
+    }
+    if (d)
+        closedir(d);
+}
+
+void ipt_dir_abort(const char *tmp)
+{
+    empty(tmp, true);
+    rmdir(tmp);
 }

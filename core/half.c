@@ -46,6 +46,15 @@ uint16_t ipt_f32_to_f16(float f)
 
 float ipt_bf16_to_f32(uint16_t h) { return from_bits((uint32_t)h << 16); }
 
+uint16_t ipt_f32_to_bf16(float f)
+{
+    uint32_t u;
+    memcpy(&u, &f, sizeof u);
+    if ((u & 0x7fffffffu) > 0x7f800000u)
+        return (uint16_t)(u >> 16 | 0x40u);
+    return (uint16_t)((u + 0x7fffu + (u >> 16 & 1u)) >> 16);
+}
+
 float ipt_f8e4m3_to_f32(uint8_t v)
 {
     int exp = (v >> 3) & 15, man = v & 7;

@@ -6,9 +6,9 @@
 #include <string.h>
 
 #include "engine/internal.h"
+#include "engine/lora_fit.h"
+#include "model_io/adapter_tools.h"
 #include "text_encoder/tokenizer.h"
-
-enum { MAX_PATH = 4096 };
 
 /* Prints the object and takes it. */
 static ipt_status print_json(ipt_ctx *ctx, json_t *o, char **json)
@@ -34,18 +34,6 @@ static const char *prediction_name(ipt_prediction p)
 {
     static const char *const names[] = {"epsilon", "v_prediction", "sample"};
     return (size_t)p < IPT_COUNT(names) ? names[p] : "unknown";
-}
-
-static ipt_status open_model(ipt_ctx *ctx, const char *path, const char *config_dir,
-                             ipt_model **out)
-{
-    char buf[MAX_PATH];
-    ipt_model_opts o = {.config_dir = config_dir};
-    if (!path) {
-        IPT_TRY(ipt_default_model(ctx, buf, sizeof buf));
-        path = buf;
-    }
-    return ipt_model_open(ctx, path, &o, out);
 }
 
 /* --- models
@@ -152,7 +140,7 @@ ipt_status ipt_model_describe(ipt_ctx *ctx, const char *model, const char *confi
 {
     ipt_model *m = NULL;
     ipt_status status = IPT_OK;
-    IPT_TRY(open_model(ctx, model, config_dir, &m));
+    IPT_TRY(ipt_open_model(ctx, model, config_dir, &m));
     const ipt_model_config *c = ipt_model_get_config(m);
     int32_t factor = 1 << ((c->has[IPT_COMP_VAE] && c->vae.n_level > 0 ? c->vae.n_level : 4) - 1);
     json_t *o = json_object(), *parts = json_object();
@@ -187,96 +175,8 @@ fail:
 
 /* --- adapters
  * ----------------------------------------------------------------------------------------- */
-/* A model that a LoRA may have been made for. */
-typedef struct candidate {
-    const char *name;
-    ipt_model_config *config;
-} candidate;
-
-/* An adapter as found among the modules of one model. */
-typedef struct fit {
-    ipt_module_list modules;
-    ipt_adapter_file *file;
-    const char *name;
-    int32_t width[2]; /* of the model's text encoders, 0: it has none such */
-} fit;
-
-static void fit_finish(fit *f)
-{
-    ipt_adapter_close(&f->file);
-    ipt_modules_finish(&f->modules);
-}
-
-static ipt_status try_fit(ipt_ctx *ctx, const char *lora, const char *name,
-                          const ipt_model_config *c, fit *out)
-{
-    fit f = {.name = name,
-             .width = {c->has[IPT_COMP_TEXT] ? c->text.width : 0,
-                       c->has[IPT_COMP_TEXT2] ? c->text2.width : 0}};
-    IPT_TRY(ipt_modules_create(ctx, c, &f.modules));
-    ipt_status s = ipt_adapter_open(ctx, lora, f.modules.module, f.modules.n, &f.file);
-    if (s == IPT_OK)
-        *out = f;
-    else
-        fit_finish(&f);
-    return s;
-}
-
-/* Configurations as published: enough to know every module. */
-static void published(int which, ipt_model_config *c)
-{
-    memset(c, 0, sizeof *c);
-    c->has[IPT_COMP_UNET] = c->has[IPT_COMP_TEXT] = true;
-    c->arch = which == 0 ? IPT_ARCH_SD1 : which == 1 ? IPT_ARCH_SDXL : IPT_ARCH_SD2;
-    c->unet = which == 0   ? ipt_unet_config_sd15()
-              : which == 1 ? ipt_unet_config_sdxl()
-                           : ipt_unet_config_sd21();
-    c->text = which == 2 ? ipt_text_config_clip_h() : ipt_text_config_clip_l();
-    if (which == 1) {
-        c->has[IPT_COMP_TEXT2] = true;
-        c->text2 = ipt_text_config_clip_g();
-    }
-}
-
-/* Without a model to compare with: the published one, or the default model, that takes most of it.
- */
-static ipt_status best_fit(ipt_ctx *ctx, const char *lora, fit *best)
-{
-    static const char *const names[] = {"sd1", "sdxl", "sd2", "default model"};
-    ipt_model_config *c = ipt_calloc(ctx, 1, sizeof *c);
-    ipt_status status = c ? IPT_ERR_MISSING : IPT_ERR_NOMEM, last = IPT_OK;
-    char why[1024] = "";
-    for (int i = 0; c && i < 4; i++) {
-        ipt_model *m = NULL;
-        fit f = {0};
-        published(i, c);
-        last = i == 3 ? open_model(ctx, NULL, NULL, &m) : IPT_OK;
-        if (last == IPT_OK)
-            last = try_fit(ctx, lora, names[i], i == 3 ? ipt_model_get_config(m) : c, &f);
-        ipt_model_close(&m);
-        if (last == IPT_OK && (!best->file || f.file->n_unmatched < best->file->n_unmatched)) {
-            fit_finish(best);
-            *best = f;
-        } else if (last == IPT_OK) {
-            fit_finish(&f);
-        } else if (!best->file && (i == 0 || last == IPT_ERR_SHAPE)) {
-            ipt_name(why, sizeof why, "%s", ipt_last_error(ctx)); /* of the likeliest model */
-            status = last;
-        }
-        if (last != IPT_OK && last != IPT_ERR_SHAPE && last != IPT_ERR_MISSING)
-            break; /* the file itself is bad: every model would say so */
-        if (best->file && best->file->n_unmatched == 0)
-            break;
-    }
-    ipt_free(c);
-    if (best->file)
-        return IPT_OK;
-    return status == IPT_ERR_NOMEM
-               ? status
-               : ipt_fail(ctx, status, "%s", why[0] ? why : ipt_last_error(ctx));
-}
-
-static json_t *modules_json(const fit *f, double *alpha_min, double *alpha_max, size_t *by_comp)
+static json_t *modules_json(const ipt_lora_fit *f, double *alpha_min, double *alpha_max,
+                            size_t *by_comp)
 {
     json_t *a = json_array();
     for (size_t i = 0; i < f->file->n_module; i++) {
@@ -346,17 +246,65 @@ static const char *algorithm(const ipt_adapter_file *a)
     return strcmp(name, "lora") == 0 && a->has_conv ? "locon" : name;
 }
 
-static json_t *lora_json(const fit *f)
+static const double FREE_ENERGY = 2e9; /* multiply-adds, a second or two */
+
+/* The parts of the change's squared norm in the blocks of a component, in the order of the model.
+ * null where it cannot be known (values that are no numbers, kinds that need the model) or is not
+ * asked for and would take long. */
+static ipt_status energy_json(const ipt_lora_fit *f, bool at_any_cost, json_t **out)
+{
+    double cost = 0;
+    for (size_t i = 0; i < f->file->n_module; i++)
+        cost += ipt_tool_norm2_cost(&f->file->module[i]);
+    if (cost > FREE_ENERGY && !at_any_cost) {
+        *out = json_null();
+        return IPT_OK;
+    }
+    ipt_tool t = {.ctx = f->ctx, .module = f->modules.module, .n_module = f->modules.n};
+    json_t *o = json_object();
+    double total = 0;
+    ipt_status s = ipt_tool_weights(f->model, &t);
+    for (size_t i = 0; s == IPT_OK && f->file->n_bad == 0 && i < f->file->n_module; i++) {
+        const ipt_adapter_module *a = &f->file->module[i];
+        const ipt_module *m = &f->modules.module[a->module];
+        double norm2 = 0;
+        char block[64];
+        s = ipt_cancelled(f->ctx) ? ipt_fail(f->ctx, IPT_ERR_CANCELLED, "cancelled")
+                                  : ipt_tool_norm2(&t, a, &norm2);
+        json_t *part = json_object_get(o, ipt_comp_name(m->comp));
+        if (!part) {
+            part = json_object();
+            json_object_set_new(o, ipt_comp_name(m->comp), part);
+        }
+        ipt_lora_block(m, block, sizeof block);
+        json_object_set_new(part, block, json_real(ipt_json_num(part, block, 0) + norm2));
+        total += norm2;
+    }
+    ipt_tool_drop_weights(&t);
+    if (s == IPT_ERR_MISSING || f->file->n_bad > 0) { /* no model, no energy */
+        json_decref(o);
+        *out = json_null();
+        return IPT_OK;
+    }
+    json_object_set_new(o, "total", json_real(total));
+    *out = o;
+    return s;
+}
+
+static ipt_status lora_json(const ipt_lora_fit *f, bool at_any_cost, json_t **out)
 {
     const ipt_adapter_file *a = f->file;
     double lo = 0, hi = 0;
     size_t by_comp[IPT_COMP_COUNT] = {0};
+    const ipt_model_config *c = f->config;
+    const int32_t width[2] = {c->has[IPT_COMP_TEXT] ? c->text.width : 0,
+                              c->has[IPT_COMP_TEXT2] ? c->text2.width : 0};
     json_t *o = json_object(), *parts = json_object(), *words = names_json(a->word, a->n_word),
            *emb = json_array();
     json_t *modules = modules_json(f, &lo, &hi, by_comp);
     ipt_adapter_hash(f->file);
     for (size_t i = 0; i < a->n_embedding; i++)
-        json_array_append_new(emb, embedding_json(&a->embedding[i], f->width));
+        json_array_append_new(emb, embedding_json(&a->embedding[i], width));
     for (int comp = 0; comp < IPT_COMP_COUNT; comp++)
         if (by_comp[comp])
             json_object_set_new(parts, ipt_comp_name(comp),
@@ -375,6 +323,9 @@ static json_t *lora_json(const fit *f)
     json_object_set_new(o, "matched", json_integer((json_int_t)a->n_module));
     json_object_set_new(o, "unmatched", names_json(a->unmatched, a->n_unmatched));
     json_object_set_new(o, "harmless", json_integer((json_int_t)a->n_harmless));
+    json_object_set_new(o, "keys", json_integer((json_int_t)a->n_key));
+    json_object_set_new(o, "keys_applied",
+                        json_integer((json_int_t)(a->n_key - a->n_unmatched - a->n_harmless)));
     json_object_set_new(o, "groups", groups_json(a));
     json_object_set_new(o, "made_for", ipt_json_text(a->made_for));
     json_object_set_new(o, "claims", ipt_json_text(a->claims));
@@ -387,28 +338,41 @@ static json_t *lora_json(const fit *f)
     json_object_set_new(o, "sha256", ipt_json_text(a->sha256));
     json_object_set_new(o, "autov2", ipt_json_text(a->autov2));
     json_object_set_new(o, "autov3", ipt_json_text(a->autov3));
+    json_object_set_new(o, "data_sha256", ipt_json_text(a->data_sha256));
     json_object_set_new(o, "metadata", a->metadata ? json_deep_copy(a->metadata) : json_object());
-    return o;
+    json_t *energy = NULL;
+    ipt_status s = energy_json(f, at_any_cost, &energy);
+    json_object_set_new(o, "energy", energy);
+    if (s == IPT_OK)
+        *out = o;
+    else
+        json_decref(o);
+    return s;
+}
+
+static ipt_status describe_lora(ipt_ctx *ctx, const char *lora, const char *model,
+                                const char *config_dir, bool at_any_cost, char **json)
+{
+    ipt_lora_fit f = {0};
+    json_t *o = NULL;
+    IPT_TRY(ipt_lora_fit_open(ctx, lora, model, config_dir, &f));
+    ipt_status s = lora_json(&f, at_any_cost, &o);
+    if (s == IPT_OK)
+        s = print_json(ctx, o, json);
+    ipt_lora_fit_finish(&f);
+    return s;
 }
 
 ipt_status ipt_lora_describe(ipt_ctx *ctx, const char *lora, const char *model,
                              const char *config_dir, char **json)
 {
-    fit f = {0};
-    ipt_model *m = NULL;
-    ipt_status s = IPT_OK;
-    if (model) {
-        s = open_model(ctx, model, config_dir, &m);
-        if (s == IPT_OK)
-            s = try_fit(ctx, lora, model, ipt_model_get_config(m), &f);
-    } else {
-        s = best_fit(ctx, lora, &f);
-    }
-    if (s == IPT_OK && f.file)
-        s = print_json(ctx, lora_json(&f), json);
-    fit_finish(&f);
-    ipt_model_close(&m);
-    return s;
+    return describe_lora(ctx, lora, model, config_dir, false, json);
+}
+
+ipt_status ipt_lora_describe_all(ipt_ctx *ctx, const char *lora, const char *model,
+                                 const char *config_dir, char **json)
+{
+    return describe_lora(ctx, lora, model, config_dir, true, json);
 }
 
 /* --- texts ------------------------------------------------------------------------------------ */
@@ -437,7 +401,7 @@ ipt_status ipt_tokenize_describe(ipt_ctx *ctx, const char *model, const char *co
     ipt_model *m = NULL;
     ipt_tokenizer *t = NULL;
     json_t *lines = json_array();
-    ipt_status status = open_model(ctx, model, NULL, &m);
+    ipt_status status = ipt_open_model(ctx, model, NULL, &m);
     if (status == IPT_OK)
         status = ipt_open_tokenizer(ctx, m, IPT_COMP_TEXT, &t);
     for (size_t i = 0; status == IPT_OK && i < n; i++) {

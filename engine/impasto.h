@@ -193,6 +193,9 @@ IPT_CHECKED ipt_status ipt_model_describe(ipt_ctx *ctx, const char *model, const
                                           char **json);
 IPT_CHECKED ipt_status ipt_lora_describe(ipt_ctx *ctx, const char *lora, const char *model,
                                          const char *config_dir, char **json);
+/* The same with "energy" even where it takes longer than a second or two (null there otherwise). */
+IPT_CHECKED ipt_status ipt_lora_describe_all(ipt_ctx *ctx, const char *lora, const char *model,
+                                             const char *config_dir, char **json);
 /* One object {"lines":[{"ids":[...],"pieces":[...],"count":n}]}; model NULL: default model. */
 IPT_CHECKED ipt_status ipt_tokenize_describe(ipt_ctx *ctx, const char *model,
                                              const char *const *text, size_t n, char **json);

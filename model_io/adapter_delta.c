@@ -609,27 +609,56 @@ static ipt_status load_parts(const ipt_adapter_module *m)
     return m->magnitude ? ipt_st_load(m->magnitude) : IPT_OK;
 }
 
+ipt_status ipt_adapter_file_delta(ipt_ctx *ctx, const ipt_adapter_module *m, const double *base,
+                                  double *delta)
+{
+    const double *w = NULL;
+    double *own = NULL;
+    IPT_TRY(load_parts(m));
+    ipt_status status = file_order(ctx, m, base, &own, &w);
+    if (status == IPT_OK)
+        status = m->kind->delta(ctx, m, w, delta);
+    if (status == IPT_OK && m->magnitude)
+        status = decompose(ctx, m, w, delta);
+    ipt_free(own);
+    return status;
+}
+
 ipt_status ipt_adapter_delta(ipt_ctx *ctx, const ipt_adapter_module *m, const double *base,
                              double *delta)
 {
+    if (m->kh * m->kw == 1 || m->act == IPT_ACTS_BIAS)
+        return ipt_adapter_file_delta(ctx, m, base, delta);
+    double *dw = ipt_calloc(ctx, (size_t)m->out * ipt_fan(m), sizeof *dw);
+    ipt_status status = dw ? ipt_adapter_file_delta(ctx, m, base, dw) : IPT_ERR_NOMEM;
+    if (status == IPT_OK)
+        reorder(m, dw, delta, false);
+    ipt_free(dw);
+    return status;
+}
+
+ipt_status ipt_adapter_factors(ipt_ctx *ctx, const ipt_adapter_module *m, const double *base,
+                               double *down, double *up)
+{
     const double *w = NULL;
-    double *own = NULL, *dw = delta;
+    double *own = NULL;
     IPT_TRY(load_parts(m));
     ipt_status status = file_order(ctx, m, base, &own, &w);
-    bool turn = m->kh * m->kw > 1 && m->act != IPT_ACTS_BIAS;
-    if (status == IPT_OK && turn) {
-        dw = ipt_calloc(ctx, (size_t)m->out * ipt_fan(m), sizeof *dw);
-        status = dw ? IPT_OK : IPT_ERR_NOMEM;
-    }
     if (status == IPT_OK)
-        status = m->kind->delta(ctx, m, w, dw);
-    if (status == IPT_OK && m->magnitude)
-        status = decompose(ctx, m, w, dw);
-    if (status == IPT_OK && turn)
-        reorder(m, dw, delta, false);
-    if (turn)
-        ipt_free(dw);
+        status = m->kind->factors(ctx, m, w, down, up);
     ipt_free(own);
+    return status;
+}
+
+ipt_status ipt_adapter_kron_pair(ipt_ctx *ctx, const ipt_adapter_module *m, double **p, double **q)
+{
+    IPT_TRY(load_parts(m));
+    ipt_status status = kron_alloc(ctx, m, p, q);
+    if (status != IPT_OK) {
+        ipt_free(*p);
+        ipt_free(*q);
+        *p = *q = NULL;
+    }
     return status;
 }
 

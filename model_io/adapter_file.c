@@ -466,15 +466,14 @@ void ipt_adapter_hash(ipt_adapter_file *f)
 {
     enum { BLOCK = 1 << 20 };
     uint8_t whole[32], part[32];
-    char hex[65];
     if (f->sha256[0])
         return;
     uint8_t *block = ipt_alloc(f->impl->ctx, BLOCK);
     if (block && hash_file(f->impl->st, block, BLOCK, whole, part)) {
         ipt_hex(whole, sizeof whole, f->sha256);
-        ipt_hex(part, sizeof part, hex);
+        ipt_hex(part, sizeof part, f->data_sha256);
         memcpy(f->autov2, f->sha256, 10);
-        memcpy(f->autov3, hex, 12);
+        memcpy(f->autov3, f->data_sha256, 12);
     }
     ipt_free(block);
 }

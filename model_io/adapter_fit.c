@@ -95,6 +95,16 @@ static bool is_joint_attention(const char *key)
     return false;
 }
 
+/* Of a CLIP text encoder, whose projections other transformers have too. */
+static bool is_clip(const char *key)
+{
+    static const char *const starts[] = {"lora_te_", "lora_te1_", "lora_te2_", "text_encoder."};
+    for (size_t i = 0; i < IPT_COUNT(starts); i++)
+        if (strncmp(key, starts[i], strlen(starts[i])) == 0)
+            return true;
+    return false;
+}
+
 void ipt_adapter_guess(ipt_adapter_file *f)
 {
     static const char *const says[] = {"modelspec.architecture", "ss_base_model_version"};
@@ -105,7 +115,7 @@ void ipt_adapter_guess(ipt_adapter_file *f)
         f->claims = ipt_safetensors_meta(st, says[i]);
     for (size_t i = 0; i < ipt_safetensors_count(st); i++) {
         const ipt_st_tensor *t = ipt_safetensors_at(st, i);
-        for (size_t k = 0; k < best; k++)
+        for (size_t k = 0; k < best && !is_clip(t->name); k++)
             if (strstr(t->name, signs[k].part))
                 best = k;
         if (is_joint_attention(t->name) && (!added || strcmp(added, "Flux or Qwen-Image") == 0))

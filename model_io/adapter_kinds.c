@@ -400,7 +400,7 @@ const ipt_kind ipt_kinds[] = {
     {.name = "lokr",
      .family = IPT_ADAPTER_LYCORIS,
      .key = {".lokr_w1", ".lokr_w1_a", ".lokr_w1_b", ".lokr_w2", ".lokr_w2_a", ".lokr_w2_b",
-             ".lokr_t2"},
+             ".lokr_t2", IPT_KRONA_DOWN, IPT_KRONA_UP},
      .tells = 127,
      .on = IPT_ON_WEIGHT,
      .is_product = true,

@@ -67,6 +67,8 @@ typedef struct ipt_found {
     const ipt_st_tensor *tensor;
     ipt_key_part part;
 } ipt_found;
+/* Of a component that the model has. */
+const ipt_source *ipt_model_source(const ipt_model *m, int comp);
 bool ipt_source_find(const ipt_source *s, const char *canonical, ipt_found *out);
 /* Dims of the file's tensor as a logical weight of the wanted shape; false when they do not fit. */
 bool ipt_found_fits(const ipt_found *f, const ipt_shape *want);

@@ -7,6 +7,11 @@
 
 enum { IPT_ON_WEIGHT = 1, IPT_ON_NORM = 2 }; /* modules a kind can sit on */
 enum { IPT_MAX_FILE_RANK = 1 << 16 };
+/* What a LoKr that was made from DiffuseKronA's factors also carries: those, for the way back.  No
+ * reader needs them. */
+#define IPT_KRONA_DOWN ".krona_down"
+#define IPT_KRONA_UP ".krona_up"
+enum { IPT_LOKR_KRONA_DOWN = 7, IPT_LOKR_KRONA_UP = 8 }; /* their numbers among LoKr's parts */
 
 typedef struct ipt_kind ipt_kind;
 struct ipt_kind {
@@ -40,6 +45,16 @@ static inline size_t ipt_fan(const ipt_adapter_module *a)
     return (size_t)a->in * (size_t)a->kh * (size_t)a->kw;
 }
 
+/* --- adapter_delta.c: for the tools ----------------------------------------------------------- */
+/* As ipt_adapter_delta, in file order: [out, fan]; base still in logical order. */
+IPT_CHECKED ipt_status ipt_adapter_file_delta(ipt_ctx *ctx, const ipt_adapter_module *m,
+                                              const double *base, double *delta);
+/* LOW_RANK: down [n_col, fan], up [out, n_col] with the scale, file order.  base as above. */
+IPT_CHECKED ipt_status ipt_adapter_factors(ipt_ctx *ctx, const ipt_adapter_module *m,
+                                           const double *base, double *down, double *up);
+/* KRON: p [o1,i1], q [o2, fan/i1] with the scale.  Ownership: caller, ipt_free. */
+IPT_CHECKED ipt_status ipt_adapter_kron_pair(ipt_ctx *ctx, const ipt_adapter_module *m, double **p,
+                                             double **q);
 /* --- adapter_delta.c: members of the table ---------------------------------------------------- */
 #define IPT_FACTORS(name)                                                                          \
     ipt_status name(ipt_ctx *ctx, const ipt_adapter_module *a, const double *w, double *down,      \

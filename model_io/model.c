@@ -493,6 +493,7 @@ ipt_status ipt_model_open_vae(ipt_ctx *ctx, const char *path, ipt_model **out)
 
 /* --- views ------------------------------------------------------------------------------------ */
 const ipt_model_config *ipt_model_get_config(const ipt_model *m) { return &m->cfg; }
+const ipt_source *ipt_model_source(const ipt_model *m, int comp) { return &m->src[comp]; }
 const char *ipt_model_path(const ipt_model *m) { return m->path; }
 const char *ipt_model_layout(const ipt_model *m) { return m->layout; }
 const json_t *ipt_model_scheduler(const ipt_model *m) { return m->scheduler; }

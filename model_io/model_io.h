@@ -100,6 +100,19 @@ typedef struct ipt_st_meta {
 IPT_CHECKED ipt_status ipt_safetensors_write(ipt_ctx *ctx, const char *path, const ipt_st_write *t,
                                              size_t n, const ipt_st_meta *meta, size_t n_meta);
 
+/* The same where tensors without data are made one after the other: fill writes tensor i's bytes.
+ * Errors: also those of fill, after which no file is left. */
+typedef ipt_status (*ipt_st_fill_fn)(void *user, size_t i, void *buf, size_t bytes);
+IPT_CHECKED ipt_status ipt_safetensors_write_each(ipt_ctx *ctx, const char *path,
+                                                  const ipt_st_write *t, size_t n,
+                                                  const ipt_st_meta *meta, size_t n_meta,
+                                                  ipt_st_fill_fn fill, void *user);
+/* F64, F32, F16 and BF16: what values can be rounded to. */
+bool ipt_st_can_write(ipt_st_dtype t);
+/* Rounds n values (through f32, as torch does) to one of them; false when one does not fit or is
+ * not finite. */
+bool ipt_st_from_f64(ipt_st_dtype t, const double *v, size_t n, void *dst);
+
 /* --- models ----------------------------------------------------------------------------------- */
 typedef struct ipt_model ipt_model;
 typedef struct ipt_model_opts {
@@ -224,7 +237,7 @@ typedef enum ipt_adapter_act {
     IPT_ACTS_BIAS,     /* y += g d */
     IPT_ACTS_NORM,     /* y += g d norm(x), before the norm's own weight and bias */
 } ipt_adapter_act;
-enum { IPT_ADAPTER_PARTS = 7 };
+enum { IPT_ADAPTER_PARTS = 9 };
 struct ipt_kind; /* a row of the table in adapter_kinds.c */
 /* What one file has for the weight or the bias of one module. */
 typedef struct ipt_adapter_module {
@@ -267,9 +280,10 @@ typedef struct ipt_adapter_file {
     ipt_adapter_embedding *embedding;
     const char **word; /* trigger words found in the metadata */
     int32_t rank_min, rank_max;
-    char sha256[65]; /* of the file; this and the next two: empty before ipt_adapter_hash */
-    char autov2[11]; /* its first 10 digits */
-    char autov3[13]; /* first 12 digits of the SHA-256 of the data part: A1111's LoRA hash */
+    char sha256[65];      /* of the file; this and the next three: empty before ipt_adapter_hash */
+    char autov2[11];      /* its first 10 digits */
+    char data_sha256[65]; /* of the data part: kohya's sshs_model_hash */
+    char autov3[13];      /* its first 12 digits: A1111's LoRA hash */
     const struct json_t *metadata; /* borrowed, may be NULL */
     struct ipt_adapter_impl *impl;
 } ipt_adapter_file;

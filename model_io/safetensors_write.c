@@ -2,6 +2,7 @@
 #include "model_io/internal.h"
 
 #include <jansson.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -72,26 +73,88 @@ out:
     return status;
 }
 
+static size_t bytes_of(const ipt_st_write *t)
+{
+    size_t bytes = ipt_st_dtype_bytes(t->dtype);
+    for (int d = 0; d < t->rank; d++)
+        bytes *= (size_t)t->dim[d]; /* checked by add_tensor */
+    return bytes;
+}
+
+/* Every tensor in turn, those without data by `fill`; room [most] holds one of them. */
+static ipt_status append_each(ipt_file_out *f, const ipt_st_write *t, size_t n, ipt_st_fill_fn fill,
+                              void *user, void *room)
+{
+    for (size_t i = 0; i < n; i++) {
+        const void *data = t[i].data;
+        size_t bytes = bytes_of(&t[i]);
+        if (!data && bytes > 0 && fill) {
+            IPT_TRY(fill(user, i, room, bytes));
+            data = room;
+        }
+        IPT_TRY(ipt_file_append(f, data, bytes));
+    }
+    return IPT_OK;
+}
+
+ipt_status ipt_safetensors_write_each(ipt_ctx *ctx, const char *path, const ipt_st_write *t,
+                                      size_t n, const ipt_st_meta *meta, size_t n_meta,
+                                      ipt_st_fill_fn fill, void *user)
+{
+    char *header = NULL;
+    ipt_file_out *f = NULL;
+    void *room = NULL;
+    size_t n_header = 0, most = 1;
+    ipt_status status = make_header(ctx, path, t, n, meta, n_meta, &header, &n_header), closed;
+    for (size_t i = 0; status == IPT_OK && i < n; i++)
+        if (!t[i].data && bytes_of(&t[i]) > most)
+            most = bytes_of(&t[i]);
+    if (status == IPT_OK) {
+        room = ipt_alloc(ctx, most);
+        status = room ? ipt_file_create(ctx, path, &f) : IPT_ERR_NOMEM;
+    }
+    if (status == IPT_OK) {
+        status = ipt_file_append(f, header, n_header);
+        if (status == IPT_OK)
+            status = append_each(f, t, n, fill, user, room);
+        closed = ipt_file_close(&f, status == IPT_OK);
+        status = status != IPT_OK ? status : closed;
+    }
+    ipt_free(room);
+    ipt_free(header);
+    return status;
+}
+
 ipt_status ipt_safetensors_write(ipt_ctx *ctx, const char *path, const ipt_st_write *t, size_t n,
                                  const ipt_st_meta *meta, size_t n_meta)
 {
-    char *header = NULL;
-    size_t n_header = 0;
-    ipt_bytes *part = ipt_calloc(ctx, n + 1, sizeof *part);
-    if (!part)
-        return IPT_ERR_NOMEM;
-    ipt_status status = make_header(ctx, path, t, n, meta, n_meta, &header, &n_header);
-    if (status == IPT_OK) {
-        part[0] = (ipt_bytes){header, n_header};
-        for (size_t i = 0; i < n; i++) {
-            size_t bytes = ipt_st_dtype_bytes(t[i].dtype);
-            for (int d = 0; d < t[i].rank; d++)
-                bytes *= (size_t)t[i].dim[d]; /* checked by add_tensor */
-            part[i + 1] = (ipt_bytes){t[i].data, bytes};
-        }
-        status = ipt_file_write_parts(ctx, path, part, n + 1);
+    return ipt_safetensors_write_each(ctx, path, t, n, meta, n_meta, NULL, NULL);
+}
+
+bool ipt_st_can_write(ipt_st_dtype t)
+{
+    return t == IPT_ST_F64 || t == IPT_ST_F32 || t == IPT_ST_F16 || t == IPT_ST_BF16;
+}
+
+bool ipt_st_from_f64(ipt_st_dtype t, const double *v, size_t n, void *dst)
+{
+    uint8_t *p = dst;
+    bool fits = true;
+    for (size_t i = 0; i < n; i++) {
+        float f = (float)v[i];
+        uint16_t h = t == IPT_ST_F16 ? ipt_f32_to_f16(f) : ipt_f32_to_bf16(f);
+        if (t == IPT_ST_F64)
+            memcpy(p + 8 * i, &v[i], 8);
+        else if (t == IPT_ST_F32)
+            memcpy(p + 4 * i, &f, 4);
+        else
+            memcpy(p + 2 * i, &h, 2);
+        if (t == IPT_ST_F16)
+            fits = fits && (h & 0x7c00u) != 0x7c00u;
+        else if (t == IPT_ST_BF16)
+            fits = fits && (h & 0x7f80u) != 0x7f80u;
+        else
+            fits = fits && isfinite(f);
     }
-    ipt_free(header);
-    ipt_free(part);
-    return status;
+    return fits;
 }

@@ -1,10 +1,11 @@
 /* libFuzzer target: adapter files from memory against a small list of modules, and on: settings and
  * patterns, what fits, two of them stacked in a bank, the bank in a plan that runs on the host, the
- * words inside looked up in a prompt.
+ * words inside looked up in a prompt, converted, resized, merged and written.
  *   fuzz_lora -max_total_time=60
  * Seeds of every family are built in (LLVMFuzzerCustomMutator). */
 #include "compose/compose.h"
 #include "engine/internal.h"
+#include "model_io/adapter_tools.h"
 #include "model_io/model_io.h"
 
 #include "tests/fuzz_seed.h"
@@ -294,6 +295,42 @@ static void use_words(ipt_ctx *ctx, ipt_adapter_file *f)
     ipt_tokenizer_destroy(&tok);
 }
 
+/* One tool into one format, and what came of it into nothing. */
+static void use_tool(ipt_ctx *ctx, const ipt_adapter_file *f, unsigned which,
+                     ipt_adapter_format format)
+{
+    static const ipt_merge_method methods[] = {IPT_MERGE_CAT, IPT_MERGE_TIES,
+                                               IPT_MERGE_DARE_TIES_SVD, IPT_MERGE_SVD};
+    ipt_adapter_out_opts o = {format, IPT_ST_COUNT, modules, IPT_COUNT(modules)};
+    ipt_tool t = {.ctx = ctx,
+                  .module = modules,
+                  .n_module = IPT_COUNT(modules),
+                  .dtype = which % 2 ? IPT_ST_F16 : IPT_ST_COUNT};
+    ipt_convert_opts c = {(ipt_adapter_target)(which % 4), 2, -1, 0, 0};
+    ipt_merge_input in[2] = {{f, 0.5, 1}, {f, -1, 2}};
+    ipt_merge_opts m = {.method = methods[which % 4], .rank = 2, .density = 0.5};
+    o.dtype = t.dtype;
+    if (ipt_adapter_out_create(ctx, &o, &t.out) != IPT_OK)
+        return;
+    ipt_status s = which < 4    ? ipt_adapter_convert(&t, f, &c)
+                   : which == 4 ? ipt_adapter_resize(&t, f, &(ipt_resize_opts){2, 1, 0.9})
+                                : ipt_adapter_merge(&t, in, 2, &m);
+    REQUIRE(s == IPT_OK || ipt_last_error(ctx)[0]);
+    if (s == IPT_OK && format != IPT_FORMAT_PEFT && ipt_adapter_out_count(t.out) > 0)
+        REQUIRE(ipt_adapter_out_write(t.out, "/dev/null") == IPT_OK || ipt_last_error(ctx)[0]);
+    ipt_adapter_out_destroy(&t.out);
+}
+
+static void use_tools(ipt_ctx *ctx, const ipt_adapter_file *f)
+{
+    size_t rank = 0;
+    for (size_t i = 0; i < f->n_module; i++)
+        rank += (size_t)f->module[i].n_col;
+    for (unsigned which = 0; rank <= 256 && which < 9; which++)
+        use_tool(ctx, f, which,
+                 which == IPT_TO_KRONA ? IPT_FORMAT_KRONA : (ipt_adapter_format)(which % 3));
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     ipt_ctx *ctx = NULL;
@@ -310,6 +347,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         REQUIRE((ipt_adapter_check(f, false) == IPT_ERR_MISSING) == (f->n_unmatched > 0));
         use_bank(ctx, f);
         use_words(ctx, f);
+        if (f->n_bad == 0) /* as ipt_adapter_check has it */
+            use_tools(ctx, f);
         ipt_adapter_hash(f);
         ipt_adapter_close(&f);
     } else {

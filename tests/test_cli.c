@@ -26,6 +26,8 @@ static void test_usage_errors(void **state)
         {{"serve"}, "unknown command"},
         {{"lora"}, "inspect"},
         {{"lora", "merge", "a"}, "lora merge"},
+        {{"lora", "convrt", "a"}, "did you mean lora convert"},
+        {{"lora", "zzzzzzz"}, "inspect convert resize merge extract"},
         {{"model"}, "inspect"},
         {{"generate"}, "-p TEXT"},
         {{"generate", "-p"}, "needs a value"},
@@ -89,9 +91,10 @@ static void test_usage_errors(void **state)
 
 static void test_help(void **state)
 {
-    static const char *const commands[][3] = {{"generate"},         {"devices"},
-                                              {"model", "inspect"}, {"lora", "inspect"},
-                                              {"tokenize"},         {"bench"}};
+    static const char *const commands[][3] = {
+        {"generate"},      {"devices"},        {"model", "inspect"}, {"lora", "inspect"},
+        {"tokenize"},      {"bench"},          {"model", "bake"},    {"lora", "convert"},
+        {"lora", "merge"}, {"lora", "resize"}, {"lora", "extract"}};
     place *p = *state;
     for (size_t i = 0; i < IPT_COUNT(commands); i++) {
         bool two = commands[i][1] != NULL;
@@ -152,9 +155,10 @@ static void expect_understood(place *p, const char *text, const char *start)
 
 static void test_examples(void **state)
 {
-    static const char *const commands[][2] = {{"generate"},         {"devices"},
-                                              {"model", "inspect"}, {"lora", "inspect"},
-                                              {"tokenize"},         {"bench"}};
+    static const char *const commands[][2] = {
+        {"generate"},      {"devices"},        {"model", "inspect"}, {"lora", "inspect"},
+        {"tokenize"},      {"bench"},          {"model", "bake"},    {"lora", "convert"},
+        {"lora", "merge"}, {"lora", "resize"}, {"lora", "extract"}};
     place *p = *state;
     char path[PATH_MAX], *readme = NULL, *old = strdup(getenv("PATH") ? getenv("PATH") : "");
     size_t n = 0;
