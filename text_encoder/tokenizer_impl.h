@@ -52,10 +52,10 @@ ipt_status tok_decode(ipt_ctx *ctx, const char *text, size_t n, tok_chars *out);
 ipt_status tok_normalize(ipt_ctx *ctx, const tok_char *v, size_t n, tok_chars *out);
 /* [+-]digits[.digits] as the nearest double, whatever the locale.  false: not of that form. */
 bool tok_read_number(const char *s, size_t n, double *out); /* false: *out is as it was */
-bool tok_is_space(uint32_t cp);  /* \s */
-bool tok_is_letter(uint32_t cp); /* \p{L} */
-bool tok_is_number(uint32_t cp); /* \p{N} */
-bool tok_is_word(uint32_t cp);   /* \w as Unicode TR18 has it: letters, marks, digits, connectors */
+bool tok_is_space(uint32_t cp);                             /* \s */
+bool tok_is_letter(uint32_t cp);                            /* \p{L} */
+bool tok_is_number(uint32_t cp);                            /* \p{N} */
+bool tok_is_word(uint32_t cp); /* \w as Unicode TR18 has it: letters, marks, digits, connectors */
 /* Looks a merge up; NULL: none. */
 const tok_merge *tok_find_merge(const ipt_tokenizer *tok, int32_t left, int32_t right);
 /* The character that stands for a byte in pieces, as UTF-8 of at most 2 bytes plus NUL. */
