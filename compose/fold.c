@@ -23,7 +23,7 @@ static fold fold_of(const ipt_bank *b, int comp, size_t site, const float *gate,
     fold f = {.b = b, .site = &b->site[comp][site], .number = site, .store = store};
     f.module = b->from[comp][site];
     f.m = &b->modules[f.module];
-    f.gate = gate ? gate + f.site->row * b->n_file : NULL;
+    f.gate = gate + f.site->row * b->n_file;
     return f;
 }
 

@@ -131,6 +131,11 @@ void ipt_policy_destroy(ipt_policy **pp)
 
 const ipt_method *ipt_policy_method(const ipt_policy *p) { return p->method; }
 
+int32_t ipt_policy_level(const ipt_policy *p)
+{
+    return p->method->level ? p->method->level(p->state, p->job) : -1;
+}
+
 ipt_status ipt_texts_add(ipt_texts *t, const char *text, uint16_t *index)
 {
     ipt_ctx *ctx = t->arena->ctx;
@@ -234,33 +239,39 @@ void ipt_world_rows(const ipt_job *job, const ipt_rows *rows, size_t world, size
 
 /* Adds the predictions of one world. */
 static void add_world(const ipt_job *job, const ipt_rows *rows, const ipt_result *res, size_t world,
-                      float *sum_u, float *sum_c)
+                      float scale, float *sum_u, float *sum_c)
 {
     size_t negative = 0, part[IPT_MAX_PART];
     ipt_world_rows(job, rows, world, &negative, part);
     const float *u = negative != SIZE_MAX ? res[negative].eps : NULL;
     bool plain = job->n_part == 1 && !(job->part[0].weight < 1 || job->part[0].weight > 1);
     for (size_t i = 0; u && i < job->n_latent; i++)
-        sum_u[i] += u[i];
+        sum_u[i] += scale * u[i];
     for (int32_t k = 0; k < job->n_part; k++) {
         const float *c = res[part[k]].eps;
         float w = job->part[k].weight;
         for (size_t i = 0; i < job->n_latent; i++)
-            sum_c[i] += plain ? c[i] : u ? w * (c[i] - u[i]) : w * c[i];
+            sum_c[i] += scale * (plain ? c[i] : u ? w * (c[i] - u[i]) : w * c[i]);
     }
     for (size_t i = 0; !plain && u && i < job->n_latent; i++)
-        sum_c[i] += u[i];
+        sum_c[i] += scale * u[i];
 }
 
 void ipt_blend_mean(const ipt_job *job, const ipt_rows *rows, const ipt_result *res, float *eps_u,
                     float *eps_c)
+{
+    ipt_blend_weighted(job, rows, res, NULL, eps_u, eps_c);
+}
+
+void ipt_blend_weighted(const ipt_job *job, const ipt_rows *rows, const ipt_result *res,
+                        const float *weight, float *eps_u, float *eps_c)
 {
     size_t n = ipt_rows_worlds(rows);
     float scale = 1.0F / (float)n; /* one world: times 1, exactly the plain prediction */
     for (size_t i = 0; i < job->n_latent; i++)
         eps_u[i] = eps_c[i] = 0;
     for (size_t k = 0; k < n; k++)
-        add_world(job, rows, res, k, eps_u, eps_c);
+        add_world(job, rows, res, k, weight ? weight[k] : 1.0F, eps_u, eps_c);
     for (size_t i = 0; i < job->n_latent; i++) {
         eps_u[i] *= scale;
         eps_c[i] *= scale;

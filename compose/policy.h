@@ -46,6 +46,8 @@ typedef struct ipt_slot_use {
     const ipt_curve *curve; /* multiplies weight; NULL: 1 */
     float block[IPT_GATE_ROWS];
     const char *word; /* of the prompt, which the adapter is bound to; NULL: none */
+    bool has_profile; /* its action on high frequencies has been measured: */
+    float high;       /* the larger, the higher; comparable among adapters */
 } ipt_slot_use;
 
 /* The prompts of a job, each once.  A method may add its own in `begin`. */
@@ -75,6 +77,7 @@ typedef struct ipt_job {
     const ipt_part *part; /* [n_part], at least 1 */
     int32_t n_part;
     const uint16_t *negative; /* [n_eval] index into texts; NULL: no guidance, no negative rows */
+    int32_t outer_level;      /* LEVEL of --cache at which the UNet's outermost block runs alone */
     int32_t channels, h, w;   /* of the latent; its n_latent values are [C,h,w] */
     size_t n_latent;
     const char *const *opt; /* "key=value" */
@@ -154,6 +157,8 @@ typedef struct ipt_method {
     /* Predictions [n_latent]; eps_u only where the job has a negative.  NULL: ipt_blend_mean. */
     void (*blend)(void *state, const ipt_job *job, int32_t eval, const ipt_rows *rows,
                   const ipt_result *res, float *eps_u, float *eps_c);
+    /* Where its shallow rows are cut (a LEVEL of --cache); NULL: it has none. */
+    int32_t (*level)(const void *state, const ipt_job *job);
     /* dL/d(maps) of every row that wants its gradient, into d_maps[row]; NULL with `latent`. */
     ipt_status (*map_grad)(void *state, const ipt_job *job, int32_t eval, const ipt_rows *rows,
                            const ipt_result *res, float *const *d_maps);
@@ -162,7 +167,8 @@ typedef struct ipt_method {
                          const float *d_latent, float *latent, bool *again);
 } ipt_method;
 
-extern const ipt_method ipt_method_merge, ipt_method_switch, ipt_method_composite;
+extern const ipt_method ipt_method_merge, ipt_method_switch, ipt_method_composite,
+    ipt_method_cmlora;
 const ipt_method *const *ipt_methods(size_t *n); /* the first is the default */
 const ipt_method *
 ipt_method_find(const char *name);                 /* NULL: the default's name; NULL when unknown */
@@ -176,6 +182,7 @@ typedef struct ipt_policy ipt_policy;
 IPT_CHECKED ipt_status ipt_policy_create(const ipt_method *m, const ipt_job *job, ipt_policy **out);
 void ipt_policy_destroy(ipt_policy **p);
 const ipt_method *ipt_policy_method(const ipt_policy *p);
+int32_t ipt_policy_level(const ipt_policy *p); /* of its method; -1: no shallow rows */
 /* Rows of an evaluation: all it may need, and those of one round; r is emptied first. */
 IPT_CHECKED ipt_status ipt_policy_plan(const ipt_policy *p, int32_t eval, ipt_rows *r);
 IPT_CHECKED ipt_status ipt_policy_step(ipt_policy *p, int32_t eval, int32_t round, ipt_rows *r);
@@ -198,4 +205,7 @@ void ipt_world_rows(const ipt_job *job, const ipt_rows *rows, size_t world, size
  * for AND, with the weights as A1111 takes them. */
 void ipt_blend_mean(const ipt_job *job, const ipt_rows *rows, const ipt_result *res, float *eps_u,
                     float *eps_c);
+/* The same of predictions times weight [worlds]; ones: to the bit. */
+void ipt_blend_weighted(const ipt_job *job, const ipt_rows *rows, const ipt_result *res,
+                        const float *weight, float *eps_u, float *eps_c);
 #endif

@@ -11,11 +11,22 @@
 /* "N" or "N:LEVEL". */
 ipt_status ipt_cache_read(ipt_run *u)
 {
-    const char *text = u->r->cache;
+    const char *text = u->r->cache, *name = ipt_policy_method(u->policy)->name;
     ipt_ctx *ctx = u->e->ctx;
     char *end = NULL;
-    int32_t most = ipt_unet_n_skip(&u->e->m->config.unet) - 1;
+    int32_t most = ipt_unet_n_skip(&u->e->m->config.unet) - 1, own = ipt_policy_level(u->policy);
     u->cache.interval = 1;
+    if (own >= 0 && text)
+        return ipt_fail(ctx, IPT_ERR_ARG, "cache %.40s: compose method %s keeps features itself",
+                        text, name);
+    if (own > most)
+        return ipt_fail(ctx, IPT_ERR_ARG, "%s: level=%d, this model's unet has levels 0 to %d",
+                        name, own, most);
+    if (own >= 0) {
+        u->cache.interval = 2; /* it says itself when */
+        u->cache.deep = own + 1;
+        u->cache.is_methods = true;
+    }
     if (!text)
         return IPT_OK;
     long n = text[0] >= '0' && text[0] <= '9' ? strtol(text, &end, 10) : 0, level = 0;
@@ -103,13 +114,20 @@ ipt_status ipt_cache_give(ipt_run *u, const ipt_row *row, size_t n)
 }
 
 /* --- when ------------------------------------------------------------------------------------- */
+static bool same_slots(const ipt_row *a, const ipt_row *b)
+{
+    for (int s = 0; s < IPT_MAX_SLOT; s++)
+        if (a->slot[s] < b->slot[s] || a->slot[s] > b->slot[s])
+            return false;
+    return true;
+}
+
 /* Other prompts or other adapters make other features. */
 static bool same_rows(const ipt_cache *c, const ipt_rows *rows)
 {
     bool same = c->n_row == rows->n;
     for (size_t i = 0; i < rows->n && same; i++)
-        same = c->row[i].text == rows->row[i].text &&
-               memcmp(c->row[i].slot, rows->row[i].slot, sizeof c->row[i].slot) == 0;
+        same = c->row[i].text == rows->row[i].text && same_slots(&c->row[i], &rows->row[i]);
     return same;
 }
 
@@ -117,7 +135,7 @@ void ipt_cache_mark(ipt_run *u, int32_t eval)
 {
     ipt_cache *c = &u->cache;
     ipt_rows *rows = &u->rows;
-    if (c->interval <= 1)
+    if (c->interval <= 1 || c->is_methods)
         return;
     bool whole = eval == 0 || ++c->since >= c->interval || !same_rows(c, rows);
     if (whole) {

@@ -15,7 +15,10 @@
 #include "unet/unet.h"
 #include "vk/vk.h"
 
-enum { IPT_MAX_PATH = 4096, IPT_MAX_ROWS = 8 }; /* rows of one UNet evaluation at most */
+enum {
+    IPT_MAX_PATH = 4096,
+    IPT_MAX_ROWS = 8
+}; /* rows of one UNet evaluation, unless --batch says more */
 
 /* --- what is kept between requests ------------------------------------------------------------ */
 enum {

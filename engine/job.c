@@ -162,6 +162,7 @@ static ipt_status make_policy(ipt_run *u)
                         r->compose, ipt_method_names(names, sizeof names));
     u->job.ctx = u->e->ctx;
     u->job.channels = u->set.channels;
+    u->job.outer_level = u->e->m->config.unet.n_layer[0];
     u->job.h = u->set.h;
     u->job.w = u->set.w;
     u->job.n_latent = u->set.n;

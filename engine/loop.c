@@ -13,7 +13,9 @@ ipt_status ipt_loop_buffers(ipt_run *u)
             return IPT_ERR_NOMEM;
     b->row_eps = ipt_arena_alloc(&u->arena, u->max_rows * bytes);
     u->result = ipt_arena_alloc(&u->arena, u->max_rows * sizeof *u->result);
-    return b->row_eps && u->result ? IPT_OK : IPT_ERR_NOMEM;
+    u->pick = ipt_arena_alloc(&u->arena, u->max_rows * sizeof *u->pick);
+    u->pick_eps = ipt_arena_alloc(&u->arena, u->max_rows * sizeof *u->pick_eps);
+    return b->row_eps && u->result && u->pick && u->pick_eps ? IPT_OK : IPT_ERR_NOMEM;
 }
 
 /* --- traces ----------------------------------------------------------------------------------- */

@@ -13,7 +13,6 @@ ipt_status ipt_rows_possible(ipt_ctx *ctx, const ipt_method *m, const ipt_row *r
     } missing[] = {
         {m->map_grad || m->latent || (row->want & IPT_WANT_GRAD), "gradients of the latent"},
         {row->want & IPT_WANT_MAPS, "attention maps"},
-        {(row->want & IPT_WANT_DEEP) || row->variant != IPT_UNET_FULL, "a cache of deep features"},
         {row->region != 0, "regions"},
     };
     for (size_t i = 0; i < IPT_COUNT(missing); i++)
@@ -24,12 +23,30 @@ ipt_status ipt_rows_possible(ipt_ctx *ctx, const ipt_method *m, const ipt_row *r
     return IPT_OK;
 }
 
+/* The rows of one variant, in batches. */
+static ipt_status evaluate(ipt_run *u, double t, int32_t step, ipt_variant variant)
+{
+    ipt_row *row = u->pick;
+    float **out = u->pick_eps;
+    size_t n = 0;
+    for (size_t i = 0; i < u->rows.n; i++) {
+        if (u->rows.row[i].variant == variant) {
+            row[n] = u->rows.row[i];
+            out[n++] = u->buf.row_eps + i * u->set.n;
+        }
+        if (n > 0 && (n == (size_t)u->batch || i + 1 == u->rows.n)) {
+            IPT_TRY(ipt_unet_rows(u, u->buf.in, t, step, row, n, out));
+            n = 0;
+        }
+    }
+    return IPT_OK;
+}
+
 ipt_status ipt_rows_predict(ipt_run *u, double t, int32_t eval)
 {
     ipt_rows *rows = &u->rows;
     const ipt_buffers *b = &u->buf;
     int32_t step = u->job.step_of[eval];
-    float *out[IPT_MAX_ROWS];
     IPT_TRY(ipt_policy_step(u->policy, eval, 0, rows));
     ipt_cache_mark(u, eval);
     if (rows->n > u->max_rows)
@@ -37,12 +54,8 @@ ipt_status ipt_rows_predict(ipt_run *u, double t, int32_t eval)
                         ipt_policy_method(u->policy)->name, rows->n, u->max_rows);
     for (size_t i = 0; i < rows->n; i++)
         u->result[i] = (ipt_result){.eps = b->row_eps + i * u->set.n};
-    for (size_t at = 0; at < rows->n; at += (size_t)u->batch) {
-        size_t take = rows->n - at < (size_t)u->batch ? rows->n - at : (size_t)u->batch;
-        for (size_t k = 0; k < take; k++)
-            out[k] = b->row_eps + (at + k) * u->set.n;
-        IPT_TRY(ipt_unet_rows(u, b->in, t, step, rows->row + at, take, out));
-    }
+    IPT_TRY(evaluate(u, t, step, IPT_UNET_FULL));
+    IPT_TRY(evaluate(u, t, step, IPT_UNET_SHALLOW));
     ipt_policy_blend(u->policy, eval, rows, u->result, b->eps_u, b->eps);
     if (u->set.two_rows)
         ipt_cfg(b->eps_u, b->eps, u->set.n, u->set.cfg, u->r->cfg_rescale, b->eps);

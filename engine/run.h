@@ -25,6 +25,7 @@ typedef struct ipt_buffers {
 /* Deep features of the UNet between evaluations; interval 1: none are kept. */
 typedef struct ipt_cache {
     int32_t interval, deep; /* one whole evaluation in so many; ipt_unet_key.deep */
+    bool is_methods;        /* the method says which rows are whole */
     ipt_plan *shallow;
     ipt_buffer *kept; /* [max_rows] of row_bytes */
     uint64_t row_bytes;
@@ -57,6 +58,8 @@ typedef struct ipt_run {
     size_t max_rows;      /* of an evaluation */
     ipt_rows rows;        /* of the evaluation that runs */
     ipt_result *result;   /* [max_rows] */
+    ipt_row *pick;        /* [max_rows] those of a replay, and where their predictions go */
+    float **pick_eps;
     /* unet.c: the plan and its inputs, [batch, ...] */
     ipt_plan *unet;
     int32_t batch;

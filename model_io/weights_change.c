@@ -88,27 +88,6 @@ ipt_status ipt_weights_restore(ipt_weights *w, const char *name)
 }
 
 /* --- products on the device ------------------------------------------------------------------- */
-/* a [K, rank] with a row for each input of the panels, which are padded to a multiple of four. */
-static void pad_rows(const ipt_shape *shape, const float *a, size_t rank, float *out)
-{
-    size_t in = (size_t)shape->dim[shape->rank - 1], padded = (in + 3) / 4 * 4,
-           taps = shape->rank == 4 ? (size_t)shape->dim[1] * (size_t)shape->dim[2] : 1;
-    memset(out, 0, taps * padded * rank * sizeof *out);
-    for (size_t t = 0; t < taps; t++)
-        memcpy(out + t * padded * rank, a + t * in * rank, in * rank * sizeof *a);
-}
-
-/* b [rank, out] as panels of 32 columns, [panel][rank][32]. */
-static void panel_columns(const float *b, size_t rank, size_t out, float *dst)
-{
-    for (size_t p = 0; p * 32 < out; p++)
-        for (size_t r = 0; r < rank; r++, dst += 32) {
-            size_t n = out - p * 32 < 32 ? out - p * 32 : 32;
-            memset(dst, 0, 32 * sizeof *dst);
-            memcpy(dst, b + r * out + p * 32, n * sizeof *b);
-        }
-}
-
 /* A product on its way: sizes in elements, and in bytes of a panel and of b's columns for it. */
 typedef struct product {
     const ipt_store_entry *e;
@@ -128,20 +107,41 @@ static product product_of(const ipt_store_entry *e, size_t rank)
     return p;
 }
 
-static ipt_status upload_factor(ipt_store *s, const product *p, const float *a, const float *b,
+/* a [K, rank] with a row for each input of the panels, which are padded to a multiple of four. */
+static void pad_rows(const product *p, const float *a, float *dst)
+{
+    const ipt_shape *shape = &p->e->shape;
+    size_t in = (size_t)shape->dim[shape->rank - 1], padded = (in + 3) / 4 * 4;
+    memset(dst, 0, (size_t)p->a_bytes);
+    for (size_t t = 0; t * padded < p->depth; t++)
+        memcpy(dst + t * padded * p->rank, a + t * in * p->rank, in * p->rank * sizeof *a);
+}
+
+/* b [rank, out] as panels of 32 columns, [panel][rank][32]. */
+static void panel_columns(const product *p, const float *b, float *dst)
+{
+    size_t out = (size_t)p->e->shape.dim[0];
+    for (size_t at = 0; at < out; at += 32)
+        for (size_t r = 0; r < p->rank; r++, dst += 32) {
+            size_t n = out - at < 32 ? out - at : 32;
+            memset(dst, 0, 32 * sizeof *dst);
+            memcpy(dst, b + r * out + at, n * sizeof *b);
+        }
+}
+
+/* A factor in the layout that fill() gives it. */
+static ipt_status upload_factor(ipt_store *s, const product *p, const float *v,
+                                void (*fill)(const product *p, const float *v, float *dst),
                                 ipt_buffer *to, uint64_t bytes)
 {
-    float *mapped = ipt_buffer_map(to), *v = mapped ? mapped : ipt_alloc(s->ctx, (size_t)bytes);
-    if (!v)
+    float *mapped = ipt_buffer_map(to), *dst = mapped ? mapped : ipt_alloc(s->ctx, (size_t)bytes);
+    if (!dst)
         return IPT_ERR_NOMEM;
-    if (a)
-        pad_rows(&p->e->shape, a, p->rank, v);
-    else
-        panel_columns(b, p->rank, (size_t)p->e->shape.dim[0], v);
+    fill(p, v, dst);
     if (mapped)
         return IPT_OK;
-    ipt_status status = ipt_buffer_write(s->gpu, to, 0, v, bytes);
-    ipt_free(v);
+    ipt_status status = ipt_buffer_write(s->gpu, to, 0, dst, bytes);
+    ipt_free(dst);
     return status;
 }
 
@@ -176,7 +176,8 @@ static ipt_kernel_desc describe(const ipt_traits *t, const product *p, uint64_t 
 /* How many panels go into one dispatch; 0: not even one. */
 static uint64_t panels_at_once(const ipt_traits *t, const product *p)
 {
-    uint64_t most = p->panel > p->column ? p->panel : p->column, n = t->max_range / most;
+    uint64_t most = p->panel > p->column ? p->panel : p->column,
+             n = most > 0 ? t->max_range / most : 0;
     if (p->a_bytes > t->max_range || n >= p->panels)
         return p->a_bytes > t->max_range ? 0 : p->panels;
     while (n > 0 && (n * p->panel % t->align || n * p->column % t->align))
@@ -223,8 +224,8 @@ ipt_status ipt_weights_add(ipt_weights *w, const char *name, const float *a, con
     ipt_buffer_destroy(s->gpu, &s->job[k].b);
     IPT_TRY(ipt_buffer_create(s->gpu, p.a_bytes, &s->job[k].a));
     IPT_TRY(ipt_buffer_create(s->gpu, b_bytes, &s->job[k].b));
-    IPT_TRY(upload_factor(s, &p, a, NULL, s->job[k].a, p.a_bytes));
-    IPT_TRY(upload_factor(s, &p, NULL, b, s->job[k].b, b_bytes));
+    IPT_TRY(upload_factor(s, &p, a, pad_rows, s->job[k].a, p.a_bytes));
+    IPT_TRY(upload_factor(s, &p, b, panel_columns, s->job[k].b, b_bytes));
     IPT_TRY(ipt_cmd_create(s->gpu, &s->job[k].cmd));
     IPT_TRY(record(s, &p, s->job[k].a, s->job[k].b, s->job[k].cmd));
     IPT_TRY(ipt_cmd_end(s->job[k].cmd));

@@ -108,7 +108,7 @@ static void methods_are_a_table(void **state)
     char names[256], little[8];
     (void)state;
     const ipt_method *const *m = ipt_methods(&n);
-    assert_string_equal(ipt_method_names(names, sizeof names), "merge switch composite");
+    assert_string_equal(ipt_method_names(names, sizeof names), "merge switch composite cmlora");
     assert_string_equal(ipt_method_names(little, sizeof little), "merge s");
     assert_ptr_equal(ipt_method_find(NULL), m[0]);
     assert_null(ipt_method_find("blend"));
@@ -135,6 +135,11 @@ static void rows_are_worlds(void **state)
                     assert_ok(f->ctx, ipt_policy_plan(p, k, &other));
                     assert_ok(f->ctx, ipt_policy_step(p, k, 0, &f->rows));
                     assert_int_equal(other.n, f->rows.n);
+                    for (size_t r = 0; r < other.n; r++) { /* how it is evaluated may depend */
+                        other.row[r].variant = f->rows.row[r].variant;
+                        other.row[r].cache = f->rows.row[r].cache;
+                        other.row[r].want = f->rows.row[r].want;
+                    }
                     assert_memory_equal(other.row, f->rows.row, other.n * sizeof *other.row);
                     size_t worlds = ipt_rows_worlds(&f->rows);
                     assert_true(worlds >= 1 && (worlds == 1 || (int32_t)worlds <= f->job.n_slot));
@@ -235,13 +240,93 @@ static void switch_counts_steps_of_the_request(void **state)
     ipt_policy_destroy(&p);
 }
 
-/* --- gates ------------------------------------------------------------------------------------ */
 static void expect(float got, double want)
 {
     if (!(fabs((double)got - want) <= 1e-6 * (1 + fabs(want)))) /* a few roundings of f32 */
         fail_msg("%g, expected %g", (double)got, want);
 }
 
+/* Who is whole and what each weighs, by the paper's rules, for every number of adapters. */
+static void cmlora_takes_turns(void **state)
+{
+    static const char *const options[] = {"interval=0", "refresh=dominant"};
+    fixture *f = *state;
+    f->opt[0] = options[0];
+    f->opt[1] = options[1];
+    f->job.n_opt = 2;
+    for (f->job.n_slot = 1; f->job.n_slot <= SLOTS; f->job.n_slot++) {
+        ipt_policy *p = make(f, "cmlora");
+        for (int picture = 0; picture < 2; picture++) { /* the second begins anew */
+            int32_t n = f->job.n_slot, turn = 0, changes = 0, dominant = -1, before = -1;
+            double d = n - 0.5;
+            for (int32_t k = 0; k < f->job.n_eval; k++) {
+                int32_t step = f->step_of[k], a = STEPS * 3 / 8, b = STEPS * 7 / 8;
+                bool fresh = step < a   ? step % 2 == 0
+                             : step < b ? (step - a) % 3 == 0
+                                        : (step - b) % 2 == 0;
+                if (fresh && step != before) {
+                    int32_t next = turn++ % n;
+                    if (dominant >= 0 && next != dominant)
+                        d = fmax(1, d - pow(0.5, ++changes));
+                    dominant = next;
+                }
+                before = step;
+                assert_ok(f->ctx, ipt_policy_step(p, k, 0, &f->rows));
+                for (size_t i = 0; i < f->rows.n; i++) {
+                    const ipt_row *r = &f->rows.row[i];
+                    bool whole = n == 1 || k == 0 || (fresh && r->world == dominant) ||
+                                 k == STEPS; /* where the texts change */
+                    assert_int_equal(r->variant, whole ? IPT_UNET_FULL : IPT_UNET_SHALLOW);
+                    assert_int_equal(r->cache, i);
+                    assert_int_equal((r->want & IPT_WANT_DEEP) != 0, whole && n > 1);
+                }
+                ipt_result res[16];
+                static float eps[16][VALUES];
+                float u[VALUES], c[VALUES], other = (float)(n / (d + n - 1));
+                double want = 0;
+                for (size_t i = 0; i < f->rows.n; i++) {
+                    const ipt_row *r = &f->rows.row[i];
+                    eps[i][0] = (float)(i + 1);
+                    res[i] = (ipt_result){.eps = eps[i]};
+                    if (r->part != IPT_NEGATIVE)
+                        want +=
+                            (r->world == dominant ? d : 1) * (double)other * (double)(i + 1) / n;
+                }
+                ipt_policy_blend(p, k, &f->rows, res, u, c);
+                expect(c[0], want);
+            }
+        }
+        ipt_policy_destroy(&p);
+    }
+}
+
+/* Adapters whose frequencies are measured: the high ones take turns first, then the low ones. */
+static void cmlora_orders_by_profile(void **state)
+{
+    static const float high[SLOTS] = {0.1F, 0.9F, 0.8F};
+    fixture *f = *state;
+    unsigned early = 0, late = 0;
+    for (int i = 0; i < SLOTS; i++) {
+        f->slot[i].has_profile = true;
+        f->slot[i].high = high[i];
+    }
+    f->job.n_slot = SLOTS;
+    f->opt[0] = "interval=1";
+    f->job.n_opt = 1;
+    ipt_policy *p = make(f, "cmlora");
+    for (int32_t k = 1; k < f->job.n_eval; k++) {
+        assert_ok(f->ctx, ipt_policy_step(p, k, 0, &f->rows));
+        for (size_t i = 0; i < f->rows.n; i++)
+            if (f->rows.row[i].variant == IPT_UNET_FULL && k != STEPS && k > 1)
+                *(f->step_of[k] < 0.55 * STEPS ? &early : &late) |= 1U << f->rows.row[i].world;
+    }
+    assert_int_equal(early, 6);
+    assert_int_equal(late, 1);
+    assert_int_equal(ipt_policy_level(p), f->job.outer_level);
+    ipt_policy_destroy(&p);
+}
+
+/* --- gates ------------------------------------------------------------------------------------ */
 /* weight x block x (start <= i / n < end), laid out [row][stride]. */
 static void gates_are_products(void **state)
 {
@@ -497,6 +582,8 @@ int main(void)
         CASE(composite_is_one_each),
         CASE(switch_switches),
         CASE(switch_counts_steps_of_the_request),
+        CASE(cmlora_takes_turns),
+        CASE(cmlora_orders_by_profile),
         CASE(gates_are_products),
         CASE(curves),
         CASE(text_gates),

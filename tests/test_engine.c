@@ -340,8 +340,6 @@ static void rows_that_are_not_built(void **state)
         const char *says;
     } rows[] = {
         {{.want = IPT_WANT_EPS | IPT_WANT_MAPS}, "attention maps"},
-        {{.want = IPT_WANT_EPS | IPT_WANT_DEEP}, "a cache of deep features"},
-        {{.want = IPT_WANT_EPS, .variant = IPT_UNET_SHALLOW}, "a cache of deep features"},
         {{.want = IPT_WANT_GRAD}, "gradients of the latent"},
         {{.want = IPT_WANT_EPS, .region = 1}, "regions"},
     };
@@ -358,6 +356,33 @@ static void rows_that_are_not_built(void **state)
     assert_int_equal(ipt_rows_possible(ctx, &updates, &usual), IPT_ERR_UNSUPPORTED);
     assert_ok(ctx, ipt_rows_possible(ctx, &plain, &usual));
     ipt_ctx_destroy(&ctx);
+}
+
+/* More rows at once than the engine would take by itself. */
+static void many_rows_at_once(void **state)
+{
+    static uint8_t few[sizeof((fixture){0}.rgb)];
+    ipt_lora six[6];
+    ipt_request r;
+    (void)state;
+    fixture *f = open_engine();
+    for (int i = 0; i < 6; i++)
+        six[i] =
+            (ipt_lora){DATA "/kinds/locon.safetensors", 0.2F * (float)i, 1, NULL, 0, 1, NULL, NULL};
+    small_request(&r, DATA "/models/sd1");
+    r.lora = six;
+    r.n_lora = 6;
+    r.compose = "composite";
+    for (int i = 0; i < 2; i++) {
+        r.batch = i ? 12 : 0;
+        draw(f, &r);
+        assert_int_equal(f->rep.rows_full, 12 * 2);
+        if (i == 0)
+            memcpy(few, f->rgb, sizeof few);
+    }
+    for (size_t i = 0; i < sizeof few; i++)
+        assert_true(abs(few[i] - f->rgb[i]) <= 1);
+    close_engine(f);
 }
 
 /* --- previews --------------------------------------------------------------------------------- */
@@ -458,6 +483,7 @@ int main(void)
         cmocka_unit_test(prompts_over_steps),
         cmocka_unit_test(previews_look_ahead),
         cmocka_unit_test(rows_that_are_not_built),
+        cmocka_unit_test(many_rows_at_once),
     };
     return cmocka_run_group_tests_name("engine", tests, NULL, NULL);
 }

@@ -147,7 +147,7 @@ static void compare_traces(fixture *f, const char *name, const ipt_safetensors *
     ipt_safetensors_close(&got);
 }
 
-/* Adapters of every kind: "name:weight:text weight ..." of tests/data/kinds. */
+/* Adapters: "name:weight:text weight ..." of tests/data or tests/data/kinds. */
 enum { MAX_KINDS = 3 };
 typedef struct kinds {
     char path[MAX_KINDS][512];
@@ -157,8 +157,9 @@ typedef struct kinds {
 
 static void add_kind(kinds *k, const char *name, float weight, float te_weight)
 {
+    const char *folder = strncmp(name, "golden_", 7) == 0 ? "" : "/kinds";
     assert_true(k->n < MAX_KINDS);
-    ipt_name(k->path[k->n], sizeof k->path[0], "%s/kinds/%s.safetensors", DATA, name);
+    ipt_name(k->path[k->n], sizeof k->path[0], "%s%s/%s.safetensors", DATA, folder, name);
     k->lora[k->n] = (ipt_lora){k->path[k->n], weight, te_weight, NULL, 0, 1, NULL, NULL};
     k->n++;
 }
@@ -220,9 +221,21 @@ static void run_trace(fixture *f, const char *name, const char *model, bool f16)
         r.lora = k.lora;
         r.n_lora = k.n;
     }
+    const char *options[8];
+    char list[256], *next = NULL;
+    if (ipt_safetensors_meta(st, "compose")) {
+        read_kinds(&k, meta(st, "adapters", ""));
+        r.lora = k.lora;
+        r.n_lora = k.n;
+        r.compose = meta(st, "compose", "");
+        ipt_name(list, sizeof list, "%s", meta(st, "options", ""));
+        for (char *item = strtok_r(list, " ", &next); item; item = strtok_r(NULL, " ", &next))
+            options[r.n_compose_opt++] = item;
+        r.compose_opt = options;
+    }
     static const char *const ways[] = {"never",
                                        "always"}; /* adapters beside the weights, in them */
-    for (size_t i = 0; i < (r.n_lora ? IPT_COUNT(ways) : 1); i++) {
+    for (size_t i = 0; i < (r.n_lora && !r.compose ? IPT_COUNT(ways) : 1); i++) {
         ipt_report rep;
         r.fold = ways[i];
         assert_ok(f->ctx, ipt_generate(f->engine, &r, NULL, NULL, &rep));
@@ -270,6 +283,19 @@ static void starts(void **state)
         "golden_start_sdxl_inpaint_dpm_2_a",     "golden_start_inpaint_ddim",
         "golden_start_inpaint_euler_a",          "golden_start_sd1_img2img_heun",
         "golden_start_inpaint_dpmpp_2m_sde"};
+    (void)state;
+    fixture f = open_engine(IPT_PRECISION_F32);
+    for (size_t i = 0; i < IPT_COUNT(names); i++)
+        run_trace(&f, names[i], NULL, false);
+    close_engine(&f);
+}
+
+/* Methods beside tools/reference. */
+static void composed(void **state)
+{
+    static const char *const names[] = {"golden_compose_sd1_cmlora",
+                                        "golden_compose_sd1_cmlora_all",
+                                        "golden_compose_sd1_cmlora_two"};
     (void)state;
     fixture f = open_engine(IPT_PRECISION_F32);
     for (size_t i = 0; i < IPT_COUNT(names); i++)
@@ -375,9 +401,9 @@ static void batch_equals_singles(void **state)
  * records and uploads nothing. */
 static void gates_are_data(void **state)
 {
-    static const char *const methods[] = {"merge", "switch", "composite"};
+    static const char *const methods[] = {"merge", "switch", "composite", "cmlora"};
     char path[512], lora[512];
-    gallery kept[3] = {{{0}, 0, 0}};
+    gallery kept[4] = {{{0}, 0, 0}};
     ipt_request r;
     ipt_report rep;
     (void)state;
@@ -389,7 +415,7 @@ static void gates_are_data(void **state)
     r.lora = two;
     r.n_lora = 1;
     r.fold = "never";
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < 4; i++) {
         r.compose = methods[i];
         assert_ok(f.ctx, ipt_generate(f.engine, &r, keep, &kept[i], &rep));
         assert_memory_equal(kept[0].rgb[0], kept[i].rgb[0], kept[0].bytes);
@@ -409,10 +435,23 @@ static void gates_are_data(void **state)
     assert_int_equal(rep.n_plans_recorded, 0);
     assert_int_equal(rep.bytes_uploaded, 0);
     assert_memory_not_equal(kept[0].rgb[0], kept[1].rgb[0], kept[0].bytes);
-    r.n_lora = 2; /* composite of two: four rows a step */
-    assert_ok(f.ctx, ipt_generate(f.engine, &r, NULL, NULL, &rep));
+    r.compose = "composite";
+    r.n_lora = 2; /* four rows a step */
+    drop(&kept[1]);
+    assert_ok(f.ctx, ipt_generate(f.engine, &r, keep, &kept[1], &rep));
     assert_int_equal(rep.rows_full, 4 * rep.n_eval);
-    for (int i = 0; i < 3; i++)
+    static const char *const plain[] = {"interval=1", "refresh=all", "weights=equal"};
+    for (int i = 0; i < 2;
+         i++) { /* CMLoRA that is always fresh and fair is composite, to the bit */
+        r.compose = "cmlora";
+        r.compose_opt = plain;
+        r.n_compose_opt = i ? 0 : IPT_COUNT(plain);
+        drop(&kept[2]);
+        assert_ok(f.ctx, ipt_generate(f.engine, &r, keep, &kept[2], &rep));
+        assert_int_equal(memcmp(kept[1].rgb[0], kept[2].rgb[0], kept[1].bytes) == 0, i == 0);
+        assert_int_equal(rep.rows_shallow > 0, i);
+    }
+    for (int i = 0; i < 4; i++)
         drop(&kept[i]);
     close_engine(&f);
 }
@@ -555,6 +594,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(traces),
                                        cmocka_unit_test(starts),
+                                       cmocka_unit_test(composed),
                                        cmocka_unit_test(kind_traces),
                                        cmocka_unit_test(kinds_by_method),
                                        cmocka_unit_test(traces_f16),

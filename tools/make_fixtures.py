@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from fixtures import (  # noqa: E402
     cache,
     clip,
+    compose,
     grads,
     loras,
     models,
@@ -53,7 +54,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tokenizer", help="folder with the small CLIP tokenizer")
     parser.add_argument("--out", default=Path(__file__).resolve().parent.parent / "tests/data")
-    parser.add_argument("--only", default="models,pipelines,starts,cache,clip,grads,loras,quantized")
+    parser.add_argument("--only", default="models,pipelines,starts,cache,clip,grads,loras,compose,quantized")
     parser.add_argument("--variants", metavar="DIR", help="only write more models, to DIR")
     args = parser.parse_args()
     only = set(args.only.split(","))
@@ -98,6 +99,8 @@ def main():
         grads.make(pipes["sd1"], data)
     if "loras" in only:
         loras.make(made, data, SIZES)
+    if "compose" in only:
+        compose.make(made, data)
     readme.make(data)
     shutil.rmtree(source.parent)
 
