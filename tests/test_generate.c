@@ -147,7 +147,7 @@ static void compare_traces(fixture *f, const char *name, const ipt_safetensors *
     ipt_safetensors_close(&got);
 }
 
-/* Adapters: "name:weight:text weight ..." of tests/data or tests/data/kinds. */
+/* Adapters: "name:weight:text weight ..." of tests/data, tests/data/kinds or models/loras. */
 enum { MAX_KINDS = 3 };
 typedef struct kinds {
     char path[MAX_KINDS][512];
@@ -160,6 +160,9 @@ static void add_kind(kinds *k, const char *name, float weight, float te_weight)
     const char *folder = strncmp(name, "golden_", 7) == 0 ? "" : "/kinds";
     assert_true(k->n < MAX_KINDS);
     ipt_name(k->path[k->n], sizeof k->path[0], "%s%s/%s.safetensors", DATA, folder, name);
+    if (!ipt_is_file(k->path[k->n]))
+        ipt_name(k->path[k->n], sizeof k->path[0], "%s/models/loras/%s.safetensors", IPT_SOURCE_DIR,
+                 name);
     k->lora[k->n] = (ipt_lora){k->path[k->n], weight, te_weight, NULL, 0, 1, NULL, NULL};
     k->n++;
 }
@@ -293,13 +296,15 @@ static void starts(void **state)
 /* Methods beside tools/reference. */
 static void composed(void **state)
 {
-    static const char *const names[] = {"golden_compose_sd1_cmlora",
-                                        "golden_compose_sd1_cmlora_all",
-                                        "golden_compose_sd1_cmlora_two"};
+    static const char *const names[] = {
+        "golden_compose_sd1_cmlora",     "golden_compose_sd1_cmlora_all",
+        "golden_compose_sd1_cmlora_two", "golden_compose_sd2_cmlora",
+        "golden_compose_sdxl_cmlora",    "golden_compose_default_cmlora"};
     (void)state;
     fixture f = open_engine(IPT_PRECISION_F32);
     for (size_t i = 0; i < IPT_COUNT(names); i++)
-        run_trace(&f, names[i], NULL, false);
+        run_trace(&f, names[i],
+                  strstr(names[i], "default") ? IPT_SOURCE_DIR "/models/default" : NULL, false);
     close_engine(&f);
 }
 

@@ -18,6 +18,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+from diffusers import DiffusionPipeline
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
@@ -100,7 +101,10 @@ def main():
     if "loras" in only:
         loras.make(made, data, SIZES)
     if "compose" in only:
-        compose.make(made, data)
+        folder = data.parent.parent / "models/default"
+        pipe = DiffusionPipeline.from_pretrained(folder)
+        pipe.set_progress_bar_config(disable=True)
+        compose.make(made | {"default": (pipe, folder)}, data)
     readme.make(data)
     shutil.rmtree(source.parent)
 
