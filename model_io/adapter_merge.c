@@ -149,8 +149,10 @@ static uint64_t stream_of(const ipt_tool *t, const ipt_merge_opts *o, const grou
 static ipt_status differ(ipt_tool *t, const group *g, const char *what, const char *instead)
 {
     const ipt_module *m = &t->module[g->module];
-    return ipt_fail(t->ctx, IPT_ERR_UNSUPPORTED, "%.150s, %.150s: %s.%s: found %s, %s",
-                    g->term[0].file, g->term[g->n - 1].file, ipt_comp_name(m->comp), m->name, what,
+    const char *first = g->term[0].file, *last = g->term[g->n - 1].file;
+    bool one = strcmp(first, last) == 0;
+    return ipt_fail(t->ctx, IPT_ERR_UNSUPPORTED, "%.150s%s%.150s: %s.%s: found %s, %s", first,
+                    one ? "" : ", ", one ? "" : last, ipt_comp_name(m->comp), m->name, what,
                     instead);
 }
 
