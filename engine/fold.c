@@ -158,11 +158,13 @@ ipt_status ipt_fold_apply(ipt_run *u)
 {
     ipt_engine *e = u->e;
     ipt_weights *store = NULL;
-    double t = ipt_now_ms();
     u->rep->is_folded = e->is_folded;
     if (is_done(u))
         return IPT_OK;
     IPT_TRY(ipt_engine_store(e, IPT_COMP_UNET, &store));
+    if (e->is_folded)
+        IPT_TRY(ipt_weights_ready(store)); /* once for a process, as all other shaders */
+    double t = ipt_now_ms();
     if (e->m->fold.set)
         IPT_TRY(unfold(u, store));
     if (e->is_folded)

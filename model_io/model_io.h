@@ -206,6 +206,9 @@ uint64_t ipt_weights_device_bytes(const ipt_weights *w); /* uploaded so far */
  * IPT_ERR_DEVICE_MEM, IPT_ERR_DEVICE_LOST, IPT_ERR_NOMEM. */
 IPT_CHECKED ipt_status ipt_weights_add(ipt_weights *w, const char *name, const float *a,
                                        const float *b, size_t rank);
+/* Compiles what _add needs, which it would do at its first call.  Errors: those of ipt_kernel_get.
+ */
+IPT_CHECKED ipt_status ipt_weights_ready(ipt_weights *w);
 /* W = v, in the order of `read`.  Errors: IPT_ERR_UNSUPPORTED (beyond f16), IPT_ERR_DEVICE_LOST,
  * IPT_ERR_NOMEM. */
 IPT_CHECKED ipt_status ipt_weights_replace(ipt_weights *w, const char *name, const double *v);

@@ -149,10 +149,9 @@ typedef struct fold_push {
     int32_t depth, quads, panels;
 } fold_push;
 
-static ipt_kernel_desc describe(const ipt_traits *t, const product *p, uint64_t panels)
+/* texels: of the largest binding. */
+static ipt_kernel_desc describe(const ipt_traits *t, ipt_dtype type, uint64_t texels)
 {
-    uint64_t texels = p->a_bytes > panels * p->panel ? p->a_bytes : panels * p->panel;
-    texels = (texels > panels * p->column ? texels : panels * p->column) / 16;
     bool shuffle = t->simd && t->subgroup_shuffle && t->subgroup >= 4 && t->subgroup <= 64,
          texel = shuffle && t->texel && texels <= t->max_texels;
     uint32_t sg = shuffle ? t->subgroup : 64, tm = shuffle && sg > 16 ? sg : 16;
@@ -163,7 +162,7 @@ static ipt_kernel_desc describe(const ipt_traits *t, const product *p, uint64_t 
         .n_spec = 3,
         .n_bind = 4,
         .push_bytes = sizeof(fold_push),
-        .spec = {sg, tm, p->e->view.dtype == IPT_F16},
+        .spec = {sg, tm, type == IPT_F16},
         .subgroup = shuffle ? sg : 0,
     };
     if (texel) {
@@ -195,7 +194,9 @@ static ipt_status record(ipt_store *s, const product *p, ipt_buffer *a, ipt_buff
         return ipt_fail(s->ctx, IPT_ERR_TOO_LARGE,
                         "a weight of %zu inputs at rank %zu passes what a binding takes", p->depth,
                         p->rank);
-    const ipt_kernel_desc d = describe(t, p, at_once);
+    uint64_t texels = p->a_bytes > at_once * p->panel ? p->a_bytes : at_once * p->panel;
+    texels = (texels > at_once * p->column ? texels : at_once * p->column) / 16;
+    const ipt_kernel_desc d = describe(t, e->view.dtype, texels);
     IPT_TRY(ipt_kernel_get(s->gpu, &d, &kernel));
     for (uint64_t at = 0; at < p->panels; at += at_once) {
         uint64_t m = p->panels - at < at_once ? p->panels - at : at_once;
@@ -207,6 +208,14 @@ static ipt_status record(ipt_store *s, const product *p, ipt_buffer *a, ipt_buff
         IPT_TRY(ipt_cmd_dispatch(cmd, kernel, bind, &push, groups));
     }
     return IPT_OK;
+}
+
+ipt_status ipt_weights_ready(ipt_weights *w)
+{
+    ipt_store *s = (ipt_store *)w;
+    ipt_kernel *kernel = NULL;
+    const ipt_kernel_desc d = describe(ipt_gpu_traits(s->gpu), s->precision, 1);
+    return ipt_kernel_get(s->gpu, &d, &kernel);
 }
 
 ipt_status ipt_weights_add(ipt_weights *w, const char *name, const float *a, const float *b,
