@@ -214,6 +214,7 @@ const ipt_method ipt_method_cmlora = {
     .name = "cmlora",
     .brief = "as composite, one LoRA dominant at a time, the others on kept features",
     .option = option,
+    .wants_profile = true,
     .state_size = sizeof(state),
     .defaults = defaults,
     .begin = begin,

@@ -144,6 +144,7 @@ typedef struct ipt_option {
 typedef struct ipt_method {
     const char *name, *brief;
     const ipt_option *option; /* NULL: none of its own */
+    bool wants_profile;       /* asks for has_profile and high of slots */
     size_t state_size;        /* zeroed before `begin`, options already in it when it is called */
     void (*defaults)(void *state); /* of the options; NULL: zeros */
     /* Checks the job against the method.  NULL: nothing to do.  Errors: IPT_ERR_ARG, in one

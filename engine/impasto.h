@@ -89,6 +89,16 @@ typedef struct ipt_preview {
 /* A failure ends the request. */
 typedef ipt_status (*ipt_preview_fn)(void *user, const ipt_preview *p);
 
+/* The latent x [c,h,w] before the first evaluation (step 0) and after each; borrowed for the call.
+ */
+typedef struct ipt_latent {
+    int32_t image, step, n_step; /* evaluations done, of all */
+    int32_t c, h, w;
+    const float *x;
+} ipt_latent;
+/* A failure ends the request. */
+typedef ipt_status (*ipt_latent_fn)(void *user, const ipt_latent *l);
+
 typedef struct ipt_request {
     const char *model;             /* file or folder; NULL: default model */
     const char *vae, *taesd;       /* NULL: the model's own */
@@ -131,6 +141,8 @@ typedef struct ipt_request {
     ipt_preview_fn preview; /* every preview_every steps (0: every step); changes no picture */
     int32_t preview_every;
     void *user;
+    ipt_latent_fn latent;
+    void *latent_user;
 } ipt_request;
 void ipt_request_init(ipt_request *r); /* the defaults above */
 

@@ -1,5 +1,6 @@
 /* engine/job.c - what a request needs before its first step: adapters, prompts, the composing
  * method, every text encoded. */
+#include "engine/profile.h"
 #include "engine/run.h"
 
 #include <math.h>
@@ -23,6 +24,16 @@ static ipt_status read_tags(ipt_run *u, ipt_prompt *out[2])
     return IPT_OK;
 }
 
+/* Only methods that order adapters ask. */
+static void read_profile(ipt_run *u, size_t slot)
+{
+    const ipt_method *m = ipt_method_find(u->r->compose);
+    double high = 0;
+    if (m && m->wants_profile)
+        ipt_profile_find(u->e->ctx, u->e->set->key[slot], &u->slot[slot].has_profile, &high);
+    u->slot[slot].high = (float)high;
+}
+
 static ipt_status fill_slots(ipt_run *u, const ipt_prompt *tags)
 {
     const ipt_request *r = u->r;
@@ -34,6 +45,7 @@ static ipt_status fill_slots(ipt_run *u, const ipt_prompt *tags)
                                     .end = r->lora[i].end,
                                     .word = r->lora[i].word};
         IPT_TRY(ipt_block_weights(u->e->ctx, r->lora[i].blocks, u->slot[n].block));
+        read_profile(u, n);
         if (r->lora[i].curve) {
             ipt_curve *curve = ipt_arena_alloc(&u->arena, sizeof *curve);
             if (!curve)
@@ -52,6 +64,7 @@ static ipt_status fill_slots(ipt_run *u, const ipt_prompt *tags)
                                     .start = 0,
                                     .end = 1};
         IPT_TRY(ipt_block_weights(u->e->ctx, NULL, u->slot[n].block));
+        read_profile(u, n);
     }
     u->job.n_slot = (int32_t)n;
     u->job.slot = u->slot;

@@ -64,12 +64,20 @@ static ipt_status trace_times(ipt_run *u, const ipt_sampler *s, ipt_trace *t)
     return ipt_trace_f32(t, "timesteps", v, &n, 1);
 }
 
+/* Shows x after `done` evaluations to who asked for it. */
+static ipt_status show_latent(const ipt_run *u, int32_t image, int32_t done, int32_t n)
+{
+    const ipt_latent l = {image, done, n, u->set.channels, u->set.h, u->set.w, u->buf.x};
+    return u->r->latent ? u->r->latent(u->r->latent_user, &l) : IPT_OK;
+}
+
 /* --- the loop --------------------------------------------------------------------------------- */
 static ipt_status sample_loop(ipt_run *u, ipt_sampler *s, ipt_noise *source, ipt_trace *trace,
                               int32_t image)
 {
     const ipt_buffers *b = &u->buf;
     int32_t n = ipt_sampler_n_evals(s);
+    IPT_TRY(show_latent(u, image, 0, n));
     for (int32_t i = 0; i < n; i++) {
         double t0 = ipt_now_ms();
         if (ipt_cancelled(u->e->ctx))
@@ -86,6 +94,7 @@ static ipt_status sample_loop(ipt_run *u, ipt_sampler *s, ipt_noise *source, ipt
         if (u->start.mask && !u->start.mask_channels)
             ipt_start_keep(&u->start, s, i + 1, &u->set, b->noise, b->keep, b->x);
         IPT_TRY(trace_latent(u, trace, "latent_step", i, b->x));
+        IPT_TRY(show_latent(u, image, i + 1, n));
         double ms = ipt_now_ms() - t0;
         if (u->done_eval == 0)
             u->rep->ms_first_step = ms;

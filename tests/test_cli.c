@@ -10,6 +10,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "compose/policy.h"
 #include "model_io/model_io.h"
 
 static int set_up(void **state) { return place_create(state, IPT_PROGRAM); }
@@ -562,6 +563,32 @@ static void test_generate(void **state)
     done(&r);
 }
 
+/* Every method of the table can be named, and adapters can be measured. */
+static void test_methods(void **state)
+{
+    place *p = *state;
+    const char *const lora = IPT_TEST_DATA "/golden_lora_kohya.safetensors";
+    char path[PATH_MAX];
+    size_t n = 0;
+    const ipt_method *const *m = ipt_methods(&n);
+    need_device(p);
+    for (size_t i = 0; i < n; i++) {
+        result r =
+            RUN(p, "generate", "-m", sd1, "-p", "a cat", "--steps", "2", "-W", "32", "-H", "32",
+                "-o", "m.png", "--compose", m[i]->name, "--lora", lora, "--lora", lora);
+        if (r.rc != 0)
+            fail_msg("%s: exit %d: %s", m[i]->name, r.rc, r.err);
+        done(&r);
+    }
+    result r = RUN(p, "lora", "profile", lora, "-m", sd1, "-W", "32", "-H", "32", "--steps", "2",
+                   "--seeds", "1", "--no-note", "--plot", "plot.png", "--json");
+    if (r.rc != 0)
+        fail_msg("exit %d: %s", r.rc, r.err);
+    assert_non_null(strstr(r.out, "\"high_frequencies\""));
+    assert_true(ipt_is_file(in(p, path, "plot.png")));
+    done(&r);
+}
+
 /* A signal in the middle of sampling: its exit code, no picture, nothing half written. */
 static void test_signals(void **state)
 {
@@ -608,7 +635,7 @@ int main(void)
         cmocka_unit_test(test_bad_vae),      cmocka_unit_test(test_bad_lora),
         cmocka_unit_test(test_bad_image),    cmocka_unit_test(test_inspect),
         cmocka_unit_test(test_tokenize),     cmocka_unit_test(test_generate),
-        cmocka_unit_test(test_signals),
+        cmocka_unit_test(test_methods),      cmocka_unit_test(test_signals),
     };
     return cmocka_run_group_tests(tests, set_up, place_destroy);
 }
