@@ -99,16 +99,15 @@ static void outer_layers_of(bench *b, const char *path, int32_t step)
 static void outer_layers(void **state)
 {
     bench *b = bench_device(state, false);
-    outer_layers_of(b, "sd1", 1);
-    outer_layers_of(b, "sd2", 6);
-    outer_layers_of(b, "sdxl", 4);
+    outer_layers_of(b, "sd1", 2);
+    outer_layers_of(b, "sdxl", 8);
 }
 
 static void outer_layers_half(void **state)
 {
     bench *b = bench_device(state, true);
     b->weights = b->act = IPT_F16;
-    outer_layers_of(b, "sd1", 4);
+    outer_layers_of(b, "sd1", 6);
     b->weights = b->act = IPT_F32;
 }
 
