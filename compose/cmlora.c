@@ -188,7 +188,7 @@ static void blend(void *st, const ipt_job *job, int32_t eval, const ipt_rows *ro
 static int32_t level(const void *st, const ipt_job *job)
 {
     const state *s = st;
-    return s->level < 0 ? job->outer_level : s->level;
+    return s->n == 1 ? -1 : s->level < 0 ? job->outer_level : s->level; /* one: always whole */
 }
 
 static const ipt_option option[] = {

@@ -158,7 +158,7 @@ typedef struct ipt_method {
     /* Predictions [n_latent]; eps_u only where the job has a negative.  NULL: ipt_blend_mean. */
     void (*blend)(void *state, const ipt_job *job, int32_t eval, const ipt_rows *rows,
                   const ipt_result *res, float *eps_u, float *eps_c);
-    /* Where its shallow rows are cut (a LEVEL of --cache); NULL: it has none. */
+    /* Where its shallow rows are cut (a LEVEL of --cache); NULL or -1: it has none. */
     int32_t (*level)(const void *state, const ipt_job *job);
     /* dL/d(maps) of every row that wants its gradient, into d_maps[row]; NULL with `latent`. */
     ipt_status (*map_grad)(void *state, const ipt_job *job, int32_t eval, const ipt_rows *rows,
