@@ -4,10 +4,11 @@ import os
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler
 from PIL import Image, ImageDraw
 
 from common import MODELS, threads
+from publish import load
 
 PEEK = ["a red apple, noto style, on a blue background", "a dog and a rocket", "a cat",
         "a dog, twemoji style, on a green background", "a rocket, fluent 3d style, on a yellow background",
@@ -64,13 +65,6 @@ def sheet(pictures, labels, columns, zoom=2):
         for k, text_line in enumerate([*lines, line][:2]):
             pen.text((x, y + edge + 1 + 11 * k), text_line, fill="black", font_size=9)
     return page
-
-
-def load(path):
-    pipe = StableDiffusionPipeline.from_pretrained(path, safety_checker=None,
-                                                   torch_dtype=torch.float32)
-    pipe.unet.eval(), pipe.vae.eval(), pipe.text_encoder.eval()
-    return pipe
 
 
 def main():
