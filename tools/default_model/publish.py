@@ -1,4 +1,4 @@
-"""What both recipes do with a finished model: the diffusers folder, its golden, its contact sheet.
+"""What both recipes do with a finished model: the diffusers folder, its golden, sheets.
 
 Nothing here knows a recipe; `tools/default_model_2` imports this file too.
 """
@@ -7,6 +7,7 @@ import os
 import shutil
 
 import diffusers
+import numpy as np
 import torch
 import transformers
 from diffusers import DDIMScheduler, StableDiffusionPipeline
@@ -72,6 +73,30 @@ def load(path):
 
 
 @torch.no_grad()
+def generate(pipe, prompts, seeds, steps=20, cfg=5.0, batch=16, negative=""):
+    """uint8 [n,h,w,3]; each picture's noise comes from its own seed alone."""
+    def embed(texts):
+        ids = pipe.tokenizer(texts, padding="max_length", max_length=77, truncation=True,
+                             return_tensors="pt").input_ids
+        return pipe.text_encoder(ids).last_hidden_state
+
+    out, edge = [], pipe.unet.config.sample_size
+    sched = DDIMScheduler.from_config(pipe.scheduler.config)
+    for i in range(0, len(prompts), batch):
+        texts = prompts[i:i + batch]
+        cond = torch.cat([embed([negative]).expand(len(texts), -1, -1), embed(texts)])
+        x = torch.cat([torch.randn(1, 4, edge, edge, generator=torch.Generator().manual_seed(s))
+                       for s in seeds[i:i + batch]])
+        sched.set_timesteps(steps)
+        for t in sched.timesteps:
+            un, co = pipe.unet(torch.cat([x, x]), t, cond).sample.chunk(2)
+            x = sched.step(un + cfg * (co - un), t, x).prev_sample
+        y = pipe.vae.decode(x / pipe.vae.config.scaling_factor).sample
+        out.append(((y.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy())
+    return np.concatenate(out)
+
+
+@torch.no_grad()
 def golden(pipe, path, source, prompt, negative="", seed=7, steps=20, cfg=5.0):
     """Writes latents and the picture of one prompt: f32 on the CPU, f16 weights.
 
@@ -118,6 +143,27 @@ def golden(pipe, path, source, prompt, negative="", seed=7, steps=20, cfg=5.0):
         "torch": torch.__version__, "diffusers": diffusers.__version__,
         "transformers": transformers.__version__, "source": source})
     print(path, os.path.getsize(path), "bytes")
+
+
+def before_after(loras, model, folder, sheet, out):
+    """Two rows for each of `loras` (name: phrase, concept or style): without and with it, same seeds."""
+    pages, labels = [], []
+    for name, what in loras.items():
+        if "style" in what:
+            prompts = [f"a {w}, {what['phrase']}" for w in ("cat", "rocket", "house", "red apple")]
+            prompts += [f"a fish, {what['phrase']}, on a blue background", f"a dog and a star, {what['phrase']}"]
+        else:
+            p = what["phrase"]
+            prompts = [p, f"{p}, noto style", f"{p}, twemoji style, on a blue background",
+                       f"{p}, fluent 3d style, on a yellow background", f"{p} and a dog", f"a cat and {p}"]
+        path = os.path.join(folder, f"{name}.safetensors")
+        for use in (False, True):
+            pipe = load(model)
+            if use:
+                pipe.load_lora_weights(path)
+            pages.append(generate(pipe, prompts, [11 + i for i in range(6)]))
+            labels += [("with: " if use else "without: ") + p for p in prompts]
+    sheet(np.concatenate(pages), labels, 6).save(out)
 
 
 def contact_sheet(prompts, seen, painted, folder):

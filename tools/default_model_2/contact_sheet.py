@@ -1,6 +1,7 @@
 """contact_sheet.png and .txt: 64 prompts that no training caption equals, first picture of each.
 
-The captions are planned anew, as run.py planned them: 25 s.
+The captions are planned anew, as run.py planned them: 25 s. With --loras also before_after.png of the
+adapters there.
 """
 import argparse
 import os
@@ -8,7 +9,8 @@ import os
 import torch
 
 from common import MODELS, threads
-from publish import contact_sheet
+from loras import LORAS
+from publish import before_after, contact_sheet
 from sample import generate, load, sheet
 from scenes import SCENES, planned
 
@@ -83,10 +85,15 @@ def main():
     ap.add_argument("--model", default=os.path.join(MODELS, "default"))
     ap.add_argument("--out", default=MODELS, help="folder of the two files")
     ap.add_argument("--scenes", type=int, default=SCENES, help="as many as the run had")
+    ap.add_argument("--loras", help="folder of the adapters")
     args = ap.parse_args()
     torch.set_num_threads(threads())
     contact_sheet(PROMPTS, set(planned(args.scenes).texts), lambda: sheet(
         generate(load(args.model), PROMPTS, list(range(64)), batch=8), PROMPTS, 8), args.out)
+    if args.loras:
+        before_after(LORAS, args.model, args.loras, lambda pictures, labels, columns: sheet(
+            torch.from_numpy(pictures).permute(0, 3, 1, 2), labels, columns),
+            os.path.join(args.loras, "before_after.png"))
 
 
 if __name__ == "__main__":

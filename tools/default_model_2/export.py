@@ -20,22 +20,24 @@ from loras import LORAS, adapted
 from nets import SCHEDULER_CONFIG, TEXT_CONFIG, UNET_CONFIG, VAE_CONFIG, Unet
 from publish import save_folder
 from sample import PEEK
-from scenes import Words
+from scenes import Words, vocabulary
 
 LIMIT = 32_000_000      # bytes of folder and adapters together
 FILES = ("denoiser-1.safetensors", "denoiser-2.safetensors", "vae.safetensors")
 
 
 def from_run(out):
-    """(weights by the networks' names, f32; scaling factor) of a run."""
-    state, scales = {}, set()
+    """(weights by the networks' names, f32; scaling factor; vocabulary, of old runs None) of a run."""
+    state, scales, words = {}, set(), set()
     for name in FILES:
         with safe_open(os.path.join(out, name), "pt") as f:
-            scales.add((f.metadata() or {}).get("scale"))
+            about = f.metadata() or {}
+            scales.add(about.get("scale"))
+            words.add(about.get("vocabulary"))
             state.update({k: f.get_tensor(k).float() for k in f.keys()})
-    if len(scales) != 1 or scales & {None, "None"}:
+    if len(scales) != 1 or len(words) != 1 or scales & {None, "None"}:
         raise SystemExit(f"{out}: not the files of one run: scaling factors {scales}")
-    return state, float(scales.pop())
+    return state, float(scales.pop()), words.pop()
 
 
 def filled(model, state, name):
@@ -54,11 +56,13 @@ def filled(model, state, name):
 
 
 def pipeline(out, tokenizer):
-    state, scale = from_run(out)
+    state, scale, trained = from_run(out)
     words, theirs = Words(tokenizer), CLIPTokenizer.from_pretrained(tokenizer)
-    ends = [words.vocab[t] for t in ("<|startoftext|>", "<|endoftext|>")]
-    if (len(words.vocab), *ends) != tuple(TEXT_CONFIG[k] for k in ("vocab_size", "bos_token_id", "eos_token_id")):
+    shape = (len(words.vocab), words.vocab["<|startoftext|>"], words.vocab["<|endoftext|>"])
+    if shape != tuple(TEXT_CONFIG[k] for k in ("vocab_size", "bos_token_id", "eos_token_id")):
         raise SystemExit(f"{tokenizer}: not the vocabulary that the text encoder reads")
+    if trained not in (None, vocabulary(tokenizer)):
+        raise SystemExit(f"{tokenizer}: not the vocabulary that the run was trained with")
     for text in [*PEEK, "", *(w["phrase"] for w in LORAS.values())]:
         if words.ids(text) != theirs(text, padding="max_length", max_length=77).input_ids:
             raise SystemExit(f"'{text}': CLIPTokenizer makes other tokens of it than the training did")
@@ -117,7 +121,7 @@ def main():
     there = [t for t in targets if os.path.exists(t)]
     if there and not args.force:
         raise SystemExit(f"{there[0]} exists: --force replaces it")
-    if os.path.exists(folder) and os.listdir(folder) and not os.path.exists(os.path.join(folder, "model_index.json")):
+    if os.path.exists(folder) and "model_index.json" not in os.listdir(folder):
         raise SystemExit(f"{folder} is not a diffusers folder: not replaced")
     shutil.rmtree(made, ignore_errors=True)
     report = {"bytes": save_folder(pipeline(args.out, args.tokenizer), made, args.tokenizer)}

@@ -14,7 +14,7 @@ import sys
 import time
 
 from common import WORK, concepts, drawn_styles
-from scenes import SCENES
+from scenes import SCENES, vocabulary
 
 # stage: share of SECONDS after which it ends (full, smoke); the pool of latents in seconds
 ENDS = {"judge": (0.11, 0.30), "vae": (0.25, 0.50), "unet": (0.855, 0.78), "decoder": (0.945, 0.90),
@@ -85,7 +85,8 @@ def written(tensors, path, scale=None):
     from safetensors.torch import save_file
     own = {k: (v.half() if v.is_floating_point() and v.ndim > 1 else v).detach().cpu().contiguous()
            for k, v in tensors.items()}
-    save_file(own, path + ".tmp", metadata={"scale": str(scale)} if scale else None)
+    save_file(own, path + ".tmp", metadata={
+        "scale": str(scale), "vocabulary": vocabulary()} if scale else None)
     os.replace(path + ".tmp", path)
 
 

@@ -5,6 +5,7 @@ A plan is arrays, one row a scene: drawings' rows [n,3] (-1: none), boxes [n,3,4
 [n,3] (-1: none), style [n].
 """
 import functools
+import hashlib
 import json
 import multiprocessing
 import os
@@ -125,6 +126,15 @@ class Words:
             ids += self.word(word)
         ids = ids[:76] + [end]
         return ids + [end] * (77 - len(ids))
+
+
+def vocabulary(folder=None):
+    """SHA-256 of the vocabulary's two files."""
+    folder, digest = folder or os.path.join(PACK, "tokenizer"), hashlib.sha256()
+    for name in ("vocab.json", "merges.txt"):
+        with open(os.path.join(folder, name), "rb") as f:
+            digest.update(f.read())
+    return digest.hexdigest()
 
 
 class Plan:
