@@ -6,6 +6,7 @@ import os
 import torch
 
 from common import MODELS, WORK, threads
+from publish import contact_sheet
 from sample import generate, load, sheet
 
 PROMPTS = """a red apple, noto style, on a grey background
@@ -79,15 +80,8 @@ def main():
     seen = set()
     for name in glob.glob(os.path.join(WORK, "captions*.json")):  # of every cache trained on
         seen.update(json.load(open(name, encoding="utf-8")))
-    known = [p for p in PROMPTS if p in seen]
-    if known or len(PROMPTS) != 64:
-        raise SystemExit(f"{len(PROMPTS)} prompts, seen in training: {known}")
-    pixels = generate(load(os.path.join(MODELS, "default")), PROMPTS, list(range(64)))
-    sheet(pixels, PROMPTS, 8).quantize(256).save(os.path.join(MODELS, "contact_sheet.png"),
-                                                 optimize=True)
-    with open(os.path.join(MODELS, "contact_sheet.txt"), "w", encoding="utf-8") as f:
-        f.write("# row by row; DDIM, 20 steps, CFG 5, empty negative prompt; seed = line number from 0\n")
-        f.write("\n".join(PROMPTS) + "\n")
+    contact_sheet(PROMPTS, seen, lambda: sheet(
+        generate(load(os.path.join(MODELS, "default")), PROMPTS, list(range(64))), PROMPTS, 8), MODELS)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 
 from cache import encode, ids_of
 from common import COLOURS, MODELS, SEED, STYLES, TRAIN_STYLES, Drawings, compose, concepts, ground, threads, training_concepts
-from sample import generate, load, sheet
+from publish import before_after, load
+from sample import sheet
 from train import noised, rate, weight
 
 # name -> what it teaches; triggers are words that no training caption holds
@@ -160,27 +161,6 @@ def save(name, pipe, args, losses, seconds):
     print(f"  {path} {os.path.getsize(path)} bytes", flush=True)
 
 
-def before_after(folder, out):
-    """Two rows for each LoRA: without and with it, same seeds."""
-    pages, labels = [], []
-    for name, what in LORAS.items():
-        if "style" in what:
-            prompts = [f"a {w}, {what['phrase']}" for w in ("cat", "rocket", "house", "red apple")]
-            prompts += [f"a fish, {what['phrase']}, on a blue background", f"a dog and a star, {what['phrase']}"]
-        else:
-            p = what["phrase"]
-            prompts = [p, f"{p}, noto style", f"{p}, twemoji style, on a blue background",
-                       f"{p}, fluent 3d style, on a yellow background", f"{p} and a dog", f"a cat and {p}"]
-        path = os.path.join(MODELS, "loras", f"{name}.safetensors")
-        for use in (False, True):
-            pipe = load(folder)
-            if use:
-                pipe.load_lora_weights(path)
-            pages.append(generate(pipe, prompts, [11 + i for i in range(6)]))
-            labels += [("with: " if use else "without: ") + p for p in prompts]
-    sheet(np.concatenate(pages), labels, 6).save(out)
-
-
 def main():
     ap = argparse.ArgumentParser()
     ap.add_argument("--only")
@@ -198,7 +178,8 @@ def main():
             if args.only in (None, name):
                 train(name, args.model, args)
     if args.sheet or not args.only:
-        before_after(args.model, args.sheet or os.path.join(MODELS, "loras", "before_after.png"))
+        folder = os.path.join(MODELS, "loras")
+        before_after(LORAS, args.model, folder, sheet, args.sheet or os.path.join(folder, "before_after.png"))
 
 
 if __name__ == "__main__":

@@ -2,12 +2,11 @@
 import argparse
 import os
 
-import numpy as np
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
 from PIL import Image, ImageDraw
 
 from common import MODELS, threads
+from publish import generate, load
 
 PEEK = ["a red apple, noto style, on a blue background", "a dog and a rocket", "a cat",
         "a dog, twemoji style, on a green background", "a rocket, fluent 3d style, on a yellow background",
@@ -19,30 +18,6 @@ PEEK = ["a red apple, noto style, on a blue background", "a dog and a rocket", "
         "a bus, noto style, on a red background", "a clock and a key", "a strawberry",
         "a penguin, fluent 3d style", "a mushroom, fluent flat style, on a green background",
         "a guitar and a drum"]
-
-
-@torch.no_grad()
-def generate(pipe, prompts, seeds, steps=20, cfg=5.0, batch=16, negative=""):
-    """uint8 [n,64,64,3]; each picture's noise comes from its own seed alone."""
-    def embed(texts):
-        ids = pipe.tokenizer(texts, padding="max_length", max_length=77, truncation=True,
-                             return_tensors="pt").input_ids
-        return pipe.text_encoder(ids).last_hidden_state
-
-    out = []
-    sched = DDIMScheduler.from_config(pipe.scheduler.config)
-    for i in range(0, len(prompts), batch):
-        texts = prompts[i:i + batch]
-        cond = torch.cat([embed([negative]).expand(len(texts), -1, -1), embed(texts)])
-        x = torch.cat([torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(s))
-                       for s in seeds[i:i + batch]])
-        sched.set_timesteps(steps)
-        for t in sched.timesteps:
-            un, co = pipe.unet(torch.cat([x, x]), t, cond).sample.chunk(2)
-            x = sched.step(un + cfg * (co - un), t, x).prev_sample
-        y = pipe.vae.decode(x / pipe.vae.config.scaling_factor).sample
-        out.append(((y.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy())
-    return np.concatenate(out)
 
 
 def sheet(pictures, labels, columns, zoom=2):
@@ -64,13 +39,6 @@ def sheet(pictures, labels, columns, zoom=2):
         for k, text_line in enumerate([*lines, line][:2]):
             pen.text((x, y + edge + 1 + 11 * k), text_line, fill="black", font_size=9)
     return page
-
-
-def load(path):
-    pipe = StableDiffusionPipeline.from_pretrained(path, safety_checker=None,
-                                                   torch_dtype=torch.float32)
-    pipe.unet.eval(), pipe.vae.eval(), pipe.text_encoder.eval()
-    return pipe
 
 
 def main():

@@ -4,6 +4,7 @@ import functools
 import io
 import json
 import os
+import sys
 
 import numpy as np
 import torch
@@ -19,6 +20,8 @@ SEED = 20261127
 SIZE = 128       # picture edge
 LATENT = 32      # latents' edge
 MASTER = 128     # edge of the rendered drawings
+
+sys.path.append(os.path.join(os.path.dirname(HERE), "default_model"))    # publish.py
 
 # key -> (words in captions, npm package)
 STYLES = {

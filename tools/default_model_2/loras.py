@@ -208,7 +208,7 @@ def written(name, adapters, args, losses, steps, seconds, folder):
         "kind": "style" if "style" in what else "concept", "rank": str(args.lora_rank),
         "alpha": str(args.lora_rank), "base_model": "models/default", "steps": str(steps),
         "batch": str(args.lora_batch), "lr": str(args.lora_rate), "losses": json.dumps(losses),
-        "seconds": f"{seconds:.0f}", "source": "tools/default_model/loras.py"})
+        "seconds": f"{seconds:.0f}", "source": "tools/default_model_2/loras.py"})
     os.chmod(path + ".tmp", 0o644)
     os.replace(path + ".tmp", path)
 

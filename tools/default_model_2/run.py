@@ -13,7 +13,8 @@ import subprocess
 import sys
 import time
 
-from common import SEED, WORK, concepts, drawn_styles, for_training
+from common import WORK, concepts, drawn_styles
+from scenes import SCENES, vocabulary
 
 # stage: share of SECONDS after which it ends (full, smoke); the pool of latents in seconds
 ENDS = {"judge": (0.11, 0.30), "vae": (0.25, 0.50), "unet": (0.855, 0.78), "decoder": (0.945, 0.90),
@@ -36,7 +37,7 @@ def settings(argv):
     ap.add_argument("--eager", action="store_true", help=argparse.SUPPRESS)
     ap.add_argument("--device", default="cuda")
     ap.add_argument("--tiny", action="store_true", help="small batches: to try the script on a CPU")
-    ap.add_argument("--scenes", type=int, default=400000)
+    ap.add_argument("--scenes", type=int, default=SCENES)
     ap.add_argument("--vae-batch", type=int, default=64)
     ap.add_argument("--unet-batch", type=int, default=384)
     ap.add_argument("--pool-batch", type=int, default=256)
@@ -84,7 +85,8 @@ def written(tensors, path, scale=None):
     from safetensors.torch import save_file
     own = {k: (v.half() if v.is_floating_point() and v.ndim > 1 else v).detach().cpu().contiguous()
            for k, v in tensors.items()}
-    save_file(own, path + ".tmp", metadata={"scale": str(scale)} if scale else None)
+    save_file(own, path + ".tmp", metadata={
+        "scale": str(scale), "vocabulary": vocabulary()} if scale else None)
     os.replace(path + ".tmp", path)
 
 
@@ -125,17 +127,14 @@ def role(args, log):
 def plan_scenes(args, log):
     """plan.npz and captions.json: the training scenes."""
     import numpy as np
-    from scenes import Plan, training_plan
+    from scenes import Plan, planned
     start = time.time()
-    with open(os.path.join(os.environ["IMPASTO_PACK"], "sprites.json"), encoding="utf-8") as f:
-        rows = [r for r in json.load(f) if for_training(r[0], r[1])]
-    drawn = {(c, s): i for i, (c, s, _, _) in enumerate(rows)}     # as Drawings numbers them
-    plan = training_plan(args.scenes, SEED + 10, drawn, max(2, min(10, (os.cpu_count() or 2) - 4)))
+    plan = planned(args.scenes)
     path = os.path.join(WORK, "plan.npz")
     with open(path + ".tmp", "wb") as f:
         np.savez(f, **{name: getattr(plan, name) for name in Plan.ARRAYS})
     os.replace(path + ".tmp", path)
-    log(f"{args.scenes} scenes of {len(drawn)} drawings planned in {time.time() - start:.0f} s")
+    log(f"{args.scenes} scenes planned in {time.time() - start:.0f} s")
     with open(os.path.join(WORK, "captions.json"), "w", encoding="utf-8") as f:
         json.dump(sorted(set(plan.texts)), f)
 

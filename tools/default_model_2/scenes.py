@@ -5,6 +5,7 @@ A plan is arrays, one row a scene: drawings' rows [n,3] (-1: none), boxes [n,3,4
 [n,3] (-1: none), style [n].
 """
 import functools
+import hashlib
 import json
 import multiprocessing
 import os
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from common import (COLOURS, PACK, SIZE, STYLE_NAMES, STYLES, TRAIN_STYLES,
+from common import (COLOURS, PACK, SEED, SIZE, STYLE_NAMES, STYLES, TRAIN_STYLES, for_training,
                     training_concepts)
 
 # layout: share of the scenes, cells' centres, jitter of centres (x, y), edges of the drawings
@@ -27,6 +28,7 @@ LAYOUTS = {
     "triangle": (0.08, [(64, 33), (33, 95), (95, 95)], (4, 4), (42, 54), 64),
 }
 LAYOUT_NAMES = list(LAYOUTS)
+SCENES = 400000     # of a full run
 
 
 def ground(colour):
@@ -126,6 +128,15 @@ class Words:
         return ids + [end] * (77 - len(ids))
 
 
+def vocabulary(folder=None):
+    """SHA-256 of the vocabulary's two files."""
+    folder, digest = folder or os.path.join(PACK, "tokenizer"), hashlib.sha256()
+    for name in ("vocab.json", "merges.txt"):
+        with open(os.path.join(folder, name), "rb") as f:
+            digest.update(f.read())
+    return digest.hexdigest()
+
+
 class Plan:
     """The arrays described above, for n scenes, and the captions."""
 
@@ -196,6 +207,14 @@ def training_plan(count, seed, drawn, processes=2, chunk=10000):
     jobs = [(min(chunk, count - i), seed + i // chunk, drawn) for i in range(0, count, chunk)]
     with multiprocessing.get_context("fork").Pool(processes) as pool:
         return joined(pool.map(_share, jobs, chunksize=1))
+
+
+def planned(count):
+    """The recipe's `count` training scenes, of the drawings that may be trained on."""
+    with open(os.path.join(PACK, "sprites.json"), encoding="utf-8") as f:
+        rows = [r for r in json.load(f) if for_training(r[0], r[1])]
+    drawn = {(c, s): i for i, (c, s, _, _) in enumerate(rows)}     # as Drawings numbers them
+    return training_plan(count, SEED + 10, drawn, max(2, min(10, (os.cpu_count() or 2) - 4)))
 
 
 def painted(drawings, rows, boxes, shades):
