@@ -249,46 +249,54 @@ ipt_status ipt_bank_base(const ipt_bank *b, const ipt_adapter_module *a, ipt_wei
     return ipt_bank_values(b, &b->modules[a->module], a->act == IPT_ACTS_BIAS, store, out);
 }
 
-ipt_status ipt_bank_low_rank(const ipt_bank *b, int comp, size_t site, ipt_weights *store,
-                             float *fa, float *fb, int32_t *slot)
+void ipt_columns_finish(ipt_columns *c)
+{
+    ipt_free(c->a);
+    ipt_free(c->b);
+    ipt_free(c->slot);
+    *c = (ipt_columns){0};
+}
+
+ipt_status ipt_bank_columns(const ipt_bank *b, int comp, size_t site, ipt_weights *store,
+                            ipt_columns *out)
 {
     size_t r = b->site[comp][site].n_rank, module = b->from[comp][site], col = 0, f = 0;
+    const ipt_module *m = &b->modules[module];
     const ipt_adapter_module *a;
+    *out = (ipt_columns){.n_a = (size_t)m->in * (size_t)m->kh * (size_t)m->kw * r,
+                         .n_b = r * (size_t)m->out};
+    out->a = ipt_calloc(b->ctx, out->n_a, sizeof *out->a);
+    out->b = ipt_calloc(b->ctx, out->n_b, sizeof *out->b);
+    out->slot = ipt_calloc(b->ctx, r, sizeof *out->slot);
+    if (!out->a || !out->b || !out->slot)
+        return IPT_ERR_NOMEM;
     for (size_t i = 0; i < r; i++)
-        slot[i] = -1;
+        out->slot[i] = -1;
     for (size_t n = 0; (a = ipt_bank_part(b, module, IPT_ACTS_LOW_RANK, n, &f)); n++) {
         double *base = NULL;
         IPT_TRY(ipt_bank_base(b, a, store, &base));
-        ipt_status status = ipt_adapter_pack(b->ctx, a, base, fa, fb, r, col);
+        ipt_status status = ipt_adapter_pack(b->ctx, a, base, out->a, out->b, r, col);
         ipt_free(base);
         IPT_TRY(status);
         for (int32_t c = 0; c < a->n_col; c++)
-            slot[col++] = (int32_t)f;
+            out->slot[col++] = (int32_t)f;
     }
     return IPT_OK;
 }
 
 static ipt_status write_low_rank(const writer *w)
 {
-    const ipt_module *m = &w->b->modules[w->module];
-    size_t k = (size_t)m->in * (size_t)m->kh * (size_t)m->kw, o = (size_t)m->out,
-           r = w->site->n_rank;
-    float *fa = ipt_calloc(w->b->ctx, k * r, sizeof *fa),
-          *fb = ipt_calloc(w->b->ctx, r * o, sizeof *fb);
-    int32_t *slot = ipt_calloc(w->b->ctx, r, sizeof *slot);
-    ipt_status status = fa && fb && slot ? IPT_OK : IPT_ERR_NOMEM;
+    int comp = w->b->modules[w->module].comp;
+    ipt_columns c = {0};
+    ipt_status status = ipt_bank_columns(w->b, comp, (size_t)(w->site - w->b->site[comp]),
+                                         ipt_plan_weights(w->p), &c);
     if (status == IPT_OK)
-        status = ipt_bank_low_rank(w->b, m->comp, (size_t)(w->site - w->b->site[m->comp]),
-                                   ipt_plan_weights(w->p), fa, fb, slot);
+        status = put(w, "lora_a", -1, "", c.a, c.n_a * sizeof *c.a);
     if (status == IPT_OK)
-        status = put(w, "lora_a", -1, "", fa, k * r * sizeof *fa);
+        status = put(w, "lora_b", -1, "", c.b, c.n_b * sizeof *c.b);
     if (status == IPT_OK)
-        status = put(w, "lora_b", -1, "", fb, r * o * sizeof *fb);
-    if (status == IPT_OK)
-        status = put(w, "lora_slot", -1, "", slot, r * sizeof *slot);
-    ipt_free(fa);
-    ipt_free(fb);
-    ipt_free(slot);
+        status = put(w, "lora_slot", -1, "", c.slot, w->site->n_rank * sizeof *c.slot);
+    ipt_columns_finish(&c);
     return status;
 }
 
@@ -413,9 +421,11 @@ ipt_status ipt_bank_write(const ipt_bank *b, int comp, ipt_plan *p, uint64_t *up
     for (size_t i = 0; b && i < b->n_site[comp]; i++) {
         const writer w = {b, &b->site[comp][i], b->from[comp][i], p, uploaded};
         /* A text encoder's plan lacks the layers after the one that clip skip asks for and, without
-         * a pooled output, the projection; a shallow UNet's the layers inside. */
+         * a pooled output, the projection; a shallow UNet's (input "deep") the layers inside.  A
+         * whole UNet's plan has every module: one that is not there is told as a failure. */
         ipt_name(name, sizeof name, "%s.%s", w.site->site, sign_of(w.site));
-        if (!ipt_plan_has(p, name))
+        bool may_lack = comp != IPT_COMP_UNET || ipt_plan_has(p, "deep");
+        if (may_lack && !ipt_plan_has(p, name))
             continue;
         IPT_TRY(write_site(&w));
     }

@@ -30,8 +30,14 @@ IPT_CHECKED ipt_status ipt_bank_values(const ipt_bank *b, const ipt_module *m, b
                                        ipt_weights *store, double **out);
 IPT_CHECKED ipt_status ipt_bank_delta(const ipt_bank *b, const ipt_adapter_module *a,
                                       ipt_weights *store, size_t n, double **out);
-/* The low-rank columns of a site: a [K, R], b [R, out] and whose column each is, slot [R] (-1:
- * padding), R = n_rank of the site.  a, b and slot are zeroed by the caller. */
-IPT_CHECKED ipt_status ipt_bank_low_rank(const ipt_bank *b, int comp, size_t site,
-                                         ipt_weights *store, float *fa, float *fb, int32_t *slot);
+/* The low-rank columns of a site, R = n_rank of it. */
+typedef struct ipt_columns {
+    float *a, *b;    /* [K, R], [R, out] */
+    int32_t *slot;   /* [R] whose column each is; -1: padding */
+    size_t n_a, n_b; /* values */
+} ipt_columns;
+/* Ownership: caller, ipt_columns_finish, also after a failure. */
+IPT_CHECKED ipt_status ipt_bank_columns(const ipt_bank *b, int comp, size_t site,
+                                        ipt_weights *store, ipt_columns *out);
+void ipt_columns_finish(ipt_columns *c);
 #endif

@@ -12,7 +12,8 @@
 
 enum { DOMINANT, ALL, ALWAYS };          /* refresh */
 enum { BY_PROFILE, AS_GIVEN, REVERSED }; /* order */
-enum { ON, OFF };
+enum { BY_DOMINANCE, EQUAL };            /* weights */
+enum { ON, OFF };                        /* decay */
 
 typedef struct state {
     /* options */
@@ -80,14 +81,8 @@ static ipt_status begin(void *st, const ipt_job *job)
 /* --- rows ------------------------------------------------------------------------------------- */
 static ipt_status plan(const void *st, const ipt_job *job, int32_t eval, ipt_rows *rows)
 {
-    const state *s = st;
-    for (int32_t k = 0; k < s->n; k++) {
-        float slot[IPT_MAX_SLOT] = {0};
-        if (job->n_slot > 0)
-            slot[k] = 1.0F;
-        IPT_TRY(ipt_rows_world(rows, job, eval, slot));
-    }
-    return IPT_OK;
+    (void)st;
+    return ipt_method_composite.plan(NULL, job, eval, rows);
 }
 
 /* Every interval-th step; published: every 2nd up to 3/8 of the steps and from 7/8 on, every 3rd
@@ -179,9 +174,9 @@ static void blend(void *st, const ipt_job *job, int32_t eval, const ipt_rows *ro
     double other = s->n / (s->d + s->n - 1);
     (void)eval;
     for (int32_t k = 0; k < s->n; k++)
-        weight[k] = s->weights == OFF  ? 1.0F
-                    : k == s->dominant ? (float)(s->d * other)
-                                       : (float)other;
+        weight[k] = s->weights == EQUAL ? 1.0F
+                    : k == s->dominant  ? (float)(s->d * other)
+                                        : (float)other;
     ipt_blend_weighted(job, rows, res, weight, eps_u, eps_c);
 }
 

@@ -29,23 +29,15 @@ static fold fold_of(const ipt_bank *b, int comp, size_t site, const float *gate,
 
 static ipt_status add_low_rank(const fold *f, const char *name)
 {
-    const ipt_module *m = f->m;
-    size_t k = (size_t)m->in * (size_t)m->kh * (size_t)m->kw, o = (size_t)m->out,
-           r = f->site->n_rank;
-    float *a = ipt_calloc(f->b->ctx, k * r, sizeof *a),
-          *b = ipt_calloc(f->b->ctx, r * o, sizeof *b);
-    int32_t *slot = ipt_calloc(f->b->ctx, r, sizeof *slot);
-    ipt_status status = a && b && slot ? IPT_OK : IPT_ERR_NOMEM;
-    if (status == IPT_OK)
-        status = ipt_bank_low_rank(f->b, m->comp, f->number, f->store, a, b, slot);
+    size_t r = f->site->n_rank;
+    ipt_columns c = {0};
+    ipt_status status = ipt_bank_columns(f->b, f->m->comp, f->number, f->store, &c);
     for (size_t i = 0; status == IPT_OK && i < r; i++)
-        for (size_t c = 0; slot[i] >= 0 && c < o; c++)
-            b[i * o + c] *= f->gate[slot[i]];
+        for (size_t o = 0; c.slot[i] >= 0 && o < (size_t)f->m->out; o++)
+            c.b[i * (size_t)f->m->out + o] *= f->gate[c.slot[i]];
     if (status == IPT_OK)
-        status = ipt_weights_add(f->store, name, a, b, r);
-    ipt_free(a);
-    ipt_free(b);
-    ipt_free(slot);
+        status = ipt_weights_add(f->store, name, c.a, c.b, r);
+    ipt_columns_finish(&c);
     return status;
 }
 

@@ -219,6 +219,7 @@ static json_t *embedding_json(const ipt_adapter_embedding *e, const int32_t *wid
     static const char *const names[] = {"text_encoder", "text_encoder_2"};
     json_t *o = json_object();
     bool is_usable = false, fits = true;
+    int64_t n = 0;
     json_object_set_new(o, "word", ipt_json_text(e->word));
     for (size_t i = 0; i < IPT_COUNT(names); i++) {
         const ipt_st_tensor *t = e->vector[i];
@@ -227,10 +228,9 @@ static json_t *embedding_json(const ipt_adapter_embedding *e, const int32_t *wid
                                 json_integer((json_int_t)(t->rank == 2 ? t->dim[0] : 1)));
         if (!t || width[i] == 0)
             continue;
-        is_usable = true; /* as read_adapter_vectors() of text.c takes them */
-        fits = fits && t->rank >= 1 && t->rank <= 2 && t->dim[t->rank - 1] == width[i] &&
-               (t->rank == 1 || (t->dim[0] >= 1 && t->dim[0] <= IPT_TOKEN_CONTENT)) &&
-               ipt_st_load(t) == IPT_OK && ipt_st_finite(t, NULL);
+        is_usable = true;
+        fits = fits && ipt_word_fits(t, width[i], (int32_t)n, &n) && ipt_st_load(t) == IPT_OK &&
+               ipt_st_finite(t, NULL);
     }
     json_object_set_new(o, "usable", json_boolean(is_usable && fits));
     return o;

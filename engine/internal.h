@@ -279,6 +279,10 @@ typedef struct ipt_prompts {
 IPT_CHECKED ipt_status ipt_prompts_read(ipt_engine *e, const ipt_request *r, const ipt_texts *texts,
                                         ipt_prompts *out);
 void ipt_prompts_finish(ipt_prompts *p);
+/* Whether the vectors [n,width] or [width] of a word inside an adapter file are some that a text
+ * encoder of that width takes; n > 0: they have to be so many, as those for the other encoder are.
+ * *found: how many there are. */
+bool ipt_word_fits(const ipt_st_tensor *t, int32_t width, int32_t n, int64_t *found);
 /* Encodes text `which` under the adapters' gates [n_slot]; memory from arena. */
 IPT_CHECKED ipt_status ipt_encode(ipt_engine *e, const ipt_request *r, const ipt_prompts *p,
                                   size_t which, const float *gates, ipt_arena *arena,

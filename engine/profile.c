@@ -33,14 +33,13 @@ static ipt_status write_note(ipt_ctx *ctx, const char *file, const ipt_request *
 {
     char path[MAX_NAME];
     json_t *list = json_array(), *note = json_object();
-    const char *model = o->model_label ? o->model_label : r->model ? r->model : "default";
     note_name(file, path, sizeof path);
     for (int32_t i = 0; i <= p->n_step; i++)
         json_array_append_new(list, json_real(p->h[i]));
     json_object_set_new(note, "impasto_profile", json_integer(1));
     json_object_set_new(note, "bytes", json_integer((json_int_t)size_of(file)));
     json_object_set_new(note, "high", json_real(p->high));
-    json_object_set_new(note, "model", ipt_json_text(model));
+    json_object_set_new(note, "model", ipt_json_text(r->model ? r->model : "default"));
     json_object_set_new(note, "prompt", ipt_json_text(r->prompt ? r->prompt : ""));
     json_object_set_new(note, "steps", json_integer(p->n_step));
     json_object_set_new(note, "seeds", json_integer(o->seeds > 0 ? o->seeds : SEEDS));
@@ -94,7 +93,7 @@ typedef struct measuring {
     double before, moved; /* of the picture: h before this step, sum of its changes */
     int32_t n, seeds;
     const ipt_request *r;
-    int32_t picture, pictures;
+    int32_t picture;
 } measuring;
 
 static ipt_status take(void *user, const ipt_latent *l)
@@ -122,7 +121,7 @@ static void show(void *user, const ipt_progress *p)
     measuring *m = user;
     ipt_progress q = *p;
     q.image = m->picture;
-    q.n_image = m->pictures;
+    q.n_image = m->seeds;
     m->r->progress(m->r->user, &q);
 }
 
@@ -136,7 +135,7 @@ ipt_status ipt_profile_measure(ipt_engine *e, const ipt_request *r, const ipt_pr
     if (r->n_lora != 1)
         return ipt_fail(m.ctx, IPT_ERR_ARG, "%zu adapters given, expected one to measure",
                         r->n_lora);
-    m.seeds = m.pictures = o->seeds > 0 ? o->seeds : SEEDS;
+    m.seeds = o->seeds > 0 ? o->seeds : SEEDS;
     for (m.picture = 0; m.picture < m.seeds && s == IPT_OK; m.picture++) {
         ipt_request q = *r;
         q.count = 1;

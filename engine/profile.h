@@ -6,9 +6,8 @@
 #include "engine/impasto.h"
 
 typedef struct ipt_profile_opts {
-    int32_t seeds;           /* pictures, from request->seed on; 0: 3 */
-    bool keep;               /* write the note beside the file */
-    const char *model_label; /* kept in the note; NULL: the request's model */
+    int32_t seeds; /* pictures, from request->seed on; 0: 3 */
+    bool keep;     /* write the note beside the file */
 } ipt_profile_opts;
 typedef struct ipt_profile {
     int32_t n_step;

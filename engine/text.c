@@ -78,17 +78,23 @@ static ipt_status one_more(const ipt_engine *e, const ipt_prompts *p)
                           MAX_INVERSIONS);
 }
 
+bool ipt_word_fits(const ipt_st_tensor *t, int32_t width, int32_t n, int64_t *found)
+{
+    *found = t->rank == 2 ? t->dim[0] : 1;
+    return (t->rank == 1 || t->rank == 2) && t->dim[t->rank - 1] == width && *found >= 1 &&
+           *found <= IPT_TOKEN_CONTENT && (n == 0 || *found == n);
+}
+
 /* The vectors [n,width] or [width] of a word inside an adapter file, for one encoder. */
 static ipt_status read_adapter_vectors(ipt_engine *e, ipt_prompts *p, const char *file,
                                        const ipt_st_tensor *t, int encoder, ipt_ti *ti)
 {
     const ipt_text_config *c = encoder ? &e->m->config.text2 : &e->m->config.text;
-    int64_t n = t->rank == 2 ? t->dim[0] : 1, width = t->rank > 0 ? t->dim[t->rank - 1] : 0;
+    int64_t n = 0;
     char found[128];
     size_t bad = 0;
     ipt_st_shape_text(t, found, sizeof found);
-    if (t->rank < 1 || t->rank > 2 || width != c->width || n < 1 || n > IPT_TOKEN_CONTENT ||
-        (ti->n > 0 && n != ti->n))
+    if (!ipt_word_fits(t, c->width, ti->n, &n))
         return ipt_fail(e->ctx, IPT_ERR_SHAPE,
                         "%s: key '%s': found shape %s, expected [1..%d,%d] for this model's %s",
                         file, t->name, found, ti->n > 0 ? ti->n : IPT_TOKEN_CONTENT, c->width,

@@ -68,3 +68,34 @@ void test_gpu_done(ipt_gpu **gpu, ipt_ctx **ctx)
     if (n != 0)
         fail_msg("the validation layer reported %u messages", n);
 }
+
+ipt_engine *test_engine(ipt_ctx **pctx, ipt_precision precision, uint64_t vram_limit)
+{
+    ipt_engine *e = NULL;
+    ipt_ctx *ctx = *pctx ? *pctx : test_ctx();
+    const ipt_engine_opts o = {.precision = precision,
+                               .validate = test_wants_validation(),
+                               .device = getenv("IPT_TEST_DEVICE"),
+                               .vram_limit = vram_limit};
+    assert_ok(ctx, ipt_engine_create(ctx, &o, &e));
+    ipt_status s = ipt_engine_open_device(e);
+    if (s == IPT_ERR_NO_DEVICE) {
+        print_message("skipped: %s\n", ipt_last_error(ctx));
+        ipt_engine_destroy(&e);
+        ipt_ctx_destroy(&ctx);
+        *pctx = NULL;
+        skip();
+    }
+    assert_ok(ctx, s);
+    *pctx = ctx;
+    return e;
+}
+
+void test_engine_done(ipt_engine **e, ipt_ctx **ctx)
+{
+    uint32_t n = ipt_gpu_validation_count(ipt_engine_gpu(*e));
+    ipt_engine_destroy(e);
+    ipt_ctx_destroy(ctx);
+    if (n != 0)
+        fail_msg("the validation layer reported %u messages", n);
+}

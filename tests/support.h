@@ -10,6 +10,7 @@
 #include <cmocka.h>
 
 #include "core/core.h"
+#include "engine/impasto.h"
 #include "vk/vk.h"
 
 /* Fails the test with the message of ctx when `expr` is not IPT_OK. */
@@ -39,4 +40,12 @@ ipt_gpu *test_gpu(ipt_ctx **ctx);
 ipt_gpu *test_gpu_limited(ipt_ctx **ctx, uint64_t limit);
 /* Destroys both; fails the test when the validation layer said anything. */
 void test_gpu_done(ipt_gpu **gpu, ipt_ctx **ctx);
+/* An engine whose device is open, with validation on; *ctx NULL: one is made, else it is the
+ * caller's until then.  Env IPT_TEST_DEVICE as above.  Skips the test, printing the reason, when
+ * there is no device: *ctx is gone then.  `vram_limit`: as ipt_engine_opts.  Ownership: caller,
+ * test_engine_done. */
+ipt_engine *test_engine(ipt_ctx **ctx, ipt_precision precision, uint64_t vram_limit);
+/* Destroys both; fails the test when the validation layer said anything: what else the test has is
+ * removed before. */
+void test_engine_done(ipt_engine **e, ipt_ctx **ctx);
 #endif

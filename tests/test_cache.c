@@ -122,37 +122,23 @@ typedef struct fixture {
 
 static int set_up(void **state)
 {
-    fixture *f = calloc(1, sizeof *f);
-    const ipt_engine_opts o = {.precision = IPT_PRECISION_F32,
-                               .validate = test_wants_validation(),
-                               .device = getenv("IPT_TEST_DEVICE")};
-    assert_non_null(f);
-    f->ctx = test_ctx();
-    assert_ok(f->ctx, ipt_engine_create(f->ctx, &o, &f->engine));
-    *state = f;
-    return 0;
+    *state = calloc(1, sizeof(fixture));
+    return *state ? 0 : -1;
 }
 
 static int tear_down(void **state)
 {
     fixture *f = *state;
-    uint32_t said =
-        ipt_engine_gpu(f->engine) ? ipt_gpu_validation_count(ipt_engine_gpu(f->engine)) : 0;
-    ipt_engine_destroy(&f->engine);
-    ipt_ctx_destroy(&f->ctx);
+    if (f->engine)
+        test_engine_done(&f->engine, &f->ctx);
     free(f);
-    return said > 0;
+    return 0;
 }
 
 static fixture *ready(void **state)
 {
     fixture *f = *state;
-    ipt_status s = ipt_engine_open_device(f->engine);
-    if (s == IPT_ERR_NO_DEVICE) {
-        print_message("skipped: %s\n", ipt_last_error(f->ctx));
-        skip();
-    }
-    assert_ok(f->ctx, s);
+    f->engine = test_engine(&f->ctx, IPT_PRECISION_F32, 0);
     return f;
 }
 

@@ -33,29 +33,14 @@ static fixture *open_engine(void)
     fixture *f = calloc(1, sizeof *f);
     assert_non_null(f);
     assert_int_equal(ipt_ctx_create(print_line, NULL, &f->ctx), IPT_OK);
-    const ipt_engine_opts o = {.precision = IPT_PRECISION_F32,
-                               .validate = test_wants_validation(),
-                               .device = getenv("IPT_TEST_DEVICE")};
-    assert_ok(f->ctx, ipt_engine_create(f->ctx, &o, &f->engine));
-    ipt_status s = ipt_engine_open_device(f->engine);
-    if (s == IPT_ERR_NO_DEVICE) {
-        print_message("skipped: %s\n", ipt_last_error(f->ctx));
-        ipt_engine_destroy(&f->engine);
-        ipt_ctx_destroy(&f->ctx);
-        free(f);
-        skip();
-    }
-    assert_ok(f->ctx, s);
+    f->engine = test_engine(&f->ctx, IPT_PRECISION_F32, 0);
     return f;
 }
 
 static void close_engine(fixture *f)
 {
-    uint32_t said = ipt_gpu_validation_count(ipt_engine_gpu(f->engine));
-    ipt_engine_destroy(&f->engine);
-    ipt_ctx_destroy(&f->ctx);
+    test_engine_done(&f->engine, &f->ctx);
     free(f);
-    assert_int_equal(said, 0);
 }
 
 static ipt_status keep(void *user, int32_t index, const ipt_image *im, const char *text,

@@ -23,19 +23,7 @@ static fixture open_engine(uint64_t vram_limit)
 {
     fixture f = {0};
     assert_int_equal(ipt_ctx_create(NULL, NULL, &f.ctx), IPT_OK);
-    ipt_engine_opts o = {.precision = IPT_PRECISION_F32,
-                         .validate = test_wants_validation(),
-                         .device = getenv("IPT_TEST_DEVICE"),
-                         .vram_limit = vram_limit};
-    assert_ok(f.ctx, ipt_engine_create(f.ctx, &o, &f.engine));
-    ipt_status s = ipt_engine_open_device(f.engine);
-    if (s == IPT_ERR_NO_DEVICE) {
-        print_message("skipped: %s\n", ipt_last_error(f.ctx));
-        ipt_engine_destroy(&f.engine);
-        ipt_ctx_destroy(&f.ctx);
-        skip();
-    }
-    assert_ok(f.ctx, s);
+    f.engine = test_engine(&f.ctx, IPT_PRECISION_F32, vram_limit);
     f.gpu = ipt_engine_gpu(f.engine);
     f.full = *ipt_gpu_traits(f.gpu);
     ipt_name(f.model, sizeof f.model, "%s/models/sd1", IPT_TEST_DATA);
@@ -44,11 +32,8 @@ static fixture open_engine(uint64_t vram_limit)
 
 static void close_engine(fixture *f)
 {
-    uint32_t said = ipt_gpu_validation_count(f->gpu);
     ipt_free(f->rgb);
-    ipt_engine_destroy(&f->engine);
-    ipt_ctx_destroy(&f->ctx);
-    assert_int_equal(said, 0);
+    test_engine_done(&f->engine, &f->ctx);
 }
 
 static void limit_binding(fixture *f, uint64_t bytes)

@@ -29,28 +29,15 @@ static fixture open_engine(ipt_precision precision)
 {
     fixture f = {0};
     assert_int_equal(ipt_ctx_create(print_line, NULL, &f.ctx), IPT_OK);
-    ipt_engine_opts o = {
-        .precision = precision, .validate = true, .device = getenv("IPT_TEST_DEVICE")};
-    assert_ok(f.ctx, ipt_engine_create(f.ctx, &o, &f.engine));
-    ipt_status s = ipt_engine_open_device(f.engine);
-    if (s == IPT_ERR_NO_DEVICE) {
-        print_message("skipped: %s\n", ipt_last_error(f.ctx));
-        ipt_engine_destroy(&f.engine);
-        ipt_ctx_destroy(&f.ctx);
-        skip();
-    }
-    assert_ok(f.ctx, s);
+    f.engine = test_engine(&f.ctx, precision, 0);
     ipt_name(f.trace, sizeof f.trace, "/tmp/impasto-trace-%ld.safetensors", (long)getpid());
     return f;
 }
 
 static void close_engine(fixture *f)
 {
-    uint32_t said = ipt_gpu_validation_count(ipt_engine_gpu(f->engine));
-    ipt_engine_destroy(&f->engine);
-    ipt_ctx_destroy(&f->ctx);
     unlink(f->trace);
-    assert_int_equal(said, 0);
+    test_engine_done(&f->engine, &f->ctx);
 }
 
 static const char *meta(const ipt_safetensors *st, const char *key, const char *dflt)

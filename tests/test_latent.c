@@ -57,18 +57,7 @@ static void open_engine(fixture *f)
 {
     *f = (fixture){0};
     assert_int_equal(ipt_ctx_create(NULL, NULL, &f->ctx), IPT_OK);
-    ipt_engine_opts o = {.precision = IPT_PRECISION_F32,
-                         .validate = test_wants_validation(),
-                         .device = getenv("IPT_TEST_DEVICE")};
-    assert_ok(f->ctx, ipt_engine_create(f->ctx, &o, &f->engine));
-    ipt_status s = ipt_engine_open_device(f->engine);
-    if (s == IPT_ERR_NO_DEVICE) {
-        print_message("skipped: %s\n", ipt_last_error(f->ctx));
-        ipt_engine_destroy(&f->engine);
-        ipt_ctx_destroy(&f->ctx);
-        skip();
-    }
-    assert_ok(f->ctx, s);
+    f->engine = test_engine(&f->ctx, IPT_PRECISION_F32, 0);
     ipt_name(f->taesd, sizeof f->taesd, "/tmp/impasto-taesd-%ld.safetensors", (long)getpid());
     ipt_name(f->vae, sizeof f->vae, "/tmp/impasto-vae-%ld.safetensors", (long)getpid());
     ipt_name(f->model, sizeof f->model, "%s/models/default", IPT_SOURCE_DIR);
@@ -90,11 +79,8 @@ static void close_engine(fixture *f)
 {
     unlink(f->taesd);
     unlink(f->vae);
-    uint32_t said = ipt_gpu_validation_count(ipt_engine_gpu(f->engine));
     ipt_image_finish(&f->got);
-    ipt_engine_destroy(&f->engine);
-    ipt_ctx_destroy(&f->ctx);
-    assert_int_equal(said, 0);
+    test_engine_done(&f->engine, &f->ctx);
 }
 
 static ipt_status keep_picture(void *user, int32_t index, const ipt_image *im, const char *text,

@@ -21,17 +21,7 @@ typedef struct fixture {
 static fixture open_engine(void)
 {
     fixture f = {.ctx = test_ctx()};
-    ipt_engine_opts o = {
-        .precision = IPT_PRECISION_F32, .validate = true, .device = getenv("IPT_TEST_DEVICE")};
-    assert_ok(f.ctx, ipt_engine_create(f.ctx, &o, &f.engine));
-    ipt_status s = ipt_engine_open_device(f.engine);
-    if (s == IPT_ERR_NO_DEVICE) {
-        print_message("skipped: %s\n", ipt_last_error(f.ctx));
-        ipt_engine_destroy(&f.engine);
-        ipt_ctx_destroy(&f.ctx);
-        skip();
-    }
-    assert_ok(f.ctx, s);
+    f.engine = test_engine(&f.ctx, IPT_PRECISION_F32, 0);
     ipt_name(f.trace, sizeof f.trace, "/tmp/impasto-trace-%ld.safetensors", (long)getpid());
     ipt_name(f.lora, sizeof f.lora, "/tmp/impasto-lora-%ld.safetensors", (long)getpid());
     return f;
@@ -39,12 +29,9 @@ static fixture open_engine(void)
 
 static void close_engine(fixture *f)
 {
-    uint32_t said = ipt_gpu_validation_count(ipt_engine_gpu(f->engine));
-    ipt_engine_destroy(&f->engine);
-    ipt_ctx_destroy(&f->ctx);
     unlink(f->trace);
     unlink(f->lora);
-    assert_int_equal(said, 0);
+    test_engine_done(&f->engine, &f->ctx);
 }
 
 static void small_request(const fixture *f, ipt_request *r, const char *model)

@@ -133,22 +133,6 @@ static ipt_image make_image(int32_t w, int32_t h, bool mask)
     return im;
 }
 
-static ipt_engine *open_engine(ipt_ctx *ctx)
-{
-    ipt_engine *e = NULL;
-    ipt_engine_opts o = {
-        .precision = IPT_PRECISION_F32, .validate = true, .device = getenv("IPT_TEST_DEVICE")};
-    assert_ok(ctx, ipt_engine_create(ctx, &o, &e));
-    ipt_status s = ipt_engine_open_device(e);
-    if (s == IPT_ERR_NO_DEVICE) {
-        print_message("skipped: %s\n", ipt_last_error(ctx));
-        ipt_engine_destroy(&e);
-        return NULL;
-    }
-    assert_ok(ctx, s);
-    return e;
-}
-
 /* The trace's `image`, as 8-bit values. */
 static void traced_image(ipt_ctx *ctx, const char *path, uint8_t *rgb)
 {
@@ -172,12 +156,7 @@ static void protected_part_is_kept(void **state)
     ipt_request r;
     (void)state;
     ipt_ctx *ctx = test_ctx();
-    ipt_engine *e = open_engine(ctx);
-    if (!e) {
-        ipt_ctx_destroy(&ctx);
-        skip();
-        return;
-    }
+    ipt_engine *e = test_engine(&ctx, IPT_PRECISION_F32, 0);
     ipt_image init = make_image(SIDE, SIDE, false), mask = make_image(SIDE, SIDE, true);
     ipt_request_init(&r);
     ipt_name(model, sizeof model, "%s/models/sd1", IPT_TEST_DATA);
@@ -230,10 +209,7 @@ static void protected_part_is_kept(void **state)
     ipt_image_finish(&init);
     ipt_image_finish(&mask);
     unlink(trace);
-    uint32_t said = ipt_gpu_validation_count(ipt_engine_gpu(e));
-    ipt_engine_destroy(&e);
-    ipt_ctx_destroy(&ctx);
-    assert_int_equal(said, 0);
+    test_engine_done(&e, &ctx);
 }
 
 int main(void)

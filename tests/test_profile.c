@@ -121,20 +121,8 @@ static void measured(void **state)
     char file[64], note[64], *data = NULL;
     size_t n = 0;
     (void)state;
-    ipt_ctx *ctx = test_ctx();
-    ipt_engine *e = NULL;
-    ipt_engine_opts o = {.precision = IPT_PRECISION_F32,
-                         .validate = test_wants_validation(),
-                         .device = getenv("IPT_TEST_DEVICE")};
-    assert_ok(ctx, ipt_engine_create(ctx, &o, &e));
-    ipt_status open = ipt_engine_open_device(e);
-    if (open == IPT_ERR_NO_DEVICE) {
-        print_message("skipped: %s\n", ipt_last_error(ctx));
-        ipt_engine_destroy(&e);
-        ipt_ctx_destroy(&ctx);
-        skip();
-    }
-    assert_ok(ctx, open);
+    ipt_ctx *ctx = NULL;
+    ipt_engine *e = test_engine(&ctx, IPT_PRECISION_F32, 0);
     ipt_name(file, sizeof file, "/tmp/impasto-profile-%ld.safetensors", (long)getpid());
     ipt_name(note, sizeof note, "/tmp/impasto-profile-%ld.profile.json", (long)getpid());
     assert_ok(ctx, ipt_file_read(ctx, GOLDEN("golden_lora_kohya.safetensors"), 1 << 24, &data, &n));
@@ -173,12 +161,9 @@ static void measured(void **state)
     ipt_profile_finish(&p);
     r.n_lora = 0;
     assert_int_equal(ipt_profile_measure(e, &r, &po, &p), IPT_ERR_ARG);
-    uint32_t said = ipt_gpu_validation_count(ipt_engine_gpu(e));
-    ipt_engine_destroy(&e);
     unlink(file);
     unlink(note);
-    ipt_ctx_destroy(&ctx);
-    assert_int_equal(said, 0);
+    test_engine_done(&e, &ctx);
 }
 
 int main(void)
