@@ -18,7 +18,7 @@ typedef struct gen_args {
     int32_t vram_limit, preview_every;
 } gen_args;
 
-static const char compose_later[] = "clora lego lorahub";
+static const char compose_later[] = "lego lorahub";
 
 /* Fields of the request as options: their types, and where they go. */
 #define TYPE_TEXT CLI_TEXT
@@ -460,8 +460,9 @@ static json_t *report_json(const gen_run *r, const ipt_report *p)
     json_object_set_new(o, "ms_first_step", json_real(p->ms_first_step));
     json_object_set_new(o, "unet_evaluations", json_integer(p->n_eval));
     json_object_set_new(o, "unet_rows",
-                        json_pack("{s:I, s:I, s:I}", "full", (json_int_t)p->rows_full, "shallow",
-                                  (json_int_t)p->rows_shallow, "backward",
+                        json_pack("{s:I, s:I, s:I, s:I}", "full", (json_int_t)p->rows_full,
+                                  "shallow", (json_int_t)p->rows_shallow, "maps",
+                                  (json_int_t)p->rows_maps, "backward",
                                   (json_int_t)p->rows_backward));
     json_object_set_new(o, "peak_device_mib", json_real((double)p->peak_device_bytes / 1048576.0));
     json_object_set_new(o, "peak_host_mib", json_real((double)p->peak_host_bytes / 1048576.0));

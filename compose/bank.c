@@ -421,10 +421,12 @@ ipt_status ipt_bank_write(const ipt_bank *b, int comp, ipt_plan *p, uint64_t *up
     for (size_t i = 0; b && i < b->n_site[comp]; i++) {
         const writer w = {b, &b->site[comp][i], b->from[comp][i], p, uploaded};
         /* A text encoder's plan lacks the layers after the one that clip skip asks for and, without
-         * a pooled output, the projection; a shallow UNet's (input "deep") the layers inside.  A
-         * whole UNet's plan has every module: one that is not there is told as a failure. */
+         * a pooled output, the projection; a shallow UNet's (input "deep") the layers inside, that
+         * of maps alone (input "d_maps") the last ones.  A whole UNet's plan has every module: one
+         * that is not there is told as a failure. */
         ipt_name(name, sizeof name, "%s.%s", w.site->site, sign_of(w.site));
-        bool may_lack = comp != IPT_COMP_UNET || ipt_plan_has(p, "deep");
+        bool may_lack =
+            comp != IPT_COMP_UNET || ipt_plan_has(p, "deep") || ipt_plan_has(p, "d_maps");
         if (may_lack && !ipt_plan_has(p, name))
             continue;
         IPT_TRY(write_site(&w));

@@ -4,7 +4,8 @@
 #include <string.h>
 
 static const ipt_method *const table[] = {&ipt_method_merge, &ipt_method_switch,
-                                          &ipt_method_composite, &ipt_method_cmlora};
+                                          &ipt_method_composite, &ipt_method_cmlora,
+                                          &ipt_method_clora};
 
 const ipt_method *const *ipt_methods(size_t *n)
 {

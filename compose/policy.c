@@ -136,6 +136,33 @@ int32_t ipt_policy_level(const ipt_policy *p)
     return p->method->level ? p->method->level(p->state, p->job) : -1;
 }
 
+int32_t ipt_policy_tap(const ipt_policy *p)
+{
+    return p->method->tap ? p->method->tap(p->state, p->job) : -1;
+}
+
+ipt_status ipt_policy_bind(ipt_policy *p)
+{
+    return p->method->bind ? p->method->bind(p->state, p->job) : IPT_OK;
+}
+
+ipt_status ipt_policy_map_grad(ipt_policy *p, int32_t eval, const ipt_rows *rows,
+                               const ipt_result *res, float *const *d_maps, double *loss)
+{
+    return p->method->map_grad(p->state, p->job, eval, rows, res, d_maps, loss);
+}
+
+ipt_status ipt_policy_latent(ipt_policy *p, int32_t eval, int32_t round, const float *d_latent,
+                             float *latent, bool *again)
+{
+    return p->method->latent(p->state, p->job, eval, round, d_latent, latent, again);
+}
+
+size_t ipt_policy_masks(const ipt_policy *p, const float **mask, int32_t slot[IPT_MAX_SLOT])
+{
+    return p->method->masks ? p->method->masks(p->state, p->job, mask, slot) : 0;
+}
+
 ipt_status ipt_texts_add(ipt_texts *t, const char *text, uint16_t *index)
 {
     ipt_ctx *ctx = t->arena->ctx;
@@ -237,6 +264,12 @@ void ipt_world_rows(const ipt_job *job, const ipt_rows *rows, size_t world, size
             part[rows->row[i].part] = i;
 }
 
+/* One prompt as it is: its prediction needs no sum with the negative one's. */
+static bool is_plain(const ipt_job *job)
+{
+    return job->n_part == 1 && !(job->part[0].weight < 1 || job->part[0].weight > 1);
+}
+
 /* Adds the predictions of one world. */
 static void add_world(const ipt_job *job, const ipt_rows *rows, const ipt_result *res, size_t world,
                       float scale, float *sum_u, float *sum_c)
@@ -244,7 +277,7 @@ static void add_world(const ipt_job *job, const ipt_rows *rows, const ipt_result
     size_t negative = 0, part[IPT_MAX_PART];
     ipt_world_rows(job, rows, world, &negative, part);
     const float *u = negative != SIZE_MAX ? res[negative].eps : NULL;
-    bool plain = job->n_part == 1 && !(job->part[0].weight < 1 || job->part[0].weight > 1);
+    bool plain = is_plain(job);
     for (size_t i = 0; u && i < job->n_latent; i++)
         sum_u[i] += scale * u[i];
     for (int32_t k = 0; k < job->n_part; k++) {
@@ -275,6 +308,41 @@ void ipt_blend_weighted(const ipt_job *job, const ipt_rows *rows, const ipt_resu
     for (size_t i = 0; i < job->n_latent; i++) {
         eps_u[i] *= scale;
         eps_c[i] *= scale;
+    }
+}
+
+/* Adds one world's predictions, weighted by place. */
+static void add_masked(const ipt_job *job, const ipt_rows *rows, const ipt_result *res,
+                       size_t world, const float *mask, float *sum_u, float *sum_c)
+{
+    size_t negative = 0, part[IPT_MAX_PART], hw = (size_t)job->h * (size_t)job->w;
+    ipt_world_rows(job, rows, world, &negative, part);
+    const float *u = negative != SIZE_MAX ? res[negative].eps : NULL;
+    for (size_t i = 0; i < job->n_latent; i++) {
+        float c = is_plain(job) || !u ? 0 : u[i], m = mask[i % hw];
+        for (int32_t k = 0; k < job->n_part; k++) {
+            float v = res[part[k]].eps[i], w = job->part[k].weight;
+            c += is_plain(job) ? v : u ? w * (v - u[i]) : w * v;
+        }
+        sum_u[i] += u ? m * u[i] : 0;
+        sum_c[i] += m * c;
+    }
+}
+
+void ipt_blend_masked(const ipt_job *job, const ipt_rows *rows, const ipt_result *res,
+                      const float *mask, float *eps_u, float *eps_c)
+{
+    size_t n = ipt_rows_worlds(rows), hw = (size_t)job->h * (size_t)job->w;
+    for (size_t i = 0; i < job->n_latent; i++)
+        eps_u[i] = eps_c[i] = 0;
+    for (size_t k = 0; k < n; k++)
+        add_masked(job, rows, res, k, mask + k * hw, eps_u, eps_c);
+    for (size_t i = 0; i < job->n_latent; i++) {
+        float sum = 0;
+        for (size_t k = 0; k < n; k++)
+            sum += mask[k * hw + i % hw];
+        eps_u[i] /= sum;
+        eps_c[i] /= sum;
     }
 }
 

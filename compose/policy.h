@@ -46,6 +46,7 @@ typedef struct ipt_slot_use {
     const ipt_curve *curve; /* multiplies weight; NULL: 1 */
     float block[IPT_GATE_ROWS];
     const char *word; /* of the prompt, which the adapter is bound to; NULL: none */
+    const char *file; /* whose adapter it is */
     bool has_profile; /* its action on high frequencies has been measured: */
     float high;       /* the larger, the higher; comparable among adapters */
 } ipt_slot_use;
@@ -66,6 +67,24 @@ typedef struct ipt_part {
     const uint16_t *text; /* [n_eval] index into the job's texts: prompt editing changes it */
 } ipt_part;
 
+/* Where a word stands among the tokens of a text, its chunks of 77 one after the other. */
+enum { IPT_MAX_PLACE = 24 };
+typedef struct ipt_places {
+    int32_t n;
+    uint16_t at[IPT_MAX_PLACE];
+} ipt_places;
+/* Occurrence `nth` of a word in one of the job's texts, 0 being the first; out->n is 0 when there
+ * are fewer.  Errors: IPT_ERR_ARG (a word of more tokens than IPT_MAX_PLACE), IPT_ERR_NOMEM. */
+typedef ipt_status (*ipt_find_fn)(void *user, uint16_t text, const char *word, int32_t nth,
+                                  ipt_places *out);
+
+/* A level of the UNet, the outermost first. */
+enum { IPT_MAX_GRID = 8 };
+typedef struct ipt_grid {
+    int32_t h, w;
+    bool has_cross; /* cross-attention lies there: its rows can give maps */
+} ipt_grid;
+
 typedef struct ipt_job {
     ipt_ctx *ctx;
     int32_t n_step;         /* of the user's count; a method acts per step */
@@ -80,6 +99,12 @@ typedef struct ipt_job {
     int32_t outer_level;      /* LEVEL of --cache at which the UNet's outermost block runs alone */
     int32_t channels, h, w;   /* of the latent; its n_latent values are [C,h,w] */
     size_t n_latent;
+    int32_t n_grid;
+    ipt_grid grid[IPT_MAX_GRID];
+    /* From `bind` on: */
+    int32_t tokens; /* of each text */
+    ipt_find_fn find;
+    void *find_user;
     const char *const *opt; /* "key=value" */
     size_t n_opt;
 } ipt_job;
@@ -91,7 +116,8 @@ typedef enum ipt_variant {
 } ipt_variant;
 enum {
     IPT_WANT_EPS = 1,
-    IPT_WANT_MAPS = 2, /* cross-attention, mean of heads and tapped layers: [h/4 * w/4, tokens] */
+    IPT_WANT_MAPS = 2, /* cross-attention on the grid of the method's `tap`, mean of heads and
+                          layers: [cells, tokens] */
     IPT_WANT_DEEP = 4, /* deep features are kept in cache slot `cache`; they stay on the device */
     IPT_WANT_GRAD = 8, /* dL/d(latent) of the loss whose gradient map_grad gives */
 };
@@ -123,7 +149,7 @@ void ipt_rows_finish(ipt_rows *r);
 /* What came back for a row; NULL: was not wanted. */
 typedef struct ipt_result {
     const float *eps;  /* [C,h,w] */
-    const float *maps; /* [h/4 * w/4, tokens] */
+    const float *maps; /* [cells, tokens] */
 } ipt_result;
 
 /* --- the table -------------------------------------------------------------------------------- */
@@ -150,6 +176,9 @@ typedef struct ipt_method {
     /* Checks the job against the method.  NULL: nothing to do.  Errors: IPT_ERR_ARG, in one
      * sentence. */
     ipt_status (*begin)(void *state, const ipt_job *job);
+    /* The job's texts are tokens: job->find finds words in them.  NULL: nothing to do.  Errors:
+     * IPT_ERR_ARG. */
+    ipt_status (*bind)(void *state, const ipt_job *job);
     /* All rows that evaluation `eval` may need.  Pure: same answer whenever it is asked. */
     ipt_status (*plan)(const void *state, const ipt_job *job, int32_t eval, ipt_rows *rows);
     /* The rows of one round; NULL: those of plan, one round. */
@@ -160,16 +189,23 @@ typedef struct ipt_method {
                   const ipt_result *res, float *eps_u, float *eps_c);
     /* Where its shallow rows are cut (a LEVEL of --cache); NULL or -1: it has none. */
     int32_t (*level)(const void *state, const ipt_job *job);
-    /* dL/d(maps) of every row that wants its gradient, into d_maps[row]; NULL with `latent`. */
+    /* The grid whose maps its rows may want, an index into job->grid; NULL or -1: none. */
+    int32_t (*tap)(const void *state, const ipt_job *job);
+    /* The loss L, and dL/d(maps) of every row that wants its gradient, into the zeros of
+     * d_maps[row]. */
     ipt_status (*map_grad)(void *state, const ipt_job *job, int32_t eval, const ipt_rows *rows,
-                           const ipt_result *res, float *const *d_maps);
+                           const ipt_result *res, float *const *d_maps, double *loss);
     /* Changes latent by d_latent, the sum over rows; *again: another round on what it is now. */
     ipt_status (*latent)(void *state, const ipt_job *job, int32_t eval, int32_t round,
                          const float *d_latent, float *latent, bool *again);
+    /* The masks by which the last evaluation was blended: mask k [h,w], 0..1, of adapter slot[k].
+     * NULL or 0: there are none. */
+    size_t (*masks)(const void *state, const ipt_job *job, const float **mask,
+                    int32_t slot[IPT_MAX_SLOT]);
 } ipt_method;
 
 extern const ipt_method ipt_method_merge, ipt_method_switch, ipt_method_composite,
-    ipt_method_cmlora;
+    ipt_method_cmlora, ipt_method_clora;
 const ipt_method *const *ipt_methods(size_t *n); /* the first is the default */
 const ipt_method *
 ipt_method_find(const char *name);                 /* NULL: the default's name; NULL when unknown */
@@ -184,11 +220,20 @@ IPT_CHECKED ipt_status ipt_policy_create(const ipt_method *m, const ipt_job *job
 void ipt_policy_destroy(ipt_policy **p);
 const ipt_method *ipt_policy_method(const ipt_policy *p);
 int32_t ipt_policy_level(const ipt_policy *p); /* of its method; -1: no shallow rows */
+int32_t ipt_policy_tap(const ipt_policy *p);   /* of its method; -1: no maps */
+/* After the job's texts were read, before the first evaluation. */
+IPT_CHECKED ipt_status ipt_policy_bind(ipt_policy *p);
 /* Rows of an evaluation: all it may need, and those of one round; r is emptied first. */
 IPT_CHECKED ipt_status ipt_policy_plan(const ipt_policy *p, int32_t eval, ipt_rows *r);
 IPT_CHECKED ipt_status ipt_policy_step(ipt_policy *p, int32_t eval, int32_t round, ipt_rows *r);
 void ipt_policy_blend(ipt_policy *p, int32_t eval, const ipt_rows *rows, const ipt_result *res,
                       float *eps_u, float *eps_c);
+IPT_CHECKED ipt_status ipt_policy_map_grad(ipt_policy *p, int32_t eval, const ipt_rows *rows,
+                                           const ipt_result *res, float *const *d_maps,
+                                           double *loss);
+IPT_CHECKED ipt_status ipt_policy_latent(ipt_policy *p, int32_t eval, int32_t round,
+                                         const float *d_latent, float *latent, bool *again);
+size_t ipt_policy_masks(const ipt_policy *p, const float **mask, int32_t slot[IPT_MAX_SLOT]);
 /* Gates of a row at a step for one batch element of the UNet: out[IPT_GATE_ROWS][n_slot] (row
  * stride: `stride` floats). */
 void ipt_policy_gates(const ipt_policy *p, const ipt_row *row, int32_t step, float *out,
@@ -209,4 +254,7 @@ void ipt_blend_mean(const ipt_job *job, const ipt_rows *rows, const ipt_result *
 /* The same of predictions times weight [worlds]; ones: to the bit. */
 void ipt_blend_weighted(const ipt_job *job, const ipt_rows *rows, const ipt_result *res,
                         const float *weight, float *eps_u, float *eps_c);
+/* The mean weighted by place: mask [worlds][h*w], whose sum is above 0 everywhere. */
+void ipt_blend_masked(const ipt_job *job, const ipt_rows *rows, const ipt_result *res,
+                      const float *mask, float *eps_u, float *eps_c);
 #endif

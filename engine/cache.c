@@ -19,6 +19,10 @@ ipt_status ipt_cache_read(ipt_run *u)
     if (own >= 0 && text)
         return ipt_fail(ctx, IPT_ERR_ARG, "cache %.40s: compose method %s keeps features itself",
                         text, name);
+    if (text && u->maps.tap > 0)
+        return ipt_fail(ctx, IPT_ERR_ARG,
+                        "cache %.40s: compose method %s reads attention in every evaluation", text,
+                        name);
     if (own > most)
         return ipt_fail(ctx, IPT_ERR_ARG, "%s: level=%d, this model's unet has levels 0 to %d",
                         name, own, most);
@@ -56,6 +60,7 @@ ipt_status ipt_cache_prepare(ipt_run *u, const ipt_unet_key *whole)
     if (c->interval <= 1)
         return IPT_OK;
     key.unet.is_shallow = true;
+    key.unet.tap = 0;
     IPT_TRY(ipt_plan_get(e, &key, 0, &c->shallow));
     IPT_TRY(ipt_plan_locate(u->unet, "deep", &buf, &off, &bytes));
     c->row_bytes = bytes / (uint64_t)whole->batch;

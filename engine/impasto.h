@@ -180,7 +180,9 @@ typedef struct ipt_report {
     double mask_blur; /* of the edge around what was repainted, pixels; 0: nothing was pasted */
     uint64_t seed;
     double ms_load, ms_text, ms_sample, ms_vae, ms_total, ms_per_step, ms_first_step;
-    uint64_t rows_full, rows_shallow, rows_backward; /* UNet rows evaluated */
+    /* UNet rows evaluated: whole, outer layers on kept features, up to the last tapped layer, from
+     * there back to the latent */
+    uint64_t rows_full, rows_shallow, rows_maps, rows_backward;
     uint64_t peak_device_bytes, peak_host_bytes;
     bool is_folded; /* the adapters were in the UNet's weights */
     double ms_fold; /* of bringing them in, and what an earlier request left out */

@@ -72,6 +72,7 @@ typedef struct ipt_adapter_set {
 typedef enum ipt_plan_kind {
     IPT_PLAN_UNET,
     IPT_PLAN_SHALLOW, /* its outer layers */
+    IPT_PLAN_MAPS,    /* one row: its attention maps, and their gradient to the latent */
     IPT_PLAN_TEXT,
     IPT_PLAN_TEXT2,
     IPT_PLAN_DECODE,

@@ -39,7 +39,8 @@ static ipt_status fill_slots(ipt_run *u, const ipt_prompt *tags)
     const ipt_request *r = u->r;
     size_t n = 0;
     for (size_t i = 0; i < r->n_lora; i++, n++) {
-        u->slot[n] = (ipt_slot_use){.weight = r->lora[i].weight,
+        u->slot[n] = (ipt_slot_use){.file = u->e->set->key[n],
+                                    .weight = r->lora[i].weight,
                                     .te_weight = r->lora[i].te_weight,
                                     .start = r->lora[i].start,
                                     .end = r->lora[i].end,
@@ -59,7 +60,8 @@ static ipt_status fill_slots(ipt_run *u, const ipt_prompt *tags)
                             r->lora[i].path);
     }
     for (size_t i = 0; i < tags->n_lora; i++, n++) {
-        u->slot[n] = (ipt_slot_use){.weight = (float)tags->loras[i].weight,
+        u->slot[n] = (ipt_slot_use){.file = u->e->set->key[n],
+                                    .weight = (float)tags->loras[i].weight,
                                     .te_weight = (float)tags->loras[i].te_weight,
                                     .start = 0,
                                     .end = 1};
@@ -165,6 +167,17 @@ static ipt_status read_prompts(ipt_run *u, ipt_prompt *const tags[2])
     return IPT_OK;
 }
 
+static void list_grids(ipt_run *u)
+{
+    const ipt_unet_config *c = &u->e->m->config.unet;
+    u->job.n_grid = c->n_level < IPT_MAX_GRID ? c->n_level : IPT_MAX_GRID;
+    for (int32_t i = 0; i < u->job.n_grid; i++) {
+        ipt_grid *g = &u->job.grid[i];
+        *g = (ipt_grid){u->set.h, u->set.w, false};
+        g->has_cross = ipt_unet_grid(c, i, &g->h, &g->w);
+    }
+}
+
 static ipt_status make_policy(ipt_run *u)
 {
     const ipt_request *r = u->r;
@@ -179,6 +192,7 @@ static ipt_status make_policy(ipt_run *u)
     u->job.h = u->set.h;
     u->job.w = u->set.w;
     u->job.n_latent = u->set.n;
+    list_grids(u);
     u->job.opt = r->compose_opt;
     u->job.n_opt = r->n_compose_opt;
     return ipt_policy_create(m, &u->job, &u->policy);
@@ -263,12 +277,39 @@ static ipt_status trace_texts(ipt_run *u)
     return ipt_job_text(u, &row, &u->trace_text[1]);
 }
 
+/* Where a word stands among the tokens of a text; both encoders of SDXL have the same ones. */
+static ipt_status find_word(void *user, uint16_t text, const char *word, int32_t nth,
+                            ipt_places *out)
+{
+    const ipt_run *u = user;
+    ipt_prompt_pos *pos = NULL;
+    size_t n = 0, each = 0;
+    out->n = 0;
+    IPT_TRY(ipt_prompt_find(u->e->ctx, u->e->m->tokenizer[0], u->prompts.prompt[text][0], word,
+                            strlen(word), &pos, &n, &each));
+    if (each > IPT_MAX_PLACE) {
+        ipt_free(pos);
+        return ipt_fail(u->e->ctx, IPT_ERR_ARG, "'%.100s' are %zu tokens, expected %d at most",
+                        word, each, IPT_MAX_PLACE);
+    }
+    for (size_t i = 0; (size_t)nth < n && i < each; i++) {
+        const ipt_prompt_pos *p = &pos[(size_t)nth * each + i];
+        out->at[out->n++] = (uint16_t)(p->chunk * IPT_TOKEN_WINDOW + p->pos);
+    }
+    ipt_free(pos);
+    return IPT_OK;
+}
+
 ipt_status ipt_job_encode(ipt_run *u)
 {
     double t = ipt_now_ms();
     size_t index = 0;
     ipt_run_progress(u, "text", 0, 1, 0);
     IPT_TRY(ipt_prompts_read(u->e, u->r, &u->texts, &u->prompts));
+    u->job.tokens = u->prompts.n_chunk * IPT_TOKEN_WINDOW;
+    u->job.find = find_word;
+    u->job.find_user = u;
+    IPT_TRY(ipt_policy_bind(u->policy));
     for (int32_t i = u->n_eval - 1; i >= 0; i--) { /* the first is what u->rows holds then */
         IPT_TRY(ipt_policy_plan(u->policy, i, &u->rows));
         if (u->rows.n > u->max_rows)

@@ -1,7 +1,7 @@
 /* engine/loop.c - one picture: noise or a given picture, the sampling loop, decoding; traces. */
 #include "engine/run.h"
 
-#include <math.h>
+#include <string.h>
 
 ipt_status ipt_loop_buffers(ipt_run *u)
 {
@@ -15,7 +15,9 @@ ipt_status ipt_loop_buffers(ipt_run *u)
     u->result = ipt_arena_alloc(&u->arena, u->max_rows * sizeof *u->result);
     u->pick = ipt_arena_alloc(&u->arena, u->max_rows * sizeof *u->pick);
     u->pick_eps = ipt_arena_alloc(&u->arena, u->max_rows * sizeof *u->pick_eps);
-    return b->row_eps && u->result && u->pick && u->pick_eps ? IPT_OK : IPT_ERR_NOMEM;
+    u->pick_maps = ipt_arena_alloc(&u->arena, u->max_rows * sizeof *u->pick_maps);
+    return b->row_eps && u->result && u->pick && u->pick_eps && u->pick_maps ? IPT_OK
+                                                                              : IPT_ERR_NOMEM;
 }
 
 /* --- traces ----------------------------------------------------------------------------------- */
@@ -64,6 +66,39 @@ static ipt_status trace_times(ipt_run *u, const ipt_sampler *s, ipt_trace *t)
     return ipt_trace_f32(t, "timesteps", v, &n, 1);
 }
 
+/* The maps of positive rows [rows, cells, tokens], and what the method made of them. */
+static ipt_status trace_maps(ipt_run *u, ipt_trace *t, int32_t i)
+{
+    char name[64];
+    const float *mask = NULL;
+    int32_t slot[IPT_MAX_SLOT];
+    size_t n = ipt_policy_masks(u->policy, &mask, slot), n_row = 0, each = u->maps.n;
+    const int64_t hw[3] = {(int64_t)n, u->set.h, u->set.w};
+    if (!t)
+        return IPT_OK;
+    if (u->maps.is_moved) {
+        const int64_t rounds = u->maps.n_round;
+        ipt_name(name, sizeof name, "loss_step%d", i);
+        IPT_TRY(ipt_trace_f32(t, name, u->maps.loss, &rounds, 1));
+        IPT_TRY(trace_latent(u, t, "grad_step", i, u->maps.first));
+        IPT_TRY(trace_latent(u, t, "moved_step", i, u->buf.x));
+    }
+    ipt_name(name, sizeof name, "mask_step%d", i);
+    if (n > 0)
+        IPT_TRY(ipt_trace_f32(t, name, mask, hw, 3));
+    float *all = u->maps.tap ? ipt_calloc(u->e->ctx, u->rows.n * each + 1, sizeof *all) : NULL;
+    if (u->maps.tap && !all)
+        return IPT_ERR_NOMEM;
+    for (size_t k = 0; all && k < u->rows.n; k++)
+        if (u->result[k].maps && u->rows.row[k].part >= 0)
+            memcpy(all + n_row++ * each, u->result[k].maps, each * sizeof *all);
+    ipt_name(name, sizeof name, "map_step%d", i);
+    const int64_t dim[3] = {(int64_t)n_row, (int64_t)each / u->job.tokens, u->job.tokens};
+    ipt_status status = n_row > 0 ? ipt_trace_f32(t, name, all, dim, 3) : IPT_OK;
+    ipt_free(all);
+    return status;
+}
+
 /* Shows x after `done` evaluations to who asked for it. */
 static ipt_status show_latent(const ipt_run *u, int32_t image, int32_t done, int32_t n)
 {
@@ -85,10 +120,13 @@ static ipt_status sample_loop(ipt_run *u, ipt_sampler *s, ipt_noise *source, ipt
         ipt_run_progress(u, "sample", i, n, image);
         ipt_sampler_scale_input(s, i, b->x, b->in);
         IPT_TRY(ipt_rows_predict(u, ipt_sampler_timestep(s, i), i));
+        if (u->maps.is_moved)
+            ipt_sampler_unscale_input(s, i, b->in, b->x);
         bool fresh = ipt_sampler_needs_noise(s, i);
         if (fresh)
             ipt_noise_draw(source, b->fresh, u->set.n);
         IPT_TRY(trace_latent(u, trace, "eps_step", i, b->eps));
+        IPT_TRY(trace_maps(u, trace, i));
         IPT_TRY(ipt_preview_show(u, s, i, image));
         IPT_TRY(ipt_sampler_step(s, i, b->eps, b->x, fresh ? b->fresh : NULL));
         if (u->start.mask && !u->start.mask_channels)

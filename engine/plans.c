@@ -7,9 +7,9 @@
 
 static int comp_of(ipt_plan_kind kind)
 {
-    static const int comp[IPT_PLAN_KINDS + 1] = {IPT_COMP_UNET,  IPT_COMP_UNET, IPT_COMP_TEXT,
-                                                 IPT_COMP_TEXT2, IPT_COMP_VAE,  IPT_COMP_VAE,
-                                                 IPT_COMP_VAE};
+    static const int comp[IPT_PLAN_KINDS + 1] = {IPT_COMP_UNET, IPT_COMP_UNET,  IPT_COMP_UNET,
+                                                 IPT_COMP_TEXT, IPT_COMP_TEXT2, IPT_COMP_VAE,
+                                                 IPT_COMP_VAE,  IPT_COMP_VAE};
     return comp[kind];
 }
 
@@ -27,7 +27,8 @@ static bool same_shape(const ipt_plan_key *a, const ipt_plan_key *b)
     switch (a->kind) {
     case IPT_PLAN_UNET:
     case IPT_PLAN_SHALLOW:
-        return a->unet.deep == b->unet.deep && a->unet.batch == b->unet.batch &&
+    case IPT_PLAN_MAPS:
+        return a->unet.deep == b->unet.deep && a->unet.tap == b->unet.tap && a->unet.batch == b->unet.batch &&
                a->unet.h == b->unet.h && a->unet.w == b->unet.w &&
                a->unet.tokens == b->unet.tokens && a->unet.act == b->unet.act;
     case IPT_PLAN_TEXT:
@@ -84,6 +85,7 @@ static ipt_status build(ipt_engine *e, const ipt_plan_key *key, ipt_graph *g)
     switch (key->kind) {
     case IPT_PLAN_UNET:
     case IPT_PLAN_SHALLOW:
+    case IPT_PLAN_MAPS:
         ipt_unet_build(g, &c->unet, &key->unet);
         break;
     case IPT_PLAN_TEXT:

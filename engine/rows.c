@@ -7,56 +7,68 @@
 /* What methods may ask for and this engine does not give. */
 ipt_status ipt_rows_possible(ipt_ctx *ctx, const ipt_method *m, const ipt_row *row)
 {
-    const struct {
-        bool asked;
-        const char *what;
-    } missing[] = {
-        {m->map_grad || m->latent || (row->want & IPT_WANT_GRAD), "gradients of the latent"},
-        {row->want & IPT_WANT_MAPS, "attention maps"},
-        {row->region != 0, "regions"},
-    };
-    for (size_t i = 0; i < IPT_COUNT(missing); i++)
-        if (missing[i].asked)
-            return ipt_fail(ctx, IPT_ERR_UNSUPPORTED,
-                            "compose method %s asks for %s, which is not in this version", m->name,
-                            missing[i].what);
-    return IPT_OK;
+    return row->region == 0 ? IPT_OK
+                            : ipt_fail(ctx, IPT_ERR_UNSUPPORTED,
+                                       "compose method %s asks for regions, which are not in this "
+                                       "version",
+                                       m->name);
 }
 
 /* The rows of one variant, in batches. */
 static ipt_status evaluate(ipt_run *u, double t, int32_t step, ipt_variant variant)
 {
     ipt_row *row = u->pick;
-    float **out = u->pick_eps;
+    float **out = u->pick_eps, **maps = u->pick_maps;
     size_t n = 0;
     for (size_t i = 0; i < u->rows.n; i++) {
-        if (u->rows.row[i].variant == variant) {
+        if (u->rows.row[i].variant == variant && (u->rows.row[i].want & IPT_WANT_EPS)) {
             row[n] = u->rows.row[i];
+            maps[n] = u->maps.row + i * u->maps.n;
             out[n++] = u->buf.row_eps + i * u->set.n;
         }
         if (n > 0 && (n == (size_t)u->batch || i + 1 == u->rows.n)) {
-            IPT_TRY(ipt_unet_rows(u, u->buf.in, t, step, row, n, out));
+            IPT_TRY(ipt_unet_rows(u, u->buf.in, t, step, row, n, out, maps));
             n = 0;
         }
     }
     return IPT_OK;
 }
 
-ipt_status ipt_rows_predict(ipt_run *u, double t, int32_t eval)
+/* One round of an evaluation: its rows, and the latent's update where they want one. */
+static ipt_status run_round(ipt_run *u, double t, int32_t eval, int32_t round, bool *again)
 {
     ipt_rows *rows = &u->rows;
-    const ipt_buffers *b = &u->buf;
     int32_t step = u->job.step_of[eval];
-    IPT_TRY(ipt_policy_step(u->policy, eval, 0, rows));
+    bool is_update = false;
+    *again = false;
+    IPT_TRY(ipt_policy_step(u->policy, eval, round, rows));
     ipt_cache_mark(u, eval);
     if (rows->n > u->max_rows)
         return ipt_fail(u->e->ctx, IPT_ERR_ARG, "compose method %s: %zu rows, planned were %zu",
                         ipt_policy_method(u->policy)->name, rows->n, u->max_rows);
-    for (size_t i = 0; i < rows->n; i++)
-        u->result[i] = (ipt_result){.eps = b->row_eps + i * u->set.n};
+    for (size_t i = 0; i < rows->n; i++) {
+        const ipt_row *r = &rows->row[i];
+        u->result[i] = (ipt_result){0};
+        if (r->want & IPT_WANT_EPS)
+            u->result[i].eps = u->buf.row_eps + i * u->set.n;
+        if (r->want & IPT_WANT_MAPS)
+            u->result[i].maps = u->maps.row + i * u->maps.n;
+        is_update = is_update || (r->want & IPT_WANT_GRAD);
+    }
     IPT_TRY(evaluate(u, t, step, IPT_UNET_FULL));
     IPT_TRY(evaluate(u, t, step, IPT_UNET_SHALLOW));
-    ipt_policy_blend(u->policy, eval, rows, u->result, b->eps_u, b->eps);
+    return is_update ? ipt_maps_update(u, t, eval, round, again) : IPT_OK;
+}
+
+ipt_status ipt_rows_predict(ipt_run *u, double t, int32_t eval)
+{
+    const ipt_buffers *b = &u->buf;
+    bool again = true;
+    u->maps.is_moved = false;
+    u->maps.n_round = 0;
+    for (int32_t round = 0; again; round++)
+        IPT_TRY(run_round(u, t, eval, round, &again));
+    ipt_policy_blend(u->policy, eval, &u->rows, u->result, b->eps_u, b->eps);
     if (u->set.two_rows)
         ipt_cfg(b->eps_u, b->eps, u->set.n, u->set.cfg, u->r->cfg_rescale, b->eps);
     for (size_t i = 0; i < u->set.n; i++)
@@ -65,6 +77,6 @@ ipt_status ipt_rows_predict(ipt_run *u, double t, int32_t eval)
                             "the unet's prediction at step %d is not finite: broken weights, an "
                             "adapter that is too strong, "
                             "or f16 overflow (try --precision f32)",
-                            step + 1);
+                            u->job.step_of[eval] + 1);
     return IPT_OK;
 }

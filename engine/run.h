@@ -34,6 +34,21 @@ typedef struct ipt_cache {
     int32_t since; /* evaluations since then */
 } ipt_cache;
 
+enum { IPT_KEEP_LOSS = 64 };
+/* Attention maps of rows, and the latent's gradient by way of them; tap 0: no row wants maps. */
+typedef struct ipt_maps {
+    int32_t tap;            /* ipt_unet_key.tap */
+    ipt_plan *plan;         /* one row up to the last tapped layer and back; NULL: no gradients */
+    size_t n;               /* values of a row's maps: cells x tokens */
+    float *row, *d_row;     /* [max_rows][n] */
+    float **d_maps;         /* [max_rows] into d_row */
+    float *d_x, *d_latent;  /* [h,w,in_channels], [C,h,w] */
+    float *first;           /* d_latent of the first round of this evaluation */
+    float loss[IPT_KEEP_LOSS];
+    int32_t n_round;        /* of this evaluation */
+    bool is_moved;          /* the latent of this evaluation: u->buf.in is not u->buf.x any more */
+} ipt_maps;
+
 typedef struct ipt_run {
     ipt_engine *e;
     ipt_request request;  /* with the pictures of its files */
@@ -59,12 +74,13 @@ typedef struct ipt_run {
     ipt_rows rows;        /* of the evaluation that runs */
     ipt_result *result;   /* [max_rows] */
     ipt_row *pick;        /* [max_rows] those of a replay, and where their predictions go */
-    float **pick_eps;
+    float **pick_eps, **pick_maps;
     /* unet.c: the plan and its inputs, [batch, ...] */
     ipt_plan *unet;
     int32_t batch;
-    float *in_x, *in_text, *in_add, *in_gates, *in_time, *out_eps;
+    float *in_x, *in_text, *in_add, *in_gates, *in_time, *out_eps, *out_maps;
     ipt_cache cache;
+    ipt_maps maps;
     float *fold_gate; /* fold.c: [IPT_GATE_ROWS][n_slot] of all rows */
     ipt_start start;  /* img2img and inpainting */
     ipt_paste paste;
@@ -87,10 +103,22 @@ void ipt_job_finish(ipt_run *u);
 /* --- unet.c ----------------------------------------------------------------------------------- */
 /* A plan for all rows of an evaluation at once, or for fewer at a time when they do not fit. */
 IPT_CHECKED ipt_status ipt_unet_prepare(ipt_run *u);
-/* Evaluates rows [n] of one variant, n <= u->batch, at timestep t of step `step`: eps[k] [C,h,w].
- */
+/* Evaluates rows [n] of one variant, n <= u->batch, at timestep t of step `step`: eps[k] [C,h,w],
+ * and maps[k] [u->maps.n] of those that want them. */
 IPT_CHECKED ipt_status ipt_unet_rows(ipt_run *u, const float *x, double t, int32_t step,
-                                     const ipt_row *row, size_t n, float *const *eps);
+                                     const ipt_row *row, size_t n, float *const *eps,
+                                     float *const *maps);
+/* The inputs of one row into a plan of batch 1. */
+IPT_CHECKED ipt_status ipt_unet_input(ipt_run *u, ipt_plan *plan, const float *x, double t,
+                                      int32_t step, const ipt_row *row);
+
+/* --- maps.c ----------------------------------------------------------------------------------- */
+/* The plan for gradients beside u->unet where the method wants them, and memory. */
+IPT_CHECKED ipt_status ipt_maps_prepare(ipt_run *u, const ipt_unet_key *whole);
+/* Maps of the rows that want a gradient, then the method's loss, then dL/d(latent), by which the
+ * method changes u->buf.in.  *again: another round on what it is now. */
+IPT_CHECKED ipt_status ipt_maps_update(ipt_run *u, double t, int32_t eval, int32_t round,
+                                       bool *again);
 
 /* --- fold.c ----------------------------------------------------------------------------------- */
 /* Whether this request's adapters go into the UNet's weights: e->is_folded.  Before its plan. */

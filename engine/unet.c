@@ -16,7 +16,10 @@ ipt_status ipt_unet_prepare(ipt_run *u)
                         u->text[0].enc.tokens,
                         e->m->act_type,
                         0,
+                        false,
+                        ipt_policy_tap(u->policy) + 1,
                         false};
+    u->maps.tap = key.tap;
     IPT_TRY(ipt_cache_read(u));
     key.deep = u->cache.interval > 1 ? u->cache.deep : 0;
     IPT_TRY(ipt_fold_choose(u));
@@ -24,6 +27,7 @@ ipt_status ipt_unet_prepare(ipt_run *u)
     IPT_TRY(ipt_fold_apply(u));
     u->batch = key.batch;
     IPT_TRY(ipt_cache_prepare(u, &key));
+    IPT_TRY(ipt_maps_prepare(u, &key));
     size_t replays = (rows + (size_t)key.batch - 1) / (size_t)key.batch;
     double whole = ipt_plan_macs(u->unet), shallow = whole;
     if (u->cache.shallow)
@@ -80,12 +84,12 @@ static void fill_x(const ipt_run *u, const float *x, float *out)
     }
 }
 
-/* The inputs of batch element k. */
+/* The inputs of batch element k of b. */
 static ipt_status fill_row(ipt_run *u, const float *x, double t, int32_t step, const ipt_row *row,
-                           size_t k)
+                           size_t k, size_t b)
 {
     const ipt_unet_config *c = &u->e->m->config.unet;
-    size_t b = (size_t)u->batch, slots = ipt_bank_n_slot(ipt_unet_bank(u->e)), text = 0,
+    size_t slots = ipt_bank_n_slot(ipt_unet_bank(u->e)), text = 0,
            hw = (size_t)u->set.h * (size_t)u->set.w;
     float *w_emb = u->in_time + b * (size_t)c->channels[0];
     IPT_TRY(ipt_job_text(u, row, &text));
@@ -105,10 +109,10 @@ static ipt_status fill_row(ipt_run *u, const float *x, double t, int32_t step, c
     return IPT_OK;
 }
 
-static ipt_status write_inputs(ipt_run *u, ipt_plan *plan)
+static ipt_status write_inputs(ipt_run *u, ipt_plan *plan, size_t b)
 {
     const ipt_unet_config *c = &u->e->m->config.unet;
-    size_t b = (size_t)u->batch, hw = (size_t)u->set.h * (size_t)u->set.w;
+    size_t hw = (size_t)u->set.h * (size_t)u->set.w;
     const struct {
         const char *name;
         const float *v;
@@ -130,22 +134,46 @@ static ipt_status write_inputs(ipt_run *u, ipt_plan *plan)
     return IPT_OK;
 }
 
+ipt_status ipt_unet_input(ipt_run *u, ipt_plan *plan, const float *x, double t, int32_t step,
+                          const ipt_row *row)
+{
+    IPT_TRY(fill_row(u, x, t, step, row, 0, 1));
+    return write_inputs(u, plan, 1);
+}
+
+static ipt_status read_maps(ipt_run *u, const ipt_row *row, size_t n, float *const *maps)
+{
+    size_t b = (size_t)u->batch;
+    bool is_wanted = false;
+    for (size_t k = 0; k < n; k++)
+        is_wanted = is_wanted || (row[k].want & IPT_WANT_MAPS);
+    if (!is_wanted)
+        return IPT_OK;
+    IPT_TRY(ipt_plan_read(u->unet, "maps", u->out_maps, b * u->maps.n * sizeof(float)));
+    for (size_t k = 0; k < n; k++)
+        if (row[k].want & IPT_WANT_MAPS)
+            memcpy(maps[k], u->out_maps + k * u->maps.n, u->maps.n * sizeof(float));
+    return IPT_OK;
+}
+
 /* The rest of the batch repeats the last row. */
 ipt_status ipt_unet_rows(ipt_run *u, const float *x, double t, int32_t step, const ipt_row *row,
-                         size_t n, float *const *eps)
+                         size_t n, float *const *eps, float *const *maps)
 {
     size_t b = (size_t)u->batch, hw = (size_t)u->set.h * (size_t)u->set.w,
            channels = (size_t)u->set.channels;
     for (size_t k = 0; k < b; k++)
-        IPT_TRY(fill_row(u, x, t, step, &row[k < n ? k : n - 1], k));
+        IPT_TRY(fill_row(u, x, t, step, &row[k < n ? k : n - 1], k, b));
     bool is_shallow = row->variant == IPT_UNET_SHALLOW;
     ipt_plan *plan = is_shallow ? u->cache.shallow : u->unet;
-    IPT_TRY(write_inputs(u, plan));
+    IPT_TRY(write_inputs(u, plan, b));
     if (is_shallow)
         IPT_TRY(ipt_cache_give(u, row, n));
     IPT_TRY(ipt_plan_run(plan, 0));
     if (!is_shallow)
         IPT_TRY(ipt_cache_keep(u, row, n));
+    if (!is_shallow)
+        IPT_TRY(read_maps(u, row, n, maps));
     IPT_TRY(ipt_plan_read(plan, "eps", u->out_eps, b * u->set.n * sizeof(float)));
     for (size_t k = 0; k < n; k++)
         for (size_t c = 0; c < channels; c++)

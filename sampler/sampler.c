@@ -325,14 +325,26 @@ double ipt_sampler_sigma(const ipt_sampler *s, int32_t i)
 
 double ipt_sampler_init_noise_sigma(const ipt_sampler *s) { return s->init_sigma; }
 
-void ipt_sampler_scale_input(const ipt_sampler *s, int32_t i, const float *x, float *out)
+static double input_scale(const ipt_sampler *s, int32_t i)
 {
     double data = s->kind == IPT_SAMPLER_EDM_EULER ? s->cfg.sigma_data : 1;
-    double c = s->cls->frame == FRAME_VE
-                   ? 1 / sqrt(square(level_of_input(s, at_eval(s, i))) + square(data))
-                   : 1;
+    return s->cls->frame == FRAME_VE
+               ? 1 / sqrt(square(level_of_input(s, at_eval(s, i))) + square(data))
+               : 1;
+}
+
+void ipt_sampler_scale_input(const ipt_sampler *s, int32_t i, const float *x, float *out)
+{
+    double c = input_scale(s, i);
     const float *const v[1] = {x};
     combine(out, s->n, 1, &c, v);
+}
+
+void ipt_sampler_unscale_input(const ipt_sampler *s, int32_t i, const float *in, float *x)
+{
+    double c = 1 / input_scale(s, i);
+    const float *const v[1] = {in};
+    combine(x, s->n, 1, &c, v);
 }
 
 bool ipt_sampler_needs_noise(const ipt_sampler *s, int32_t i)

@@ -240,6 +240,8 @@ double ipt_sampler_sigma(const ipt_sampler *s, int32_t i);
 double ipt_sampler_init_noise_sigma(const ipt_sampler *s);
 /* out[n] = what the model takes for latent x[n] at evaluation i; out may be x. */
 void ipt_sampler_scale_input(const ipt_sampler *s, int32_t i, const float *x, float *out);
+/* The other way: the latent of which `in` is what the model takes; x may be in. */
+void ipt_sampler_unscale_input(const ipt_sampler *s, int32_t i, const float *in, float *x);
 bool ipt_sampler_needs_noise(const ipt_sampler *s, int32_t i);
 /* One solver step, in place.
  *   i          evaluations in order: 0, 1, 2, ...

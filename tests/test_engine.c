@@ -310,35 +310,17 @@ static void prompts_over_steps(void **state)
 }
 
 /* --- rows ------------------------------------------------------------------------------------- */
-static ipt_status no_gradient(void *state, const ipt_job *job, int32_t eval, const ipt_rows *rows,
-                              const ipt_result *res, float *const *d_maps)
-{
-    (void)state, (void)job, (void)eval, (void)rows, (void)res, (void)d_maps;
-    return IPT_OK;
-}
-
 /* What a method may ask for and this engine cannot give is refused by name. */
 static void rows_that_are_not_built(void **state)
 {
-    static const struct {
-        ipt_row row;
-        const char *says;
-    } rows[] = {
-        {{.want = IPT_WANT_EPS | IPT_WANT_MAPS}, "attention maps"},
-        {{.want = IPT_WANT_GRAD}, "gradients of the latent"},
-        {{.want = IPT_WANT_EPS, .region = 1}, "regions"},
-    };
-    const ipt_method plain = {.name = "mine"}, updates = {.name = "mine", .map_grad = no_gradient};
-    const ipt_row usual = {.want = IPT_WANT_EPS};
+    const ipt_method plain = {.name = "mine"};
+    const ipt_row usual = {.want = IPT_WANT_EPS}, odd = {.want = IPT_WANT_EPS, .region = 1};
     ipt_ctx *ctx = NULL;
     (void)state;
     assert_int_equal(ipt_ctx_create(NULL, NULL, &ctx), IPT_OK);
-    for (size_t i = 0; i < IPT_COUNT(rows); i++) {
-        assert_int_equal(ipt_rows_possible(ctx, &plain, &rows[i].row), IPT_ERR_UNSUPPORTED);
-        if (!strstr(ipt_last_error(ctx), rows[i].says) || !strstr(ipt_last_error(ctx), "mine"))
-            fail_msg("'%s', expected '%s'", ipt_last_error(ctx), rows[i].says);
-    }
-    assert_int_equal(ipt_rows_possible(ctx, &updates, &usual), IPT_ERR_UNSUPPORTED);
+    assert_int_equal(ipt_rows_possible(ctx, &plain, &odd), IPT_ERR_UNSUPPORTED);
+    if (!strstr(ipt_last_error(ctx), "regions") || !strstr(ipt_last_error(ctx), "mine"))
+        fail_msg("'%s'", ipt_last_error(ctx));
     assert_ok(ctx, ipt_rows_possible(ctx, &plain, &usual));
     ipt_ctx_destroy(&ctx);
 }

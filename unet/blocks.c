@@ -24,9 +24,19 @@ ipt_val ipt_unet_resnet(ipt_graph *g, const ipt_unet_config *c, ipt_val x, ipt_v
     return scale == 1.0F ? h : ipt_unary(g, IPT_AFFINE, h, 1.0F / scale, 0.0F);
 }
 
+static void tap(ipt_graph *g, ipt_val probs, ipt_taps *t)
+{
+    ipt_shape one = ipt_shape_of(g, probs);
+    const float heads = (float)one.dim[1];
+    one.dim[1] = 1;
+    ipt_val mean = ipt_sum_to(g, probs, one);
+    mean = ipt_unary(g, IPT_AFFINE, ipt_cast(g, mean, IPT_F32), 1.0F / heads, 0.0F);
+    t->sum = t->n++ ? ipt_add(g, t->sum, mean) : mean;
+}
+
 /* x [N,T,C] + out(attention(q(x_norm), k(context), v(context))). */
 static ipt_val attend(ipt_graph *g, ipt_val x, ipt_val normed, ipt_val context, const char *at,
-                      int32_t heads)
+                      int32_t heads, ipt_taps *taps)
 {
     char s[NAME];
 #define AT(leaf) ipt_name(s, sizeof s, "%s." leaf, at)
@@ -34,7 +44,10 @@ static ipt_val attend(ipt_graph *g, ipt_val x, ipt_val normed, ipt_val context, 
     ipt_val q = ipt_linear(g, normed, AT("to_q"), width, false);
     ipt_val k = ipt_linear(g, context, AT("to_k"), width, false);
     ipt_val v = ipt_linear(g, context, AT("to_v"), width, false);
-    ipt_val o = ipt_attention(g, q, k, v, (ipt_attn){.heads = heads}, NULL);
+    ipt_val probs = {0},
+            o = ipt_attention(g, q, k, v, (ipt_attn){.heads = heads}, taps ? &probs : NULL);
+    if (taps && probs.id)
+        tap(g, probs, taps);
     x = ipt_linear_add(g, o, AT("to_out.0"), width, true, x);
 #undef AT
     return x;
@@ -47,9 +60,9 @@ static ipt_val basic_block(ipt_graph *g, ipt_val x, ipt_val text, const char *at
 #define AT(leaf) ipt_name(s, sizeof s, "%s." leaf, at)
     int32_t width = ipt_shape_of(g, x).dim[2];
     ipt_val n = ipt_layer_norm(g, x, AT("norm1"), 1e-5F);
-    x = attend(g, x, n, t->only_cross ? text : n, AT("attn1"), t->heads);
+    x = attend(g, x, n, t->only_cross ? text : n, AT("attn1"), t->heads, NULL);
     n = ipt_layer_norm(g, x, AT("norm2"), 1e-5F);
-    x = attend(g, x, n, text, AT("attn2"), t->heads);
+    x = attend(g, x, n, text, AT("attn2"), t->heads, t->taps);
     n = ipt_layer_norm(g, x, AT("norm3"), 1e-5F);
     n = ipt_geglu(g, ipt_linear(g, n, AT("ff.net.0.proj"), 8 * width, true));
     x = ipt_linear_add(g, n, AT("ff.net.2"), width, true, x);

@@ -10,9 +10,15 @@
 ipt_val ipt_unet_resnet(ipt_graph *g, const ipt_unet_config *c, ipt_val x, ipt_val temb,
                         const char *at, int32_t out, float scale);
 
+/* What attention to the text looked at, summed over layers. */
+typedef struct ipt_taps {
+    ipt_val sum; /* [N,1,H*W,T] f32: of the layers' means over heads */
+    int32_t n;   /* layers */
+} ipt_taps;
 typedef struct ipt_transformer {
     int32_t heads, depth, cross_dim;
     bool only_cross; /* attn1 looks at the text too */
+    ipt_taps *taps;  /* attn2's probabilities are added here; NULL: they are not kept */
 } ipt_transformer;
 /* Spatial transformer: group norm, projection, `depth` blocks of self-attention, cross-attention
  * and GEGLU, projection, + x.  x [N,H,W,C], text [N,T,cross_dim]. */

@@ -15,6 +15,7 @@ typedef struct build {
     ipt_val skip[MAX_SKIP];
     int n_skip;
     const ipt_unet_key *key;
+    ipt_taps taps;
 } build;
 
 static ipt_val activate(const build *b, ipt_val v)
@@ -36,6 +37,25 @@ static void push_skip(build *b, ipt_val v)
 static bool is_deep_enough(const build *b)
 {
     return b->key->is_shallow && b->n_skip >= b->key->deep;
+}
+
+/* Where attention on the grid of a level is added up; NULL: it is not wanted. */
+static ipt_taps *taps_at(build *b, int level)
+{
+    return b->key->tap == level + 1 ? &b->taps : NULL;
+}
+
+bool ipt_unet_grid(const ipt_unet_config *c, int32_t level, int32_t *h, int32_t *w)
+{
+    const int32_t add = c->downsample_padding > 0 ? 1 : 0, last = c->n_level - 1;
+    if (level < 0 || level > last)
+        return false;
+    for (int32_t i = 0; i < level; i++) {
+        *h = (*h + add) / 2;
+        *w = (*w + add) / 2;
+    }
+    return c->down_attn[level] || c->up_attn[last - level] ||
+           (level == last && c->has_mid && c->mid_attn);
 }
 
 int32_t ipt_unet_n_skip(const ipt_unet_config *c)
@@ -79,7 +99,8 @@ static ipt_val down_block(build *b, ipt_val x, int i)
             ipt_name(s, sizeof s, "down_blocks.%d.attentions.%d", i, j);
             x = ipt_unet_transformer(
                 b->g, c, x, b->text, s,
-                &(ipt_transformer){c->heads[i], c->depth[i], c->cross_dim[i], c->only_cross[i]});
+                &(ipt_transformer){c->heads[i], c->depth[i], c->cross_dim[i], c->only_cross[i],
+                                   taps_at(b, i)});
         }
         push_skip(b, x);
     }
@@ -105,7 +126,8 @@ static ipt_val mid_block(build *b, ipt_val x)
     if (c->mid_attn)
         x = ipt_unet_transformer(b->g, c, x, b->text, "mid_block.attentions.0",
                                  &(ipt_transformer){c->heads[last], c->depth[last],
-                                                    c->cross_dim[last], c->mid_only_cross});
+                                                    c->cross_dim[last], c->mid_only_cross,
+                                                    taps_at(b, last)});
     return ipt_unet_resnet(b->g, c, x, b->temb, "mid_block.resnets.1", c->channels[last],
                            c->mid_scale);
 }
@@ -144,7 +166,8 @@ static ipt_val up_block(build *b, ipt_val x, int i)
             ipt_name(s, sizeof s, "up_blocks.%d.attentions.%d", i, j);
             x = ipt_unet_transformer(b->g, c, x, b->text, s,
                                      &(ipt_transformer){c->heads[level], c->up_depth[i],
-                                                        c->cross_dim[level], c->only_cross[level]});
+                                                        c->cross_dim[level], c->only_cross[level],
+                                                        taps_at(b, level)});
         }
     }
     if (level > 0 && b->n_skip > 0 && x.id) {
@@ -159,6 +182,27 @@ static ipt_val up_block(build *b, ipt_val x, int i)
                                   .up_w = next.dim[2]});
     }
     return x;
+}
+
+/* The mean of what was tapped, [N,cells,tokens], as an output. */
+static ipt_val add_maps(build *b)
+{
+    ipt_graph *g = b->g;
+    ipt_val maps = ipt_unary(g, IPT_AFFINE, b->taps.sum, 1.0F / (float)b->taps.n, 0.0F);
+    ipt_shape s = ipt_shape_of(g, maps);
+    ipt_output(g, "maps", ipt_reshape(g, maps, ipt_shape3(IPT_F32, s.dim[0], s.dim[2], s.dim[3])));
+    return ipt_find(g, "maps");
+}
+
+/* dL/dx from dL/d(maps), in a segment of its own: the host looks at all rows' maps in between. */
+static void add_gradient(build *b, ipt_val maps)
+{
+    ipt_graph *g = b->g;
+    ipt_val x = ipt_find(g, "x"), dx = {0};
+    ipt_cut(g);
+    ipt_val d = ipt_leaf(g, IPT_INPUT, "d_maps", ipt_shape_of(g, maps));
+    if (ipt_graph_backward(g, &(ipt_seed){maps, d}, 1, &x, 1, &dx) == IPT_OK)
+        ipt_output(g, "d_x", dx);
 }
 
 ipt_val ipt_unet_build(ipt_graph *g, const ipt_unet_config *c, const ipt_unet_key *key)
@@ -186,6 +230,11 @@ ipt_val ipt_unet_build(ipt_graph *g, const ipt_unet_config *c, const ipt_unet_ke
     x = key->is_shallow ? none : mid_block(&b, x);
     for (int i = 0; i < c->n_level; i++)
         x = up_block(&b, x, i);
+    ipt_val maps = key->tap > 0 ? add_maps(&b) : none;
+    if (key->is_grad) {
+        add_gradient(&b, maps);
+        return maps;
+    }
     x = ipt_group_norm(g, x, "conv_norm_out", c->norm_groups, c->norm_eps, true);
     x = ipt_conv2d(
         g, x, "conv_out", c->out_channels,

@@ -18,8 +18,17 @@ typedef struct ipt_unet_key {
      * Source: Ma et al. 2023, DeepCache (arXiv 2312.00858), whose branch number is k - 1. */
     int32_t deep;
     bool is_shallow;
+    /* k > 0: output "maps", what cross-attention of level k - 1 looks at; ipt_unet_grid says whether
+     * there is any. */
+    int32_t tap;
+    /* No "eps"; instead input "d_maps" = dL/d(maps) and, in segment 1, output "d_x" = dL/dx.  What
+     * lies behind the last tapped layer is left out of both segments. */
+    bool is_grad;
 } ipt_unet_key;
 int32_t ipt_unet_n_skip(const ipt_unet_config *c); /* `deep` goes from 1 to this */
+/* Grid of a level, 0 the latent's own: *h, *w of the latent become the level's.  False when no
+ * cross-attention lies there. */
+bool ipt_unet_grid(const ipt_unet_config *c, int32_t level, int32_t *h, int32_t *w);
 
 /* Builds eps = unet(x, t, text).  Inputs (all f32):
  *   "x"     [N,h,w,in_channels]   scaled latent (inpainting: latent, mask, masked latent)
@@ -27,7 +36,10 @@ int32_t ipt_unet_n_skip(const ipt_unet_config *c); /* `deep` goes from 1 to this
  *   "text"  [N,tokens,cross_dim]
  *   "add"   [N,add_in_dim]        only with text_time: pooled text, then the embedded time ids
  *   "w_emb" [N,time_cond_dim]     only with time_cond_dim (LCM): guidance embedding
- * Output "eps" [N,h,w,out_channels] f32; returned too.
+ * Output "eps" [N,h,w,out_channels] f32; with `tap` also "maps" [N,h_k*w_k,tokens] f32: softmax of
+ * the cross-attention (attn2) whose queries lie on the grid of that level (the middle block too
+ * when it is its), mean over heads and layers.
+ * Returns eps, or maps for is_grad.
  * Errors: poisons the graph (IPT_ERR_SHAPE, IPT_ERR_UNSUPPORTED).
  * Source: Rombach et al. 2022; diffusers UNet2DConditionModel.forward. */
 ipt_val ipt_unet_build(ipt_graph *g, const ipt_unet_config *c, const ipt_unet_key *key);
