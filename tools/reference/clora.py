@@ -225,7 +225,7 @@ def attention_masks(maps, positions, grid, o):
         claims = torch.where(m > 0, share, -1.0)
         if len(m) > 1:
             top = claims.topk(2, 0).values
-            shared = top[1] >= 0
+            shared = (top[1] >= 0) & (top[1] < 1)  # two maxima in one cell tie anyhow
             if shared.any():
                 margin = min(margin, (top[0] - top[1])[shared].min().item())
         first = claims.argmax(0)  # of equal ones the first
