@@ -25,6 +25,7 @@ typedef struct ipt_bench_opts {
     bool f32;                      /* weights and activations f32; else f16 weights */
     bool composite; /* with LoRAs: one batch of lora_count rows against as many single rows */
     bool profile;   /* table of operators */
+    int32_t maps;   /* unet: k > 0: also attention maps of level k - 1 and their gradient */
     int32_t steps;  /* of generate */
     void (*row)(void *user, const json_t *row); /* each row as it is measured; may be NULL */
     void *user;

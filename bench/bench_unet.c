@@ -226,6 +226,71 @@ end:
     return status;
 }
 
+/* --- attention maps and their gradient -------------------------------------------------------- */
+/* Medians of the forward segment and of the one back to the latent. */
+static ipt_status measure_segments(bench *b, ipt_plan *p, double ms[2])
+{
+    double v[2][BENCH_MAX_RUNS], sum = 0;
+    int32_t n = 0;
+    for (bool first = true; first || (n < BENCH_MAX_RUNS && bench_more(b->o->repeat, n, sum));
+         first = false)
+        for (uint32_t k = 0; k < 2; k++) {
+            double start = ipt_now_ms();
+            IPT_TRY(ipt_plan_run(p, k));
+            if (ipt_cancelled(b->ctx))
+                return ipt_fail(b->ctx, IPT_ERR_CANCELLED, "interrupted");
+            v[k][n] = ipt_now_ms() - start;
+            sum += first ? 0 : v[k][n];
+            n += !first && k == 1;
+        }
+    for (int k = 0; k < 2; k++)
+        ms[k] = bench_median(v[k], (size_t)n);
+    return IPT_OK;
+}
+
+static ipt_status bench_maps(bench *b, const ipt_unet_config *c, double plain_ms)
+{
+    int32_t w = (b->o->width ? b->o->width : 512) / 8, h = (b->o->height ? b->o->height : 512) / 8;
+    const ipt_unet_key key = {.batch = 1,
+                              .h = h,
+                              .w = w,
+                              .tokens = 77,
+                              .act = b->act,
+                              .tap = b->o->maps,
+                              .is_grad = true};
+    const ipt_plan_opts po = {.gpu = b->gpu, .weights = b->weights, .profile = b->o->profile};
+    static const char *const name[] = {"to the attention maps", "from there to the latent"};
+    ipt_graph *g = NULL;
+    ipt_plan *p = NULL;
+    json_t *ops = NULL;
+    double ms[2] = {0};
+    ipt_status status;
+    if (!ipt_unet_grid(c, b->o->maps - 1, &h, &w))
+        return ipt_fail(b->ctx, IPT_ERR_ARG, "maps %d: no cross-attention lies on that level",
+                        b->o->maps);
+    IPT_TRY(ipt_graph_create(b->ctx, &g));
+    ipt_unet_build(g, c, &key);
+    IPT_TRY_GOTO(ipt_plan_create(g, &po, &p), end);
+    IPT_TRY_GOTO(fill_inputs(b, g, p), end);
+    IPT_TRY_GOTO(bench_fill(b, p, "d_maps", (size_t)h * (size_t)w * 77, 1), end);
+    IPT_TRY_GOTO(measure_segments(b, p, ms), end);
+    for (int k = 0; k < 2; k++) {
+        json_t *row = json_pack("{s:s, s:i, s:f, s:f}", "name", name[k], "batch", 1, "ms", ms[k],
+                                "ratio", ms[k] / plain_ms);
+        json_object_set_new(row, "arena_mib",
+                            json_real((double)ipt_plan_arena_bytes(p) / 1048576.0));
+        bench_row(b, row);
+    }
+    if (b->o->profile) {
+        IPT_TRY_GOTO(bench_profile_json(p, &ops), end);
+        json_object_set_new(b->result, "maps_profile", ops);
+    }
+end:
+    ipt_plan_destroy(&p);
+    ipt_graph_destroy(&g);
+    return status;
+}
+
 ipt_status bench_unet(bench *b)
 {
     ipt_unet_config c;
@@ -245,7 +310,9 @@ ipt_status bench_unet(bench *b)
         json_object_set_new(b->result, "profile", ops);
     }
     if (b->o->lora_rank > 0 && b->o->lora_count > 0)
-        status = bench_loras(b, &c, &p);
+        IPT_TRY_GOTO(bench_loras(b, &c, &p), end);
+    if (b->o->maps > 0)
+        status = bench_maps(b, &c, t.wall_ms);
 end:
     ipt_plan_destroy(&p);
     return status;

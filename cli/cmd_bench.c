@@ -6,7 +6,7 @@
 
 typedef struct bench_args {
     const char *device, *kernels, *config, *model, *precision, *lora_kind;
-    int32_t width, height, batch, repeat, lora_rank, lora_count, steps;
+    int32_t width, height, batch, repeat, lora_rank, lora_count, steps, maps;
     bool profile, composite;
 } bench_args;
 
@@ -29,6 +29,9 @@ static const cli_option options[] = {
     {"lora-count", 0, CLI_INT, "N", "how many of them, default 1", AT(lora_count), 1, 8, NULL},
     {"lora-kind", 0, CLI_CHOICE, "lora|lokr|krona", "of about as many values, default lora",
      AT(lora_kind), 0, 0, "lora lokr krona"},
+    {"maps", 0, CLI_INT, "L",
+     "unet: also the attention maps of level L - 1 and their gradient to the latent, one row",
+     AT(maps), 1, 8, NULL},
     {"composite", 0, CLI_FLAG, NULL, "also all LoRAs as the rows of one batch", AT(composite), 0, 0,
      NULL},
     {"profile", 0, CLI_FLAG, NULL, "unet, vae: time by operator", AT(profile), 0, 0, NULL},
@@ -121,6 +124,7 @@ static int measure(cli *c, const bench_args *a, const char *what)
                         .lora_kind = a->lora_kind ? a->lora_kind : "lora",
                         .f32 = a->precision && strcmp(a->precision, "f32") == 0,
                         .composite = a->composite,
+                        .maps = a->maps,
                         .profile = a->profile,
                         .steps = a->steps,
                         .row = show_row,

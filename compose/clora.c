@@ -12,10 +12,10 @@
 #include <math.h>
 #include <string.h>
 
-enum { ON, OFF };                /* update, refresh */
-enum { COND, BOTH };             /* maps */
-enum { ATTENTION, MEAN, FULL };  /* masks */
-enum { OVERLAP_MEAN, ARGMAX };   /* overlap */
+enum { ON, OFF };               /* update, refresh */
+enum { COND, BOTH };            /* maps */
+enum { ATTENTION, MEAN, FULL }; /* masks */
+enum { OVERLAP_MEAN, ARGMAX };  /* overlap */
 
 typedef struct state {
     /* options */
@@ -155,7 +155,7 @@ static ipt_status add_worlds(const state *s, const ipt_job *job, int32_t eval, c
 /* Rows whose predictions are blended, and `more` that they want. */
 static ask blended(const state *s, uint8_t more)
 {
-    uint8_t maps = s->tap >= 0 && (s->masks == ATTENTION || more) ? IPT_WANT_MAPS : 0;
+    uint8_t maps = s->tap >= 0 ? IPT_WANT_MAPS : 0;
     return (ask){.positive = (uint8_t)(IPT_WANT_EPS | maps | more),
                  .negative = s->maps == BOTH ? (uint8_t)(IPT_WANT_EPS | maps | more) : IPT_WANT_EPS,
                  .is_blended = !more};
@@ -168,11 +168,10 @@ static ipt_status plan(const void *st, const ipt_job *job, int32_t eval, ipt_row
     return add_worlds(s, job, eval, &a, rows);
 }
 
-/* Steps count from where the picture begins: an initial picture leaves the first out. */
 static int32_t updates_of(const state *s, const ipt_job *job, int32_t eval)
 {
-    int32_t first = job->step_of[0], step = job->step_of[eval] - first;
-    double n_step = job->n_step - first, every = s->every * n_step;
+    int32_t step = job->step_of[eval];
+    double n_step = job->n_step, every = s->every * n_step;
     bool is_first = eval == 0 || job->step_of[eval - 1] != job->step_of[eval];
     if (!has_update(s) || s->is_stopped || !is_first || step >= s->until * n_step)
         return 0;
@@ -352,7 +351,8 @@ static void masks_from_maps(state *s, const ipt_job *job, int32_t eval, const ip
 {
     const ipt_wording *v = ipt_concepts_at(&s->concepts, job, eval);
     const ipt_grid *g = &job->grid[s->tap];
-    size_t n = (size_t)s->concepts.n, cells = cells_of(s, job), hw = (size_t)job->h * (size_t)job->w;
+    size_t n = (size_t)s->concepts.n, cells = cells_of(s, job),
+           hw = (size_t)job->h * (size_t)job->w;
     float *room = s->room, *how_much = room + n * cells, *map = room + 2 * n * cells;
     for (size_t k = 0; k < n; k++) {
         const ipt_places *p = ipt_concepts_place(&s->concepts, v, (int32_t)k + 1, (int32_t)k);
@@ -376,9 +376,7 @@ static void blend(void *st, const ipt_job *job, int32_t eval, const ipt_rows *ro
 {
     state *s = st;
     size_t n = (size_t)s->concepts.n, hw = (size_t)job->h * (size_t)job->w;
-    int32_t first = job->step_of[0];
-    double at = job->step_of[eval] - first, share = s->mask_after * (job->n_step - first);
-    bool by_maps = s->masks == ATTENTION && at >= share;
+    bool by_maps = s->masks == ATTENTION && job->step_of[eval] >= s->mask_after * job->n_step;
     for (size_t i = 0; i < (n + 1) * hw; i++) /* a full mask leaves nothing to world 0 */
         s->mask[i] = s->masks == FULL && i < hw ? 0 : 1;
     if (by_maps)
@@ -408,8 +406,9 @@ static const ipt_option option[] = {
      offsetof(state, until), 0, 1, NULL},
     {"refine", "N", "further updates at refinement steps, default 20", IPT_OPTION_INT,
      offsetof(state, refine), 0, 1000, NULL},
-    {"every", "SHARE", "of the steps from one refinement step to the next, default 0.2; 0: only the "
-                       "first",
+    {"every", "SHARE",
+     "of the steps from one refinement step to the next, default 0.2; 0: only the "
+     "first",
      IPT_OPTION_NUMBER, offsetof(state, every), 0, 1, NULL},
     {"refresh", "on|off", "predict anew after the last update, default on; off as published",
      IPT_OPTION_CHOICE, offsetof(state, refresh), 0, 0, "on off"},

@@ -72,16 +72,11 @@ static ipt_status read_word(const ipt_job *job, const char *method, int32_t slot
     if (!word[0] || (phrase && !phrase[0]))
         return ipt_fail(job->ctx, IPT_ERR_ARG, "%s: @%.100s: expected WORD[#K][=PHRASE]", method,
                         given);
-    for (int32_t i = 0; i < c->n && k->nth < 0; i++) /* the next of those that say no number */
-        if (strlen(c->of[i].word) == strlen(word) && same(c->of[i].word, word, strlen(word)))
-            k->nth = -2;
-    if (k->nth == -2) {
-        k->nth = 0;
-        for (int32_t i = 0; i < c->n; i++)
-            k->nth +=
-                strlen(c->of[i].word) == strlen(word) && same(c->of[i].word, word, strlen(word));
-    }
-    k->nth = k->nth < 0 ? 0 : k->nth;
+    k->is_numbered = k->nth >= 0;
+    for (int32_t i = 0; i < c->n && !k->is_numbered; i++) /* the next of those without number */
+        k->nth += !c->of[i].is_numbered && strlen(c->of[i].word) == strlen(word) &&
+                  same(c->of[i].word, word, strlen(word));
+    k->nth += !k->is_numbered; /* from -1 */
     c->n++;
     return IPT_OK;
 }
@@ -191,8 +186,7 @@ ipt_status ipt_concepts_read(const ipt_job *job, const char *method, ipt_concept
     if (job->n_part > 1)
         return ipt_fail(job->ctx, IPT_ERR_ARG, "%s reads one prompt; AND joins %d", method,
                         job->n_part);
-    c->wording =
-        ipt_arena_alloc(job->texts->arena, (size_t)job->n_eval * sizeof *c->wording);
+    c->wording = ipt_arena_alloc(job->texts->arena, (size_t)job->n_eval * sizeof *c->wording);
     if (!c->wording)
         return IPT_ERR_NOMEM;
     for (int32_t i = 0; i < job->n_eval; i++)

@@ -2,8 +2,9 @@
  * prompt as each of them is to read it.
  *
  * A slot's word is WORD[#K][=PHRASE].  WORD stands in the prompt; K is which of several (1 is the
- * first; without it the k-th adapter with that word takes the k-th); PHRASE takes its place in the
- * adapter's own variant of the prompt, so that a trigger stands only where its adapter acts. */
+ * first; of the adapters with that word and no K the k-th takes the k-th); PHRASE takes its place
+ * in the adapter's own variant of the prompt, so that a trigger stands only where its adapter acts.
+ */
 #ifndef IPT_COMPOSE_CONCEPTS_H
 #define IPT_COMPOSE_CONCEPTS_H
 #include "compose/policy.h"
@@ -12,6 +13,7 @@ typedef struct ipt_concept {
     int32_t slot;
     const char *word, *phrase; /* phrase NULL: the word stays */
     int32_t nth;               /* from 0 */
+    bool is_numbered;          /* by #K */
 } ipt_concept;
 
 /* One of the job's texts, and what becomes of it.  World 0 is the text as it is, world j that of
@@ -19,8 +21,8 @@ typedef struct ipt_concept {
 typedef struct ipt_wording {
     uint16_t base;
     uint16_t text[IPT_MAX_SLOT + 1]; /* of each world, of the job's texts */
-    int32_t *nth;                    /* [worlds][n] which occurrence the concept's words are there */
-    ipt_places *place;               /* [worlds][n] tokens of concept c in world j's text */
+    int32_t *nth;      /* [worlds][n] which occurrence the concept's words are there */
+    ipt_places *place; /* [worlds][n] tokens of concept c in world j's text */
 } ipt_wording;
 
 typedef struct ipt_concepts {

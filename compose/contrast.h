@@ -8,7 +8,8 @@
  * alike, those of others not.  Each map is spread to 0..1 first; flat ones are left out.
  * Adds dL/dx to dx [n][cells].  *loss is 0 and nothing is added when no class has two maps, or
  * there is only one class.  Errors: IPT_ERR_NOMEM.
- * Source: Chen et al. 2020 (arXiv 2002.05709) as Meral et al. 2024, CLoRA (arXiv 2403.19776) use it. */
+ * Source: Chen et al. 2020 (arXiv 2002.05709) as Meral et al. 2024, CLoRA (arXiv 2403.19776) use
+ * it. */
 IPT_CHECKED ipt_status ipt_contrast(ipt_ctx *ctx, const float *x, size_t n, size_t cells,
                                     const int32_t *of, double tau, float *dx, double *loss);
 

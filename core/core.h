@@ -273,5 +273,6 @@ const char *ipt_json_str(const struct json_t *o, const char *key, const char *df
 
 /* --- clocks and the process ------------------------------------------------------------------ */
 double ipt_now_ms(void);            /* monotonic */
+uint64_t ipt_host_bytes(void);      /* memory of this machine; 0: unknown */
 uint64_t ipt_peak_host_bytes(void); /* peak resident set of this process; 0 = unknown */
 #endif

@@ -17,7 +17,8 @@ enum {
 
 /* --- whether ---------------------------------------------------------------------------------- */
 /* The gates [IPT_GATE_ROWS][n_slot] when all rows of all evaluations have the same; *n_rows: rows
- * of one picture.  *is_constant false: they change, or depend on the place. */
+ * of one picture.  *is_constant false: they change, depend on the place, or gradients are asked for
+ * (weights as those want them are a copy that is never folded). */
 static ipt_status constant_gates(ipt_run *u, float *gate, float *other, bool *is_constant,
                                  double *n_rows)
 {
@@ -30,7 +31,8 @@ static ipt_status constant_gates(ipt_run *u, float *gate, float *other, bool *is
             const ipt_row *row = &u->rows.row[k];
             float *to = *n_rows > 0 ? other : gate;
             ipt_policy_gates(u->policy, row, u->job.step_of[i], to, slots);
-            if (row->region != 0 || (*n_rows > 0 && memcmp(gate, other, n * sizeof *gate) != 0)) {
+            if (row->region != 0 || (row->want & IPT_WANT_GRAD) ||
+                (*n_rows > 0 && memcmp(gate, other, n * sizeof *gate) != 0)) {
                 *is_constant = false;
                 return IPT_OK;
             }

@@ -1,8 +1,6 @@
 /* engine/loop.c - one picture: noise or a given picture, the sampling loop, decoding; traces. */
 #include "engine/run.h"
 
-#include <string.h>
-
 ipt_status ipt_loop_buffers(ipt_run *u)
 {
     ipt_buffers *b = &u->buf;
@@ -17,7 +15,7 @@ ipt_status ipt_loop_buffers(ipt_run *u)
     u->pick_eps = ipt_arena_alloc(&u->arena, u->max_rows * sizeof *u->pick_eps);
     u->pick_maps = ipt_arena_alloc(&u->arena, u->max_rows * sizeof *u->pick_maps);
     return b->row_eps && u->result && u->pick && u->pick_eps && u->pick_maps ? IPT_OK
-                                                                              : IPT_ERR_NOMEM;
+                                                                             : IPT_ERR_NOMEM;
 }
 
 /* --- traces ----------------------------------------------------------------------------------- */
@@ -66,13 +64,37 @@ static ipt_status trace_times(ipt_run *u, const ipt_sampler *s, ipt_trace *t)
     return ipt_trace_f32(t, "timesteps", v, &n, 1);
 }
 
-/* The maps of positive rows [rows, cells, tokens], and what the method made of them. */
+/* The maps of each world, [worlds, cells, tokens], the mean of its rows' where several have some.
+ */
+static void mean_maps(const ipt_run *u, float *out)
+{
+    size_t each = u->maps.n;
+    for (size_t k = 0; k < u->rows.n; k++) {
+        const ipt_row *r = &u->rows.row[k];
+        size_t n = 0;
+        for (size_t i = 0; i < u->rows.n; i++)
+            n += u->rows.row[i].world == r->world && u->result[i].maps;
+        for (size_t i = 0; u->result[k].maps && i < each; i++)
+            out[r->world * each + i] += u->result[k].maps[i] / (float)n;
+    }
+}
+
+static bool has_maps(const ipt_run *u)
+{
+    bool any = false;
+    for (size_t k = 0; k < u->rows.n; k++)
+        any = any || u->result[k].maps;
+    return any;
+}
+
+/* What an evaluation with maps looked at, what the method made of it, and the latent's updates. */
 static ipt_status trace_maps(ipt_run *u, ipt_trace *t, int32_t i)
 {
     char name[64];
     const float *mask = NULL;
     int32_t slot[IPT_MAX_SLOT];
-    size_t n = ipt_policy_masks(u->policy, &mask, slot), n_row = 0, each = u->maps.n;
+    size_t n = ipt_policy_masks(u->policy, &mask, slot), worlds = ipt_rows_worlds(&u->rows),
+           each = u->maps.n;
     const int64_t hw[3] = {(int64_t)n, u->set.h, u->set.w};
     if (!t)
         return IPT_OK;
@@ -86,15 +108,15 @@ static ipt_status trace_maps(ipt_run *u, ipt_trace *t, int32_t i)
     ipt_name(name, sizeof name, "mask_step%d", i);
     if (n > 0)
         IPT_TRY(ipt_trace_f32(t, name, mask, hw, 3));
-    float *all = u->maps.tap ? ipt_calloc(u->e->ctx, u->rows.n * each + 1, sizeof *all) : NULL;
-    if (u->maps.tap && !all)
+    if (!has_maps(u))
+        return IPT_OK;
+    float *all = ipt_calloc(u->e->ctx, worlds * each, sizeof *all);
+    if (!all)
         return IPT_ERR_NOMEM;
-    for (size_t k = 0; all && k < u->rows.n; k++)
-        if (u->result[k].maps && u->rows.row[k].part >= 0)
-            memcpy(all + n_row++ * each, u->result[k].maps, each * sizeof *all);
+    mean_maps(u, all);
     ipt_name(name, sizeof name, "map_step%d", i);
-    const int64_t dim[3] = {(int64_t)n_row, (int64_t)each / u->job.tokens, u->job.tokens};
-    ipt_status status = n_row > 0 ? ipt_trace_f32(t, name, all, dim, 3) : IPT_OK;
+    const int64_t dim[3] = {(int64_t)worlds, (int64_t)each / u->job.tokens, u->job.tokens};
+    ipt_status status = ipt_trace_f32(t, name, all, dim, 3);
     ipt_free(all);
     return status;
 }

@@ -1,6 +1,6 @@
 /* engine/maps.c - what rows' words look at, and how the latent would have to change for the method
- * to like it better: maps of all rows first, the method's loss, then one row after the other back
- * to the latent.  However many rows there are, the device holds the activations of one. */
+ * to like it better: maps of all rows first, the method's loss, then some rows after the others
+ * back to the latent.  The device holds the activations of a few rows, however many there are. */
 #include "engine/run.h"
 
 #include "vae/vae.h"
@@ -36,6 +36,19 @@ static ipt_status size_fits(ipt_engine *e, const ipt_plan_key *failed, int32_t w
     return ipt_plan_dry(e, &key);
 }
 
+/* Small latents leave a device idle row by row: a few at once, but never more with more concepts.
+ */
+static int32_t rows_at_once(const ipt_run *u)
+{
+    enum { SMALL = 32 * 32, MOST = 4 };
+    const ipt_rows *r = &u->rows;
+    size_t n = 0;
+    for (size_t i = 0; i < r->n; i++)
+        n += (r->row[i].want & IPT_WANT_GRAD) != 0;
+    size_t chunks = (n + MOST - 1) / MOST;
+    return u->set.h * u->set.w > SMALL ? 1 : (int32_t)((n + chunks - 1) / chunks);
+}
+
 static ipt_status get_plan(ipt_run *u, const ipt_unet_key *whole)
 {
     ipt_plan_key key = {.kind = IPT_PLAN_MAPS, .model = u->e->m->id, .unet = *whole};
@@ -43,7 +56,7 @@ static ipt_status get_plan(ipt_run *u, const ipt_unet_key *whole)
     IPT_TRY(asks_gradient(u, &asks));
     if (!asks)
         return IPT_OK;
-    key.unet.batch = 1;
+    key.unet.batch = u->maps.batch = rows_at_once(u);
     key.unet.deep = 0;
     key.unet.is_grad = true;
     ipt_status status = ipt_plan_get(u->e, &key, 0, &u->maps.plan);
@@ -55,34 +68,58 @@ static ipt_status get_plan(ipt_run *u, const ipt_unet_key *whole)
 ipt_status ipt_maps_prepare(ipt_run *u, const ipt_unet_key *whole)
 {
     ipt_maps *m = &u->maps;
-    size_t rows = u->max_rows, b = (size_t)u->batch,
-           x = (size_t)u->set.h * (size_t)u->set.w *
-               (size_t)u->e->m->config.unet.in_channels;
     if (m->tap == 0)
         return IPT_OK;
     const ipt_grid *g = &u->job.grid[m->tap - 1];
     m->n = (size_t)g->h * (size_t)g->w * (size_t)u->job.tokens;
     IPT_TRY(get_plan(u, whole));
-    m->row = ipt_arena_alloc(&u->arena, rows * m->n * sizeof *m->row);
-    m->d_row = ipt_arena_alloc(&u->arena, rows * m->n * sizeof *m->d_row);
+    size_t rows = u->max_rows, b = (size_t)m->batch, each = (size_t)u->batch,
+           x = (size_t)u->set.h * (size_t)u->set.w * (size_t)u->e->m->config.unet.in_channels;
+    const struct {
+        float **at;
+        size_t n;
+    } room[] = {{&m->row, rows * m->n},     {&m->d_row, rows * m->n}, {&m->chunk, (b + 1) * m->n},
+                {&m->d_x, (b + 1) * x},     {&m->d_latent, u->set.n}, {&m->first, u->set.n},
+                {&u->out_maps, each * m->n}};
+    for (size_t i = 0; i < IPT_COUNT(room); i++)
+        if (!(*room[i].at = ipt_arena_alloc(&u->arena, room[i].n * sizeof(float))))
+            return IPT_ERR_NOMEM;
     m->d_maps = ipt_arena_alloc(&u->arena, rows * sizeof *m->d_maps);
-    m->d_x = ipt_arena_alloc(&u->arena, x * sizeof *m->d_x);
-    m->d_latent = ipt_arena_alloc(&u->arena, u->set.n * sizeof *m->d_latent);
-    m->first = ipt_arena_alloc(&u->arena, u->set.n * sizeof *m->first);
-    u->out_maps = ipt_arena_alloc(&u->arena, b * m->n * sizeof *u->out_maps);
-    return m->row && m->d_row && m->d_maps && m->d_x && m->d_latent && m->first && u->out_maps
-               ? IPT_OK
-               : IPT_ERR_NOMEM;
+    m->order = ipt_arena_alloc(&u->arena, rows * sizeof *m->order);
+    return m->d_maps && m->order ? IPT_OK : IPT_ERR_NOMEM;
 }
 
 /* --- forward and back ------------------------------------------------------------------------- */
-static ipt_status run_forward(ipt_run *u, double t, int32_t step, size_t row)
+/* Rows order[first..] of the evaluation, as many as run at once. */
+static size_t in_chunk(const ipt_maps *m, size_t first)
 {
+    size_t left = m->n_order - first;
+    return left < (size_t)m->batch ? left : (size_t)m->batch;
+}
+
+static ipt_status run_forward(ipt_run *u, double t, int32_t step, size_t first)
+{
+    const ipt_maps *m = &u->maps;
+    size_t n = in_chunk(m, first);
     if (ipt_cancelled(u->e->ctx))
         return ipt_fail(u->e->ctx, IPT_ERR_CANCELLED, "cancelled");
-    IPT_TRY(ipt_unet_input(u, u->maps.plan, u->buf.in, t, step, &u->rows.row[row]));
-    IPT_TRY(ipt_plan_run(u->maps.plan, 0));
-    u->rep->rows_maps++;
+    for (size_t k = 0; k < n; k++)
+        u->pick[k] = u->rows.row[m->order[first + k]];
+    IPT_TRY(ipt_unet_inputs(u, m->plan, u->buf.in, t, step, u->pick, n, (size_t)m->batch));
+    IPT_TRY(ipt_plan_run(m->plan, 0));
+    u->rep->rows_maps += n;
+    return IPT_OK;
+}
+
+static ipt_status read_maps(ipt_run *u, size_t first)
+{
+    const ipt_maps *m = &u->maps;
+    IPT_TRY(ipt_plan_read(m->plan, "maps", m->chunk, (size_t)m->batch * m->n * sizeof(float)));
+    for (size_t k = 0; k < in_chunk(m, first); k++) {
+        size_t row = m->order[first + k];
+        memcpy(m->row + row * m->n, m->chunk + k * m->n, m->n * sizeof(float));
+        u->result[row].maps = m->row + row * m->n;
+    }
     return IPT_OK;
 }
 
@@ -100,22 +137,26 @@ static float loss_scale(const float *v, size_t n)
     return ldexpf(1, -e);
 }
 
-/* Adds dL/d(latent) of the row whose forward part ran last. */
-static ipt_status run_back(ipt_run *u, size_t row)
+/* Adds dL/d(latent) of the rows whose forward part ran last. */
+static ipt_status run_back(ipt_run *u, size_t first)
 {
     const ipt_maps *m = &u->maps;
     size_t hw = (size_t)u->set.h * (size_t)u->set.w, c = (size_t)u->set.channels,
-           in = (size_t)u->e->m->config.unet.in_channels;
-    float *d = m->d_maps[row], scale = loss_scale(d, m->n);
-    for (size_t i = 0; i < m->n; i++)
-        d[i] *= scale;
-    IPT_TRY(ipt_plan_write(m->plan, "d_maps", d, m->n * sizeof *d));
+           in = (size_t)u->e->m->config.unet.in_channels, n = in_chunk(m, first),
+           b = (size_t)m->batch;
+    memset(m->chunk, 0, b * m->n * sizeof(float));
+    for (size_t k = 0; k < n; k++)
+        memcpy(m->chunk + k * m->n, m->d_maps[m->order[first + k]], m->n * sizeof(float));
+    float scale = loss_scale(m->chunk, n * m->n);
+    for (size_t i = 0; i < n * m->n; i++)
+        m->chunk[i] *= scale;
+    IPT_TRY(ipt_plan_write(m->plan, "d_maps", m->chunk, b * m->n * sizeof(float)));
     IPT_TRY(ipt_plan_run(m->plan, 1));
-    IPT_TRY(ipt_plan_read(m->plan, "d_x", m->d_x, hw * in * sizeof *m->d_x));
-    for (size_t i = 0; i < hw; i++)
+    IPT_TRY(ipt_plan_read(m->plan, "d_x", m->d_x, b * hw * in * sizeof(float)));
+    for (size_t i = 0; i < n * hw; i++)
         for (size_t k = 0; k < c; k++)
-            m->d_latent[k * hw + i] += m->d_x[i * in + k] / scale;
-    u->rep->rows_backward++;
+            m->d_latent[k * hw + i % hw] += m->d_x[i * in + k] / scale;
+    u->rep->rows_backward += n;
     return IPT_OK;
 }
 
@@ -123,25 +164,25 @@ ipt_status ipt_maps_update(ipt_run *u, double t, int32_t eval, int32_t round, bo
 {
     ipt_maps *m = &u->maps;
     int32_t step = u->job.step_of[eval];
-    size_t last = u->rows.n;
+    size_t last = 0, b = (size_t)m->batch;
     double loss = 0;
+    m->n_order = 0;
     memset(m->d_row, 0, u->rows.n * m->n * sizeof *m->d_row);
     memset(m->d_latent, 0, u->set.n * sizeof *m->d_latent);
     for (size_t k = 0; k < u->rows.n; k++) {
         m->d_maps[k] = m->d_row + k * m->n;
-        if (!wants(u, k, IPT_WANT_GRAD))
-            continue;
+        if (wants(u, k, IPT_WANT_GRAD))
+            m->order[m->n_order++] = k;
+    }
+    for (size_t k = 0; k < m->n_order; k += b) {
         IPT_TRY(run_forward(u, t, step, k));
-        IPT_TRY(ipt_plan_read(m->plan, "maps", m->row + k * m->n, m->n * sizeof *m->row));
-        u->result[k].maps = m->row + k * m->n;
+        IPT_TRY(read_maps(u, k));
         last = k;
     }
     IPT_TRY(ipt_policy_map_grad(u->policy, eval, &u->rows, u->result, m->d_maps, &loss));
-    for (size_t k = last + 1; k-- > 0;) { /* from the one whose activations are still there */
-        if (!wants(u, k, IPT_WANT_GRAD))
-            continue;
-        if (k != last)
-            IPT_TRY(run_forward(u, t, step, k));
+    IPT_TRY(run_back(u, last)); /* whose activations are still there */
+    for (size_t k = 0; k < last; k += b) {
+        IPT_TRY(run_forward(u, t, step, k));
         IPT_TRY(run_back(u, k));
     }
     m->is_moved = true;

@@ -28,8 +28,8 @@ static bool same_shape(const ipt_plan_key *a, const ipt_plan_key *b)
     case IPT_PLAN_UNET:
     case IPT_PLAN_SHALLOW:
     case IPT_PLAN_MAPS:
-        return a->unet.deep == b->unet.deep && a->unet.tap == b->unet.tap && a->unet.batch == b->unet.batch &&
-               a->unet.h == b->unet.h && a->unet.w == b->unet.w &&
+        return a->unet.deep == b->unet.deep && a->unet.tap == b->unet.tap &&
+               a->unet.batch == b->unet.batch && a->unet.h == b->unet.h && a->unet.w == b->unet.w &&
                a->unet.tokens == b->unet.tokens && a->unet.act == b->unet.act;
     case IPT_PLAN_TEXT:
     case IPT_PLAN_TEXT2:

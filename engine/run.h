@@ -37,16 +37,20 @@ typedef struct ipt_cache {
 enum { IPT_KEEP_LOSS = 64 };
 /* Attention maps of rows, and the latent's gradient by way of them; tap 0: no row wants maps. */
 typedef struct ipt_maps {
-    int32_t tap;            /* ipt_unet_key.tap */
-    ipt_plan *plan;         /* one row up to the last tapped layer and back; NULL: no gradients */
-    size_t n;               /* values of a row's maps: cells x tokens */
-    float *row, *d_row;     /* [max_rows][n] */
-    float **d_maps;         /* [max_rows] into d_row */
-    float *d_x, *d_latent;  /* [h,w,in_channels], [C,h,w] */
-    float *first;           /* d_latent of the first round of this evaluation */
+    int32_t tap;        /* ipt_unet_key.tap */
+    ipt_plan *plan;     /* to the last tapped layer and back; NULL: no gradients */
+    int32_t batch;      /* its rows */
+    size_t n;           /* values of a row's maps: cells x tokens */
+    float *row, *d_row; /* [max_rows][n] */
+    float **d_maps;     /* [max_rows] into d_row */
+    size_t *order;      /* [n_order] rows that want gradients */
+    size_t n_order;
+    float *chunk;          /* [batch][n] */
+    float *d_x, *d_latent; /* [batch][h,w,in_channels], [C,h,w] */
+    float *first;          /* d_latent of the first round of this evaluation */
     float loss[IPT_KEEP_LOSS];
-    int32_t n_round;        /* of this evaluation */
-    bool is_moved;          /* the latent of this evaluation: u->buf.in is not u->buf.x any more */
+    int32_t n_round; /* of this evaluation */
+    bool is_moved;   /* the latent of this evaluation: u->buf.in is not u->buf.x any more */
 } ipt_maps;
 
 typedef struct ipt_run {
@@ -108,9 +112,9 @@ IPT_CHECKED ipt_status ipt_unet_prepare(ipt_run *u);
 IPT_CHECKED ipt_status ipt_unet_rows(ipt_run *u, const float *x, double t, int32_t step,
                                      const ipt_row *row, size_t n, float *const *eps,
                                      float *const *maps);
-/* The inputs of one row into a plan of batch 1. */
-IPT_CHECKED ipt_status ipt_unet_input(ipt_run *u, ipt_plan *plan, const float *x, double t,
-                                      int32_t step, const ipt_row *row);
+/* The inputs of rows [n] into a plan for b rows; the last one fills it. */
+IPT_CHECKED ipt_status ipt_unet_inputs(ipt_run *u, ipt_plan *plan, const float *x, double t,
+                                       int32_t step, const ipt_row *row, size_t n, size_t b);
 
 /* --- maps.c ----------------------------------------------------------------------------------- */
 /* The plan for gradients beside u->unet where the method wants them, and memory. */

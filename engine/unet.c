@@ -34,7 +34,8 @@ ipt_status ipt_unet_prepare(ipt_run *u)
         shallow = ipt_plan_macs(u->cache.shallow);
     u->step_macs =
         (whole + shallow * (u->cache.interval - 1)) / u->cache.interval * (double)replays;
-    size_t b = (size_t)u->batch, hw = (size_t)u->set.h * (size_t)u->set.w;
+    size_t b = (size_t)(u->batch > u->maps.batch ? u->batch : u->maps.batch),
+           hw = (size_t)u->set.h * (size_t)u->set.w;
     const struct {
         float **at;
         size_t n;
@@ -134,11 +135,12 @@ static ipt_status write_inputs(ipt_run *u, ipt_plan *plan, size_t b)
     return IPT_OK;
 }
 
-ipt_status ipt_unet_input(ipt_run *u, ipt_plan *plan, const float *x, double t, int32_t step,
-                          const ipt_row *row)
+ipt_status ipt_unet_inputs(ipt_run *u, ipt_plan *plan, const float *x, double t, int32_t step,
+                           const ipt_row *row, size_t n, size_t b)
 {
-    IPT_TRY(fill_row(u, x, t, step, row, 0, 1));
-    return write_inputs(u, plan, 1);
+    for (size_t k = 0; k < b; k++)
+        IPT_TRY(fill_row(u, x, t, step, &row[k < n ? k : n - 1], k, b));
+    return write_inputs(u, plan, b);
 }
 
 static ipt_status read_maps(ipt_run *u, const ipt_row *row, size_t n, float *const *maps)
@@ -156,17 +158,14 @@ static ipt_status read_maps(ipt_run *u, const ipt_row *row, size_t n, float *con
     return IPT_OK;
 }
 
-/* The rest of the batch repeats the last row. */
 ipt_status ipt_unet_rows(ipt_run *u, const float *x, double t, int32_t step, const ipt_row *row,
                          size_t n, float *const *eps, float *const *maps)
 {
     size_t b = (size_t)u->batch, hw = (size_t)u->set.h * (size_t)u->set.w,
            channels = (size_t)u->set.channels;
-    for (size_t k = 0; k < b; k++)
-        IPT_TRY(fill_row(u, x, t, step, &row[k < n ? k : n - 1], k, b));
     bool is_shallow = row->variant == IPT_UNET_SHALLOW;
     ipt_plan *plan = is_shallow ? u->cache.shallow : u->unet;
-    IPT_TRY(write_inputs(u, plan, b));
+    IPT_TRY(ipt_unet_inputs(u, plan, x, t, step, row, n, b));
     if (is_shallow)
         IPT_TRY(ipt_cache_give(u, row, n));
     IPT_TRY(ipt_plan_run(plan, 0));

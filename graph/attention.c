@@ -172,9 +172,22 @@ static void bind_matrix(const ipt_attn_geo *g, ipt_launch *l, ipt_dispatch *d,
 }
 
 /* NOLINTNEXTLINE(readability-function-size): extents, factor and the three operands of a product */
-void ipt_attn_mm(const ipt_attn_geo *g, ipt_launch *l, const char *name, const ipt_attn_pairs *p,
-                 const uint32_t mnk[3], float alpha, ipt_attn_matrix a, ipt_attn_matrix b,
-                 ipt_attn_matrix c)
+/* The shader for f16 activations stored as `types`, or for f32. */
+static const char *mm_shader(const ipt_attn_geo *g, const ipt_launch *l, ipt_attn_types types)
+{
+    static const char *const name[][2] = {
+        [IPT_ATTN_HHF] = {"attention_mm.hhf", "attention_mm_any.hhf"},
+        [IPT_ATTN_HHH] = {"attention_mm.hhh", "attention_mm_any.hhh"},
+        [IPT_ATTN_FHH] = {"attention_mm.fhh", "attention_mm_any.fhh"},
+    };
+    return g->dtype == IPT_F16 ? name[types][l->dev->simd]
+           : l->dev->simd      ? "attention_mm_any.f32"
+                               : "attention_mm.f32";
+}
+
+void ipt_attn_mm(const ipt_attn_geo *g, ipt_launch *l, ipt_attn_types types,
+                 const ipt_attn_pairs *p, const uint32_t mnk[3], float alpha, ipt_attn_matrix a,
+                 ipt_attn_matrix b, ipt_attn_matrix c)
 {
     struct {
         uint32_t m, n, k, heads, pair0;
@@ -185,12 +198,15 @@ void ipt_attn_mm(const ipt_attn_geo *g, ipt_launch *l, const char *name, const i
     for (int i = 0; i < 3; i++)
         if (all[i]->batch)
             push.at[i].off -= ipt_attn_below(l, first_of(g, all[i], p), g->elt);
-    ipt_dispatch *d =
-        ipt_launch_add(l, g->dtype == IPT_F16 ? name : "attention_mm.f32", &push, sizeof push);
+    ipt_dispatch *d = ipt_launch_add(l, mm_shader(g, l, types), &push, sizeof push);
     for (int i = 0; i < 3; i++)
         bind_matrix(g, l, d, all[i], p, i == 2);
-    ipt_attn_groups(d, ipt_attn_div_up(mnk[1], IPT_ATTN_TILE),
-                    ipt_attn_div_up(mnk[0], IPT_ATTN_TILE), p->count);
+    const uint32_t blocks = ipt_attn_div_up(mnk[0], 4) * ipt_attn_div_up(mnk[1], 4);
+    if (l->dev->simd)
+        ipt_attn_groups(d, ipt_attn_div_up(blocks, 64), 1, p->count);
+    else
+        ipt_attn_groups(d, ipt_attn_div_up(mnk[1], IPT_ATTN_TILE),
+                        ipt_attn_div_up(mnk[0], IPT_ATTN_TILE), p->count);
     if (d)
         d->macs = (double)mnk[0] * mnk[1] * mnk[2] * p->count;
 }

@@ -86,11 +86,13 @@ ipt_attn_matrix ipt_attn_probs(const ipt_attn_geo *g, ipt_src src, int index, ui
 ipt_attn_matrix ipt_attn_scratch(const ipt_attn_geo *g, int index, const ipt_attn_pairs *p,
                                  uint32_t rows, uint32_t cols);
 ipt_attn_matrix ipt_attn_transposed(ipt_attn_matrix m);
-/* c = alpha a b for every pair (shaders/attention_mm.comp); mnk: rows, columns, depth.  name: the
- * variant for f16 activations (storage of a, b, c). */
-void ipt_attn_mm(const ipt_attn_geo *g, ipt_launch *l, const char *name, const ipt_attn_pairs *p,
-                 const uint32_t mnk[3], float alpha, ipt_attn_matrix a, ipt_attn_matrix b,
-                 ipt_attn_matrix c);
+/* Storage of a, b and c with f16 activations: half or float. */
+typedef enum ipt_attn_types { IPT_ATTN_HHF, IPT_ATTN_HHH, IPT_ATTN_FHH } ipt_attn_types;
+/* c = alpha a b for every pair (shaders/attention_mm.comp, on CPU devices attention_mm_any.comp);
+ * mnk: rows, columns, depth. */
+void ipt_attn_mm(const ipt_attn_geo *g, ipt_launch *l, ipt_attn_types types,
+                 const ipt_attn_pairs *p, const uint32_t mnk[3], float alpha, ipt_attn_matrix a,
+                 ipt_attn_matrix b, ipt_attn_matrix c);
 /* How many pairs and how many of `extent` lines of `other` scores each fit the scratch. */
 uint32_t ipt_attn_plan(const ipt_attn_geo *g, const ipt_launch *l, uint32_t extent, uint32_t other,
                        ipt_attn_pairs *p);

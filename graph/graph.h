@@ -183,6 +183,7 @@ IPT_CHECKED ipt_status ipt_graph_backward(ipt_graph *g, const ipt_seed *seed, si
 /* --- weights: who implements this owns the device copies (model_io) --------------------------- */
 typedef enum ipt_use {
     IPT_USE_PANEL, /* right operand of linear or conv2d: packed panels (graph/pack.c) */
+    IPT_USE_BACK,  /* the same for the gradient of x: panels of ipt_panel_back */
     IPT_USE_ROWS,  /* norm, bias: row-major f32 */
     IPT_USE_TABLE, /* embedding table: row-major f32 or f16 */
 } ipt_use;
@@ -205,6 +206,9 @@ struct ipt_weights {
  * [ceil(O/32)][Kp/2][32] pairs, even k in the low half.  Kp = KH*KW*Ip, Ip = I rounded up to 4
  * (zeros); 32 k of zeros after the last panel, so that a prefetch stays inside. */
 uint64_t ipt_panel_bytes(const ipt_shape *w, ipt_dtype dtype);
+/* The weight by which dy gives dx: [I,O] of [O,I]; [I,KH,KW,O] of [O,KH,KW,I], its taps from the
+ * last to the first. */
+ipt_shape ipt_panel_back(const ipt_shape *w);
 /* Packs one weight.  src: element (o,i,ky,kx) is at src[o*so + i*si + ky*sy + kx*sx] (elements, as
  * returned by `get`).  dst: ipt_panel_bytes, written wholly. */
 typedef enum { IPT_PANEL_GET, IPT_PANEL_F32, IPT_PANEL_F16, IPT_PANEL_BF16 } ipt_panel_type;
@@ -213,6 +217,7 @@ typedef struct ipt_panel_src {
     float (*get)(const void *data, size_t i); /* used when type is IPT_PANEL_GET */
     size_t so, si, sy, sx;
     ipt_panel_type type; /* plain arrays of a known type (aligned) are read directly */
+    bool is_reversed;    /* tap (ky,kx) is (KH-1-ky, KW-1-kx) of src */
 } ipt_panel_src;
 void ipt_panel_pack(const ipt_shape *w, const ipt_panel_src *src, ipt_dtype dtype, void *dst);
 /* The values again, as a right operand's leaf has them: [KH*KW*I, O], the row order ky, kx, i. */

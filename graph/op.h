@@ -53,6 +53,7 @@ typedef struct ipt_node {
     uint32_t out[IPT_MAX_OUT];
     ipt_shape in_shape[IPT_MAX_IN]; /* rank 0 = not given */
     ipt_shape out_shape[IPT_MAX_OUT];
+    bool in_is_back[IPT_MAX_IN];  /* those are of ipt_panel_back */
     bool in_is_panel[IPT_MAX_IN]; /* that input is an IPT_WEIGHT leaf used as packed panels: the
                                      device sees ipt_panel layout; its in_shape.dtype is that of the
                                      store */
@@ -137,6 +138,7 @@ typedef struct ipt_op_def {
     const char *sig;
     uint8_t alias; /* bit i: out[0] may reuse the storage of in[i] (same element count and dtype) */
     uint8_t panel; /* bit i: in[i] is read as packed panels when it is a WEIGHT leaf */
+    uint8_t back;  /* bit i, with panel's: better as panels of ipt_panel_back (IPT_USE_BACK) */
     uint8_t table; /* bit i: in[i] is an embedding table (IPT_USE_TABLE) */
     bool view;     /* out[0] is in[0] under another shape: no kernel at all */
     /* Checks attributes and sets out shapes (dims, rank and dtype) the signature cannot; called

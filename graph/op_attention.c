@@ -420,12 +420,11 @@ static void add_block(const ipt_attn_geo *g, ipt_launch *l, const ipt_attn_pairs
                       const int scratch[3])
 {
     const uint32_t mnk[3] = {k->rows, k->cols, g->d};
-    ipt_attn_mm(g, l, "attention_mm.hhf", p, mnk, g->scale,
+    ipt_attn_mm(g, l, IPT_ATTN_HHF, p, mnk, g->scale,
                 ipt_attn_heads(g, IPT_SRC_IN, 0, g->t, k->row0),
                 ipt_attn_transposed(ipt_attn_heads(g, IPT_SRC_IN, 1, g->s, k->col0)),
                 ipt_attn_scratch(g, scratch[0], p, k->rows, k->cols));
-    ipt_attn_mm(g, l, "attention_mm.hhf", p, mnk, 1,
-                ipt_attn_heads(g, IPT_SRC_IN, 5, g->t, k->row0),
+    ipt_attn_mm(g, l, IPT_ATTN_HHF, p, mnk, 1, ipt_attn_heads(g, IPT_SRC_IN, 5, g->t, k->row0),
                 ipt_attn_transposed(ipt_attn_heads(g, IPT_SRC_IN, 2, g->s, k->col0)),
                 ipt_attn_scratch(g, scratch[1], p, k->rows, k->cols));
     struct {
@@ -452,7 +451,7 @@ static void add_block(const ipt_attn_geo *g, ipt_launch *l, const ipt_attn_pairs
 static void add_dq(const ipt_attn_geo *g, ipt_launch *l, const ipt_attn_pairs *p, const block *k,
                    const int scratch[3])
 {
-    ipt_attn_mm(g, l, "attention_mm.fhh", p, (const uint32_t[]){k->rows, g->d, k->cols}, 1,
+    ipt_attn_mm(g, l, IPT_ATTN_FHH, p, (const uint32_t[]){k->rows, g->d, k->cols}, 1,
                 ipt_attn_scratch(g, scratch[1], p, k->rows, k->cols),
                 ipt_attn_heads(g, IPT_SRC_IN, 1, g->s, k->col0),
                 ipt_attn_heads(g, IPT_SRC_OUT, 0, g->t, k->row0));
@@ -462,11 +461,11 @@ static void add_dkv(const ipt_attn_geo *g, ipt_launch *l, const ipt_attn_pairs *
                     const int scratch[3])
 {
     const uint32_t mnk[3] = {k->cols, g->d, k->rows};
-    ipt_attn_mm(g, l, "attention_mm.fhh", p, mnk, 1,
+    ipt_attn_mm(g, l, IPT_ATTN_FHH, p, mnk, 1,
                 ipt_attn_transposed(ipt_attn_scratch(g, scratch[1], p, k->rows, k->cols)),
                 ipt_attn_heads(g, IPT_SRC_IN, 0, g->t, k->row0),
                 ipt_attn_heads(g, IPT_SRC_OUT, 1, g->s, k->col0));
-    ipt_attn_mm(g, l, "attention_mm.fhh", p, mnk, 1,
+    ipt_attn_mm(g, l, IPT_ATTN_FHH, p, mnk, 1,
                 ipt_attn_transposed(ipt_attn_scratch(g, scratch[0], p, k->rows, k->cols)),
                 ipt_attn_heads(g, IPT_SRC_IN, 5, g->t, k->row0),
                 ipt_attn_heads(g, IPT_SRC_OUT, 2, g->s, k->col0));

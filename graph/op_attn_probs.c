@@ -133,7 +133,7 @@ static ipt_status probs_kernel(const ipt_node *n, ipt_launch *l)
     do {
         for (uint32_t r = 0; r < g.t; r += chunk) {
             const uint32_t rows = g.t - r < chunk ? g.t - r : chunk;
-            ipt_attn_mm(&g, l, "attention_mm.hhf", &p, (const uint32_t[]){rows, g.s, g.d}, g.scale,
+            ipt_attn_mm(&g, l, IPT_ATTN_HHF, &p, (const uint32_t[]){rows, g.s, g.d}, g.scale,
                         ipt_attn_heads(&g, IPT_SRC_IN, 0, g.t, r),
                         ipt_attn_transposed(ipt_attn_heads(&g, IPT_SRC_IN, 1, g.s, 0)),
                         ipt_attn_scratch(&g, scores, &p, rows, g.s));
@@ -181,10 +181,10 @@ static ipt_status probs_bwd_kernel(const ipt_node *n, ipt_launch *l)
         ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_SCRATCH, ds, true);
         ipt_launch_linear(l, d, push.n_row, 1);
         const ipt_attn_matrix m = ipt_attn_scratch(&g, ds, &p, g.t, g.s);
-        ipt_attn_mm(&g, l, "attention_mm.fhh", &p, (const uint32_t[]){g.t, g.d, g.s}, 1, m,
+        ipt_attn_mm(&g, l, IPT_ATTN_FHH, &p, (const uint32_t[]){g.t, g.d, g.s}, 1, m,
                     ipt_attn_heads(&g, IPT_SRC_IN, 1, g.s, 0),
                     ipt_attn_heads(&g, IPT_SRC_OUT, 0, g.t, 0));
-        ipt_attn_mm(&g, l, "attention_mm.fhh", &p, (const uint32_t[]){g.s, g.d, g.t}, 1,
+        ipt_attn_mm(&g, l, IPT_ATTN_FHH, &p, (const uint32_t[]){g.s, g.d, g.t}, 1,
                     ipt_attn_transposed(m), ipt_attn_heads(&g, IPT_SRC_IN, 0, g.t, 0),
                     ipt_attn_heads(&g, IPT_SRC_OUT, 1, g.s, 0));
     } while (ipt_attn_next(&g, &p, count));
@@ -206,14 +206,14 @@ static ipt_status apply_kernel(const ipt_node *n, ipt_launch *l)
         const ipt_attn_matrix probs = ipt_attn_probs(&g, IPT_SRC_IN, 0, 0),
                               v = ipt_attn_heads(&g, IPT_SRC_IN, 1, g.s, 0);
         if (!bwd) {
-            ipt_attn_mm(&g, l, "attention_mm.hhh", &p, (const uint32_t[]){g.t, g.d, g.s}, 1, probs,
-                        v, ipt_attn_heads(&g, IPT_SRC_OUT, 0, g.t, 0));
+            ipt_attn_mm(&g, l, IPT_ATTN_HHH, &p, (const uint32_t[]){g.t, g.d, g.s}, 1, probs, v,
+                        ipt_attn_heads(&g, IPT_SRC_OUT, 0, g.t, 0));
             continue;
         }
         const ipt_attn_matrix grad = ipt_attn_heads(&g, IPT_SRC_IN, 2, g.t, 0);
-        ipt_attn_mm(&g, l, "attention_mm.hhh", &p, (const uint32_t[]){g.t, g.s, g.d}, 1, grad,
+        ipt_attn_mm(&g, l, IPT_ATTN_HHH, &p, (const uint32_t[]){g.t, g.s, g.d}, 1, grad,
                     ipt_attn_transposed(v), ipt_attn_probs(&g, IPT_SRC_OUT, 0, 0));
-        ipt_attn_mm(&g, l, "attention_mm.hhh", &p, (const uint32_t[]){g.s, g.d, g.t}, 1,
+        ipt_attn_mm(&g, l, IPT_ATTN_HHH, &p, (const uint32_t[]){g.s, g.d, g.t}, 1,
                     ipt_attn_transposed(probs), grad, ipt_attn_heads(&g, IPT_SRC_OUT, 1, g.s, 0));
     } while (ipt_attn_next(&g, &p, count));
     return l->status;

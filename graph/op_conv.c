@@ -265,6 +265,12 @@ static ipt_status conv_dx_kernel(const ipt_node *n, ipt_launch *l)
                   .k = d.o,
                   .ldy = d.i};
     g.rows = (int64_t)g.walk.n * g.walk.oh * g.walk.ow;
+    if (n->in_is_back[1]) {
+        g.b = ipt_operand_in(1);
+        g.b_type = w->dtype;
+        IPT_TRY(ipt_gemm_left(l, n, 0, &g.a));
+        return ipt_gemm_launch(l, &g);
+    }
     ipt_pack p = {.src = ipt_operand_in(1),
                   .type = w->dtype,
                   .src_bytes = ipt_shape_bytes(w),
@@ -294,6 +300,7 @@ static ipt_status conv_dx_kernel(const ipt_node *n, ipt_launch *l)
 
 const ipt_op_def ipt_op_conv2d_dx = {
     .name = "conv2d_dx",
+    .back = 1u << 1,
     .sig = "dy:npqo w:* -> dx:nhwi",
     .panel = 1u << 1,
     .infer = conv_dx_infer,

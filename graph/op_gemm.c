@@ -205,6 +205,12 @@ static ipt_status linear_dx_kernel(const ipt_node *n, ipt_launch *l)
                   .ldy = K};
     g.walk = ipt_walk_plain(g.rows, 1);
     ipt_pack p = {.src = ipt_operand_in(1), .type = w->dtype, .n = K, .taps = 1, .k = O};
+    if (n->in_is_back[1]) {
+        g.b = ipt_operand_in(1);
+        g.b_type = w->dtype;
+        IPT_TRY(ipt_gemm_left(l, n, 0, &g.a));
+        return ipt_gemm_launch(l, &g);
+    }
     if (n->in_is_panel[1]) {
         p.mode = IPT_PACK_PANEL;
         p.src_bytes = ipt_panel_bytes(w, w->dtype);
@@ -221,6 +227,7 @@ static ipt_status linear_dx_kernel(const ipt_node *n, ipt_launch *l)
 
 const ipt_op_def ipt_op_linear_dx = {
     .name = "linear_dx",
+    .back = 1u << 1,
     .sig = "dy:*o w:ok -> dx:*k",
     .panel = 1u << 1,
     .ref = linear_dx_ref,

@@ -31,6 +31,14 @@ uint64_t ipt_panel_bytes(const ipt_shape *w, ipt_dtype dtype)
     return (d.panels * d.depth + 32) * PANEL * ipt_dtype_bytes(dtype);
 }
 
+ipt_shape ipt_panel_back(const ipt_shape *w)
+{
+    ipt_shape s = *w;
+    s.dim[0] = w->dim[w->rank - 1];
+    s.dim[w->rank - 1] = w->dim[0];
+    return s;
+}
+
 /* One block: up to 32 inputs of 32 outputs under one tap, [input][output]. */
 typedef struct pack_block {
     size_t at; /* source element of its first input and output */
@@ -147,8 +155,9 @@ void ipt_panel_pack(const ipt_shape *w, const ipt_panel_src *src, ipt_dtype dtyp
             for (int tap = 0; tap < taps; tap++) {
                 pack_block b = {.n_i = d.i - i0 < BLOCK ? d.i - i0 : BLOCK,
                                 .n_o = left < PANEL ? left : PANEL};
-                b.at = p * PANEL * src->so + (size_t)i0 * src->si + (size_t)(tap / d.kw) * src->sy +
-                       (size_t)(tap % d.kw) * src->sx;
+                const int from = src->is_reversed ? taps - 1 - tap : tap;
+                b.at = p * PANEL * src->so + (size_t)i0 * src->si +
+                       (size_t)(from / d.kw) * src->sy + (size_t)(from % d.kw) * src->sx;
                 const int n_pad = d.ip - i0 < BLOCK ? d.ip - i0 : BLOCK;
                 const uint64_t k = (uint64_t)tap * (uint64_t)d.ip + (uint64_t)i0;
                 if (dtype == IPT_F16)

@@ -102,6 +102,26 @@ static ipt_status read_panel(ipt_plan *p, uint32_t v, float *dst, uint64_t off)
 }
 
 /* --- creation -------------------------------------------------------------------------------- */
+/* Weights as gradients want them are a second copy.  On CPU devices, where turning them round in
+ * every run takes longer than the product, it is taken while memory is plenty (the machine's: what
+ * llvmpipe says of its heap is 2 GiB whatever there is). */
+static bool has_room_for_back(const ipt_plan *p, const ipt_shape *w)
+{
+    return ipt_gpu_traits(p->gpu)->simd &&
+           ipt_gpu_used_bytes(p->gpu) + ipt_panel_bytes(w, IPT_F32) <= ipt_host_bytes() / 2;
+}
+
+static ipt_status bind_back(ipt_plan *p, ipt_planned_node *pn, int k)
+{
+    const ipt_value *v = &p->value[pn->n.in[k]];
+    const ipt_shape back = ipt_panel_back(&v->shape);
+    if (!has_room_for_back(p, &back))
+        return IPT_ERR_DEVICE_MEM;
+    IPT_TRY(p->weights->find(p->weights, v->name, &v->shape, IPT_USE_BACK, &pn->weight[k]));
+    pn->n.in_is_back[k] = true;
+    return IPT_OK;
+}
+
 static ipt_status bind_weights(ipt_plan *p, ipt_planned_node *pn)
 {
     const ipt_op_def *def = ipt_op_table[pn->n.op];
@@ -115,8 +135,11 @@ static ipt_status bind_weights(ipt_plan *p, ipt_planned_node *pn)
         ipt_use use = def->panel >> k & 1   ? IPT_USE_PANEL
                       : def->table >> k & 1 ? IPT_USE_TABLE
                                             : IPT_USE_ROWS;
-        IPT_TRY(p->weights->find(p->weights, p->value[v].name, &p->value[v].shape, use,
-                                 &pn->weight[k]));
+        ipt_status status = def->back >> k & 1 ? bind_back(p, pn, k) : IPT_ERR_DEVICE_MEM;
+        if (status == IPT_ERR_DEVICE_MEM)
+            status = p->weights->find(p->weights, p->value[v].name, &p->value[v].shape, use,
+                                      &pn->weight[k]);
+        IPT_TRY(status);
         pn->n.in_shape[k].dtype = pn->weight[k].dtype;
     }
     return IPT_OK;

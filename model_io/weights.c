@@ -283,7 +283,7 @@ static ipt_status fill(const ipt_store *s, const char *name, const ipt_shape *sh
 {
     size_t n = ipt_shape_count(shape), first = f->part.third ? (size_t)(f->part.third - 1) * n : 0;
     elems e;
-    if (use != IPT_USE_PANEL) {
+    if (use != IPT_USE_PANEL && use != IPT_USE_BACK) {
         if (s->is_random || f->part.transposed || shape->rank > 2)
             return fill_logical(s, name, shape, f, to, dst);
         return convert(s, f, first, n, to, dst);
@@ -301,7 +301,14 @@ static ipt_status fill(const ipt_store *s, const char *name, const ipt_shape *sh
     IPT_TRY(get_elems(s, name, shape, f, &e));
     ipt_panel_src src = {
         .data = e.p, .so = e.so, .si = e.si, .sy = e.sy, .sx = e.sx, .type = e.type};
-    ipt_panel_pack(shape, &src, to, dst);
+    ipt_shape packed = *shape;
+    if (use == IPT_USE_BACK) {
+        packed = ipt_panel_back(shape);
+        src.so = e.si;
+        src.si = e.so;
+        src.is_reversed = true;
+    }
+    ipt_panel_pack(&packed, &src, to, dst);
     ipt_free(e.owned);
     return IPT_OK;
 }
@@ -330,8 +337,10 @@ static ipt_status upload(ipt_store *s, const char *name, const ipt_shape *shape,
     ipt_dtype to = use == IPT_USE_ROWS ? IPT_F32 : s->precision;
     if (!s->is_random) /* before memory is taken for it */
         IPT_TRY(find_tensor(s, name, shape, &f));
-    uint64_t bytes = use == IPT_USE_PANEL ? ipt_panel_bytes(shape, to)
-                                          : ipt_shape_count(shape) * (to == IPT_F16 ? 2u : 4u);
+    const ipt_shape back = ipt_panel_back(shape);
+    uint64_t bytes = use == IPT_USE_PANEL  ? ipt_panel_bytes(shape, to)
+                     : use == IPT_USE_BACK ? ipt_panel_bytes(&back, to)
+                                           : ipt_shape_count(shape) * (to == IPT_F16 ? 2u : 4u);
     *out = (ipt_store_entry){.shape = *shape};
     IPT_TRY(ipt_buffer_create(s->gpu, bytes ? bytes : 4, &out->buf));
     out->view = (ipt_weight_view){.buf = out->buf, .off = 0, .bytes = bytes, .dtype = to};
@@ -385,7 +394,9 @@ static ipt_status other_shape(const ipt_store *s, const char *name, const ipt_sh
 
 static bool key_of(const char *name, ipt_use use, char key[IPT_KEY_MAX + 2])
 {
-    char kind = use == IPT_USE_PANEL ? 'P' : use == IPT_USE_ROWS ? 'R' : 'T';
+    static const char kinds[] = {
+        [IPT_USE_PANEL] = 'P', [IPT_USE_BACK] = 'B', [IPT_USE_ROWS] = 'R', [IPT_USE_TABLE] = 'T'};
+    const char kind = kinds[use];
     int n = snprintf(key, IPT_KEY_MAX + 2, "%c:%s", kind, name);
     return n >= 0 && n < IPT_KEY_MAX + 2;
 }

@@ -5,6 +5,7 @@
 #include <math.h>
 #include <string.h>
 
+/* Not IPT_USE_BACK: no gradient is asked for while weights are changed (engine/fold.c). */
 static const ipt_use all_uses[] = {IPT_USE_PANEL, IPT_USE_ROWS, IPT_USE_TABLE};
 static const float half_limit = 65520.0F; /* rounds to infinity in f16 */
 

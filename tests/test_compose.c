@@ -108,7 +108,7 @@ static void methods_are_a_table(void **state)
     char names[256], little[8];
     (void)state;
     const ipt_method *const *m = ipt_methods(&n);
-    assert_string_equal(ipt_method_names(names, sizeof names), "merge switch composite cmlora");
+    assert_string_equal(ipt_method_names(names, sizeof names), "merge switch composite cmlora clora");
     assert_string_equal(ipt_method_names(little, sizeof little), "merge s");
     assert_ptr_equal(ipt_method_find(NULL), m[0]);
     assert_null(ipt_method_find("blend"));
@@ -127,7 +127,8 @@ static void rows_are_worlds(void **state)
     size_t n = 0;
     const ipt_method *const *m = ipt_methods(&n);
     for (size_t i = 0; i < n; i++)
-        for (f->job.n_slot = 0; f->job.n_slot <= SLOTS; f->job.n_slot++)
+        for (f->job.n_slot = 0; f->job.n_slot <= SLOTS && !m[i]->bind; /* test_clora has words */
+             f->job.n_slot++)
             for (f->job.n_part = 1; f->job.n_part <= 2; f->job.n_part++) {
                 ipt_policy *p = make(f, m[i]->name);
                 ipt_rows other = {.ctx = f->ctx};

@@ -61,7 +61,7 @@ static ipt_image golden_picture(fixture *f, const ipt_safetensors *st, const cha
     return im;
 }
 
-typedef enum measure { MAX_DIFF, MAX_RELATIVE, NMSE, PICTURE } measure;
+typedef enum measure { MAX_DIFF, MAX_RELATIVE, NMSE, PICTURE, SHARE } measure;
 typedef struct limit {
     const char *prefix;
     measure how;
@@ -77,9 +77,14 @@ static const limit LIMITS[] = {
     {"eps_step", NMSE, 1e-8, 1e-3},        /* one evaluation is 1e-11 off, steps add up */
     {"latent", NMSE, 1e-6, 1e-3},          /* issue: 20-step latents */
     {"image", PICTURE, 1.0 / 255, 3.2e-5}, /* f16: mean square of a PSNR of 45 dB */
+    {"map_step", NMSE, 1e-8, 1e-3},        /* the rest: CLoRA */
+    {"mask_step", SHARE, 1e-3, 1e-2},      /* of cells that differ */
+    {"loss", MAX_RELATIVE, 1e-4, 1e-2},
+    {"grad", MAX_RELATIVE, 1e-3, 1e-1},
+    {"moved_step", NMSE, 1e-6, 1e-3},
 };
 /* What a golden holds beside results: the request's pictures and the encoder's draw. */
-static const char *const INPUTS[] = {"init", "mask", "vae_noise"};
+static const char *const INPUTS[] = {"init", "mask", "vae_noise", "positions"};
 
 static bool is_input(const char *key)
 {
@@ -95,12 +100,46 @@ static double measured(const limit *l, bool f16, const float *want, const float 
         return golden_nmse(want, got, n);
     if (l->how == MAX_RELATIVE)
         return golden_max_rel(want, got, n);
+    double sum = 0;
+    for (size_t k = 0; l->how == SHARE && k < n; k++)
+        sum += fabsf(want[k] - got[k]) > 0.5F;
+    if (l->how == SHARE)
+        return sum / (double)n;
     if (l->how == MAX_DIFF || !f16)
         return golden_max_diff(want, got, n);
-    double sum = 0;
     for (size_t k = 0; k < n; k++)
         sum += (double)((want[k] - got[k]) * (want[k] - got[k]));
     return sum / (double)n;
+}
+
+/* What a golden of CLoRA has otherwise than a trace: maps of the first tokens alone; masks of the
+ * world without concepts; texts of all worlds. */
+static void match_shapes(const ipt_st_tensor *want, const ipt_st_tensor *got, float *a, size_t *n,
+                         float *b, size_t *m)
+{
+    if (strncmp(want->name, "map_step", 8) == 0) {
+        const size_t few = (size_t)want->dim[2], all = (size_t)got->dim[2],
+                     more = (size_t)(want->dim[0] - got->dim[0]) * (size_t)want->dim[1] * few;
+        memmove(a, a + more, (*n - more) * sizeof *a); /* full masks leave world 0 out */
+        *n -= more;
+        for (size_t i = 0; i < *n; i++)
+            b[i] = b[i / few * all + i % few];
+        *m = *m / all * few;
+    } else if (strncmp(want->name, "mask_step", 9) == 0) {
+        const size_t first = (size_t)(want->dim[1] * want->dim[2]);
+        memmove(a, a + first, (*n - first) * sizeof *a);
+        *n -= first;
+    } else if (*n > *m && (strcmp(want->name, "ids") == 0 || strcmp(want->name, "text") == 0)) {
+        *n = *m;
+    } else if (strcmp(want->name, "loss") == 0) {
+        *m = 1;
+    }
+}
+
+/* The name in a trace: a golden's gradient and loss are those of the first step. */
+static const char *traced(const char *key)
+{
+    return strcmp(key, "grad") == 0 ? "grad_step0" : strcmp(key, "loss") == 0 ? "loss_step0" : key;
 }
 
 static void compare_one(fixture *f, const char *name, const ipt_safetensors *want,
@@ -112,9 +151,11 @@ static void compare_one(fixture *f, const char *name, const ipt_safetensors *wan
         which++;
     if (which == IPT_COUNT(LIMITS))
         fail_msg("%s: no limit is known for %s", name, key);
-    if (!golden_has(got, key))
+    if (!golden_has(got, traced(key)))
         fail_msg("%s: %s is missing in the trace", name, key);
-    float *a = golden_f32(f->ctx, want, key, &n), *b = golden_f32(f->ctx, got, key, &m);
+    float *a = golden_f32(f->ctx, want, key, &n), *b = golden_f32(f->ctx, got, traced(key), &m);
+    match_shapes(ipt_safetensors_find(want, key), ipt_safetensors_find(got, traced(key)), a, &n, b,
+                 &m);
     assert_int_equal(n, m);
     golden_at_most(measured(&LIMITS[which], f16, a, b, n),
                    f16 ? LIMITS[which].f16 : LIMITS[which].f32, "%s: %s", name, key);
@@ -134,12 +175,14 @@ static void compare_traces(fixture *f, const char *name, const ipt_safetensors *
     ipt_safetensors_close(&got);
 }
 
-/* Adapters: "name:weight:text weight ..." of tests/data, tests/data/kinds or models/loras. */
+/* Adapters: "name:weight:text weight ..." or "name:weight:text weight@WORD;..." of tests/data,
+ * tests/data/kinds or models/loras. */
 enum { MAX_KINDS = 3 };
 typedef struct kinds {
     char path[MAX_KINDS][512];
     ipt_lora lora[MAX_KINDS];
     size_t n;
+    char list[256]; /* what words point into */
 } kinds;
 
 static void add_kind(kinds *k, const char *name, float weight, float te_weight)
@@ -156,13 +199,16 @@ static void add_kind(kinds *k, const char *name, float weight, float te_weight)
 
 static void read_kinds(kinds *k, const char *text)
 {
-    char list[256], name[64], *next = NULL;
-    ipt_name(list, sizeof list, "%s", text);
-    for (char *item = strtok_r(list, " ", &next); item; item = strtok_r(NULL, " ", &next)) {
-        char *w = strchr(item, ':'), *te = w ? strchr(w + 1, ':') : NULL;
+    const char *between = strchr(text, ';') ? ";" : " ";
+    char name[64], *next = NULL;
+    ipt_name(k->list, sizeof k->list, "%s", text);
+    for (char *item = strtok_r(k->list, between, &next); item;
+         item = strtok_r(NULL, between, &next)) {
+        char *w = strchr(item, ':'), *te = w ? strchr(w + 1, ':') : NULL, *at = strchr(item, '@');
         assert_true(w && te);
         ipt_name(name, sizeof name, "%.*s", (int)(w - item), item);
         add_kind(k, name, strtof(w + 1, NULL), strtof(te + 1, NULL));
+        k->lora[k->n - 1].word = at ? at + 1 : NULL;
     }
 }
 
@@ -211,7 +257,7 @@ static void run_trace(fixture *f, const char *name, const char *model, bool f16)
         r.lora = k.lora;
         r.n_lora = k.n;
     }
-    const char *options[8];
+    const char *options[12];
     char list[256], *next = NULL;
     if (ipt_safetensors_meta(st, "compose")) {
         read_kinds(&k, meta(st, "adapters", ""));
@@ -286,7 +332,12 @@ static void composed(void **state)
     static const char *const names[] = {
         "golden_compose_sd1_cmlora",     "golden_compose_sd1_cmlora_all",
         "golden_compose_sd1_cmlora_two", "golden_compose_sd2_cmlora",
-        "golden_compose_sdxl_cmlora",    "golden_compose_default_cmlora"};
+        "golden_compose_sdxl_cmlora",    "golden_compose_default_cmlora",
+        "golden_compose_sd1_clora",      "golden_compose_sd1_clora_style",
+        "golden_compose_sd1_clora_off",  "golden_compose_sd1_clora_heun",
+        "golden_compose_sd1_clora_full", "golden_compose_sd1_clora_inpaint",
+        "golden_compose_sd2_clora",      "golden_compose_sdxl_clora",
+        "golden_compose_default_clora"};
     (void)state;
     fixture f = open_engine(IPT_PRECISION_F32);
     for (size_t i = 0; i < IPT_COUNT(names); i++)

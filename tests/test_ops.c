@@ -121,8 +121,10 @@ static ipt_status store_find(ipt_weights *w, const char *name, const ipt_shape *
     test_weights *t = (test_weights *)w;
     ipt_dtype dtype = use == IPT_USE_ROWS ? IPT_F32 : t->dtype;
     size_t n = ipt_shape_count(s);
-    uint64_t bytes =
-        use == IPT_USE_PANEL ? ipt_panel_bytes(s, dtype) : (n * ipt_dtype_bytes(dtype) + 3) / 4 * 4;
+    const ipt_shape back = ipt_panel_back(s), *packed = use == IPT_USE_BACK ? &back : s;
+    const bool is_packed = use == IPT_USE_PANEL || use == IPT_USE_BACK;
+    uint64_t bytes = is_packed ? ipt_panel_bytes(packed, dtype)
+                               : (n * ipt_dtype_bytes(dtype) + 3) / 4 * 4;
     held *h = t->head;
     while (h && (strcmp(h->name, name) != 0 || h->use != use))
         h = h->next;
@@ -135,7 +137,7 @@ static ipt_status store_find(ipt_weights *w, const char *name, const ipt_shape *
         h->use = use;
         for (size_t i = 0; i < n; i++)
             v[i] = weight_value(name, i, is_wide(s) ? t->dtype : IPT_F32);
-        if (use == IPT_USE_PANEL) {
+        if (is_packed) {
             size_t k = s->rank == 4 ? (size_t)s->dim[1] * (size_t)s->dim[2] : 1;
             size_t in = (size_t)s->dim[s->rank - 1];
             ipt_panel_src src = {.data = v,
@@ -143,8 +145,13 @@ static ipt_status store_find(ipt_weights *w, const char *name, const ipt_shape *
                                  .so = k * in,
                                  .si = 1,
                                  .sx = in,
-                                 .sy = s->rank == 4 ? (size_t)s->dim[2] * in : 0};
-            ipt_panel_pack(s, &src, dtype, bytes_out);
+                                 .sy = s->rank == 4 ? (size_t)s->dim[2] * in : 0,
+                                 .is_reversed = use == IPT_USE_BACK};
+            if (use == IPT_USE_BACK) {
+                src.so = 1;
+                src.si = k * in;
+            }
+            ipt_panel_pack(packed, &src, dtype, bytes_out);
         } else {
             for (size_t i = 0; i < n; i++)
                 if (dtype == IPT_F16)

@@ -40,10 +40,7 @@ static bool is_deep_enough(const build *b)
 }
 
 /* Where attention on the grid of a level is added up; NULL: it is not wanted. */
-static ipt_taps *taps_at(build *b, int level)
-{
-    return b->key->tap == level + 1 ? &b->taps : NULL;
-}
+static ipt_taps *taps_at(build *b, int level) { return b->key->tap == level + 1 ? &b->taps : NULL; }
 
 bool ipt_unet_grid(const ipt_unet_config *c, int32_t level, int32_t *h, int32_t *w)
 {
@@ -97,10 +94,9 @@ static ipt_val down_block(build *b, ipt_val x, int i)
         x = ipt_unet_resnet(b->g, c, x, b->temb, s, c->channels[i], 1.0F);
         if (c->down_attn[i]) {
             ipt_name(s, sizeof s, "down_blocks.%d.attentions.%d", i, j);
-            x = ipt_unet_transformer(
-                b->g, c, x, b->text, s,
-                &(ipt_transformer){c->heads[i], c->depth[i], c->cross_dim[i], c->only_cross[i],
-                                   taps_at(b, i)});
+            x = ipt_unet_transformer(b->g, c, x, b->text, s,
+                                     &(ipt_transformer){c->heads[i], c->depth[i], c->cross_dim[i],
+                                                        c->only_cross[i], taps_at(b, i)});
         }
         push_skip(b, x);
     }

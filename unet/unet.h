@@ -18,8 +18,8 @@ typedef struct ipt_unet_key {
      * Source: Ma et al. 2023, DeepCache (arXiv 2312.00858), whose branch number is k - 1. */
     int32_t deep;
     bool is_shallow;
-    /* k > 0: output "maps", what cross-attention of level k - 1 looks at; ipt_unet_grid says whether
-     * there is any. */
+    /* k > 0: output "maps", what cross-attention of level k - 1 looks at; ipt_unet_grid says
+     * whether there is any. */
     int32_t tap;
     /* No "eps"; instead input "d_maps" = dL/d(maps) and, in segment 1, output "d_x" = dL/dx.  What
      * lies behind the last tapped layer is left out of both segments. */
