@@ -12,8 +12,8 @@
 /* --- options
  * --------------------------------------------------------------------------------------- */
 typedef struct gen_args {
-    ipt_request q;                                         /* of --request, then of the options */
-    cli_list lora, compose_opt, lora_dirs, embedding_dirs; /* as given: they replace q's */
+    ipt_request q; /* of --request, then of the options */
+    cli_list lora, compose_opt, region, lora_dirs, embedding_dirs; /* as given: replace q's */
     const char *request, *output, *sheet, *preview, *device, *trace;
     int32_t vram_limit, preview_every;
 } gen_args;
@@ -330,6 +330,7 @@ static int take_lists(gen_run *r, gen_args *a)
         const char *const **item;
         size_t *n;
     } lists[] = {{&a->compose_opt, &a->q.compose_opt, &a->q.n_compose_opt},
+                 {&a->region, &a->q.region, &a->q.n_region},
                  {&a->lora_dirs, &a->q.lora_dirs, &a->q.n_lora_dirs},
                  {&a->embedding_dirs, &a->q.embedding_dirs, &a->q.n_embedding_dirs}};
     for (size_t i = 0; i < IPT_COUNT(lists); i++)
@@ -563,7 +564,7 @@ static int generate(cli *c, gen_args *a, gen_run *r)
 
 static void finish_lists(gen_args *a)
 {
-    cli_list *list[] = {&a->lora, &a->compose_opt, &a->lora_dirs, &a->embedding_dirs};
+    cli_list *list[] = {&a->lora, &a->compose_opt, &a->region, &a->lora_dirs, &a->embedding_dirs};
     for (size_t i = 0; i < IPT_COUNT(list); i++)
         cli_list_finish(list[i]);
 }

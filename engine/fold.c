@@ -23,7 +23,7 @@ static ipt_status constant_gates(ipt_run *u, float *gate, float *other, bool *is
                                  double *n_rows)
 {
     size_t slots = ipt_bank_n_slot(ipt_engine_bank(u->e)), n = IPT_GATE_ROWS * slots;
-    *is_constant = true;
+    *is_constant = !u->regions.is_placed;
     *n_rows = 0;
     for (int32_t i = 0; i < u->n_eval; i++) {
         IPT_TRY(ipt_policy_plan(u->policy, i, &u->rows));

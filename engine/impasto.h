@@ -127,6 +127,8 @@ typedef struct ipt_request {
     const char *compose; /* NULL "merge"; "switch", "composite" */
     const char *const *compose_opt; /* "key=value" */
     size_t n_compose_opt;
+    const char *const *region; /* "IMG@PROMPT", "IMG@lora:NAME": where IMG is white */
+    size_t n_region;
     const char *const *lora_dirs,
         *const *embedding_dirs; /* searched for <lora:name> and names in prompts */
     size_t n_lora_dirs, n_embedding_dirs;

@@ -213,6 +213,7 @@ ipt_status ipt_job_prepare(ipt_run *u)
     IPT_TRY_GOTO(count_evaluations(u), done);
     IPT_TRY_GOTO(read_prompts(u, tags), done);
     IPT_TRY_GOTO(make_policy(u), done);
+    IPT_TRY_GOTO(ipt_regions_read(u), done);
 done:
     for (int i = 0; i < 2; i++)
         ipt_prompt_destroy(&tags[i]);
@@ -317,6 +318,10 @@ ipt_status ipt_job_encode(ipt_run *u)
         for (size_t k = 0; k < u->rows.n; k++) {
             IPT_TRY(ipt_rows_possible(u->e->ctx, ipt_policy_method(u->policy), &u->rows.row[k]));
             IPT_TRY(ipt_job_text(u, &u->rows.row[k], &index));
+            for (int32_t j = 0; j < u->regions.n_text; j++) {
+                const ipt_row seen = ipt_regions_row(u, &u->rows.row[k], j);
+                IPT_TRY(ipt_job_text(u, &seen, &index));
+            }
         }
     }
     if (u->r->trace)

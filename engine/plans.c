@@ -29,6 +29,7 @@ static bool same_shape(const ipt_plan_key *a, const ipt_plan_key *b)
     case IPT_PLAN_SHALLOW:
     case IPT_PLAN_MAPS:
         return a->unet.deep == b->unet.deep && a->unet.tap == b->unet.tap &&
+               a->unet.n_text == b->unet.n_text && a->unet.is_placed == b->unet.is_placed &&
                a->unet.batch == b->unet.batch && a->unet.h == b->unet.h && a->unet.w == b->unet.w &&
                a->unet.tokens == b->unet.tokens && a->unet.act == b->unet.act;
     case IPT_PLAN_TEXT:

@@ -5,6 +5,7 @@
 #ifndef IPT_ENGINE_RUN_H
 #define IPT_ENGINE_RUN_H
 #include "engine/internal.h"
+#include "unet/blocks.h"
 
 /* A text of the job under the adapters' gates in the text encoder. */
 typedef struct ipt_encoding_key {
@@ -53,6 +54,20 @@ typedef struct ipt_maps {
     bool is_moved;   /* the latent of this evaluation: u->buf.in is not u->buf.x any more */
 } ipt_maps;
 
+/* Masks bound to prompts and adapters. */
+typedef struct ipt_region_text {
+    bool is_own;             /* of a region; else the row's */
+    uint16_t text;           /* its, of the job's texts */
+    bool acts[IPT_MAX_SLOT]; /* the adapters under which it is seen */
+    const float *share;      /* [H*W] of each place; those of all texts add up to 1 */
+} ipt_region_text;
+typedef struct ipt_regions {
+    int32_t n_text; /* 0: no regions */
+    ipt_region_text text[IPT_MAX_CONTEXT];
+    bool is_placed;             /* some adapter has places: */
+    float *place[IPT_MAX_SLOT]; /* [H*W]; NULL: everywhere */
+} ipt_regions;
+
 typedef struct ipt_run {
     ipt_engine *e;
     ipt_request request;  /* with the pictures of its files */
@@ -85,6 +100,7 @@ typedef struct ipt_run {
     float *in_x, *in_text, *in_add, *in_gates, *in_time, *out_eps, *out_maps;
     ipt_cache cache;
     ipt_maps maps;
+    ipt_regions regions;
     float *fold_gate; /* fold.c: [IPT_GATE_ROWS][n_slot] of all rows */
     ipt_start start;  /* img2img and inpainting */
     ipt_paste paste;
@@ -115,6 +131,15 @@ IPT_CHECKED ipt_status ipt_unet_rows(ipt_run *u, const float *x, double t, int32
 /* The inputs of rows [n] into a plan for b rows; the last one fills it. */
 IPT_CHECKED ipt_status ipt_unet_inputs(ipt_run *u, ipt_plan *plan, const float *x, double t,
                                        int32_t step, const ipt_row *row, size_t n, size_t b);
+
+/* --- regions.c -------------------------------------------------------------------------------- */
+/* Reads the request's regions, after the method is made; their prompts join the job's texts.
+ * Errors, one sentence each: IPT_ERR_ARG; those of the pictures. */
+IPT_CHECKED ipt_status ipt_regions_read(ipt_run *u);
+/* The row as text k of the regions is seen for it (k 0 without regions: itself). */
+ipt_row ipt_regions_row(const ipt_run *u, const ipt_row *row, int32_t k);
+/* Shares and places into a plan; p NULL: nothing. */
+IPT_CHECKED ipt_status ipt_regions_write(ipt_run *u, ipt_plan *p);
 
 /* --- maps.c ----------------------------------------------------------------------------------- */
 /* The plan for gradients beside u->unet where the method wants them, and memory. */

@@ -4,6 +4,12 @@
 
 #include <string.h>
 
+/* Texts that cross-attention looks at for one row. */
+static size_t texts_of(const ipt_run *u)
+{
+    return u->regions.n_text > 1 ? (size_t)u->regions.n_text : 1;
+}
+
 ipt_status ipt_unet_prepare(ipt_run *u)
 {
     ipt_engine *e = u->e;
@@ -18,7 +24,9 @@ ipt_status ipt_unet_prepare(ipt_run *u)
                         0,
                         false,
                         ipt_policy_tap(u->policy) + 1,
-                        false};
+                        false,
+                        u->regions.n_text > 1 ? u->regions.n_text : 0,
+                        u->regions.is_placed};
     u->maps.tap = key.tap;
     IPT_TRY(ipt_cache_read(u));
     key.deep = u->cache.interval > 1 ? u->cache.deep : 0;
@@ -28,6 +36,8 @@ ipt_status ipt_unet_prepare(ipt_run *u)
     u->batch = key.batch;
     IPT_TRY(ipt_cache_prepare(u, &key));
     IPT_TRY(ipt_maps_prepare(u, &key));
+    IPT_TRY(ipt_regions_write(u, u->unet));
+    IPT_TRY(ipt_regions_write(u, u->cache.shallow));
     size_t replays = (rows + (size_t)key.batch - 1) / (size_t)key.batch;
     double whole = ipt_plan_macs(u->unet), shallow = whole;
     if (u->cache.shallow)
@@ -41,9 +51,9 @@ ipt_status ipt_unet_prepare(ipt_run *u)
         size_t n;
     } in[] = {
         {&u->in_x, hw * (size_t)c->in_channels},
-        {&u->in_text, (size_t)key.tokens * (size_t)c->cross_dim[0]},
+        {&u->in_text, texts_of(u) * (size_t)key.tokens * (size_t)c->cross_dim[0]},
         {&u->in_add, (size_t)(c->add_in_dim > 0 ? c->add_in_dim : 1)},
-        {&u->in_gates, (size_t)IPT_GATE_ROWS * IPT_MAX_SLOT},
+        {&u->in_gates, (texts_of(u) + 1) * IPT_GATE_ROWS * IPT_MAX_SLOT},
         {&u->in_time, (size_t)(c->channels[0] + c->time_cond_dim)},
         {&u->out_eps, u->set.n},
     };
@@ -91,22 +101,49 @@ static ipt_status fill_row(ipt_run *u, const float *x, double t, int32_t step, c
 {
     const ipt_unet_config *c = &u->e->m->config.unet;
     size_t slots = ipt_bank_n_slot(ipt_unet_bank(u->e)), text = 0,
-           hw = (size_t)u->set.h * (size_t)u->set.w;
+           hw = (size_t)u->set.h * (size_t)u->set.w, gates = b * slots * IPT_GATE_ROWS;
     float *w_emb = u->in_time + b * (size_t)c->channels[0];
+    for (size_t i = 0; i < texts_of(u); i++) {
+        const ipt_row seen = ipt_regions_row(u, row, (int32_t)i);
+        IPT_TRY(ipt_job_text(u, &seen, &text));
+        const ipt_encoded *of = &u->text[text].enc;
+        size_t n = (size_t)of->tokens * (size_t)c->cross_dim[0];
+        memcpy(u->in_text + (i * b + k) * n, of->text, n * sizeof(float));
+        if (slots > 0 && u->regions.is_placed)
+            ipt_policy_gates(u->policy, &seen, step, u->in_gates + (i + 1) * gates + k * slots,
+                             b * slots);
+    }
     IPT_TRY(ipt_job_text(u, row, &text));
     const ipt_encoded *enc = &u->text[text].enc;
-    size_t text_row = (size_t)enc->tokens * (size_t)c->cross_dim[0];
     fill_x(u, x, u->in_x + k * hw * (size_t)c->in_channels);
     ipt_timestep_embedding(t, c->channels[0], c->flip_sin_to_cos, (double)c->freq_shift,
                            u->in_time + k * (size_t)c->channels[0]);
     if (c->time_cond_dim > 0)
         ipt_guidance_embedding(u->set.cfg - 1.0, c->time_cond_dim,
                                w_emb + k * (size_t)c->time_cond_dim);
-    memcpy(u->in_text + k * text_row, enc->text, text_row * sizeof(float));
     if (c->text_time)
         IPT_TRY(fill_add(u, enc, u->in_add + k * (size_t)c->add_in_dim));
     if (slots > 0)
         ipt_policy_gates(u->policy, row, step, u->in_gates + k * slots, b * slots);
+    return IPT_OK;
+}
+
+/* The regions' texts, and the gates under which each is seen. */
+static ipt_status write_regions(ipt_run *u, ipt_plan *plan, size_t b)
+{
+    const size_t text =
+                     b * (size_t)u->text[0].enc.tokens * (size_t)u->e->m->config.unet.cross_dim[0],
+                 gates = b * IPT_GATE_ROWS * ipt_bank_n_slot(ipt_unet_bank(u->e));
+    char name[32];
+    for (size_t i = 0; i < texts_of(u); i++) {
+        ipt_name(name, sizeof name, "text%zu", i);
+        if (i > 0)
+            IPT_TRY(ipt_plan_write(plan, name, u->in_text + i * text, text * sizeof(float)));
+        ipt_name(name, sizeof name, "gates_%zu", i);
+        if (u->regions.is_placed && gates > 0 && ipt_plan_has(plan, name))
+            IPT_TRY(
+                ipt_plan_write(plan, name, u->in_gates + (i + 1) * gates, gates * sizeof(float)));
+    }
     return IPT_OK;
 }
 
@@ -132,7 +169,7 @@ static ipt_status write_inputs(ipt_run *u, ipt_plan *plan, size_t b)
     for (size_t i = 0; i < IPT_COUNT(in); i++)
         if (in[i].has)
             IPT_TRY(ipt_plan_write(plan, in[i].name, in[i].v, b * in[i].n * sizeof(float)));
-    return IPT_OK;
+    return write_regions(u, plan, b);
 }
 
 ipt_status ipt_unet_inputs(ipt_run *u, ipt_plan *plan, const float *x, double t, int32_t step,

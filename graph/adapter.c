@@ -67,10 +67,47 @@ static ipt_val param(ipt_graph *g, const ipt_adapter_site *s, const char *kind, 
     return ipt_leaf(g, IPT_PARAM, name, shape);
 }
 
+void ipt_graph_gates(ipt_graph *g, const char *name, bool placed)
+{
+    g->gates = name ? ipt_arena_strdup(&g->arena, name) : NULL;
+    g->is_placed = placed;
+    if (name && !g->gates)
+        g->status = IPT_ERR_NOMEM;
+}
+
 static ipt_val gates_of(ipt_graph *g)
 {
-    return ipt_leaf(g, IPT_INPUT, "gates",
+    return ipt_leaf(g, IPT_INPUT, g->gates ? g->gates : "gates",
                     ipt_shape3(IPT_F32, g->gate_rows, g->gate_batch, g->gate_slots));
+}
+
+/* Pixels or tokens of one batch element of v [N,..,C]. */
+static int32_t places_in(const ipt_shape *v)
+{
+    int32_t t = 1;
+    for (int i = 1; i + 1 < v->rank; i++)
+        t *= v->dim[i];
+    return t;
+}
+
+static ipt_val place_leaf(ipt_graph *g, int32_t batch, int32_t t)
+{
+    char name[32];
+    ipt_name(name, sizeof name, "place%d", t);
+    return ipt_leaf(g, IPT_INPUT, name, ipt_shape3(IPT_F32, 1, batch * t, g->gate_slots));
+}
+
+/* v [N,..,C], whose columns belong to slots (slot [R], R dividing C), times how much of each slot
+ * there is at each place. */
+static ipt_val placed(ipt_graph *g, ipt_val v, ipt_val slot)
+{
+    ipt_shape s = ipt_shape_of(g, v), of = ipt_shape_of(g, slot);
+    if (!g->is_placed || s.rank < 2 || of.rank != 1)
+        return v;
+    int32_t t = places_in(&s), c = s.dim[s.rank - 1], r = of.dim[0];
+    ipt_val p = place_leaf(g, s.dim[0], t);
+    v = ipt_reshape(g, v, ipt_shape3(s.dtype, s.dim[0] * t, c / r, r));
+    return ipt_reshape(g, ipt_gate_mul(g, v, p, slot, 0), s);
 }
 
 static bool has_kernel(const ipt_conv *c)
@@ -105,7 +142,7 @@ ipt_val ipt_adapter_hidden(ipt_graph *g, ipt_val x, int32_t out, const char *sit
     } else {
         h = ipt_gate_mul(g, h, gates, slot, s->row);
     }
-    return h;
+    return placed(g, h, slot);
 }
 
 /* --- dense and Kronecker ---------------------------------------------------------------------- */
@@ -118,7 +155,8 @@ static ipt_val gated(ipt_graph *g, ipt_val x, const ipt_adapter_site *s, int k)
     ipt_val slot = param(g, s, "dense", k, "_slot", ipt_shape1(IPT_I32, per));
     size_t each = ipt_shape_count(&xs) / (size_t)xs.dim[0] / (size_t)per;
     ipt_val v = ipt_reshape(g, x, ipt_shape3(xs.dtype, xs.dim[0], (int32_t)each, per));
-    return ipt_reshape(g, ipt_gate_mul(g, v, gates_of(g), slot, s->row), xs);
+    v = ipt_reshape(g, ipt_gate_mul(g, v, gates_of(g), slot, s->row), xs);
+    return placed(g, v, slot);
 }
 
 static ipt_val add_dense(ipt_graph *g, ipt_val x, ipt_val y, const ipt_adapter_site *s,
@@ -201,10 +239,26 @@ static ipt_val add_kron(ipt_graph *g, ipt_val x, ipt_val y, const ipt_adapter_si
                     .q = param(g, s, "kron", i, "_q", ipt_shape2(t, taps * d->i2, d->o2)),
                     .slot = param(g, s, "kron", i, "_slot", ipt_shape1(IPT_I32, 1)),
                     .row = s->row};
+    x = placed(g, x, k.slot);
     return has_kernel(conv) ? kron_conv(g, x, y, &k, conv) : kron_plain(g, x, y, &k);
 }
 
 /* --- vectors ---------------------------------------------------------------------------------- */
+/* sum_s gates[row][n][s] place[n][t][s] delta[s] in the shape of y. */
+static ipt_val placed_vector(ipt_graph *g, int row, ipt_val delta, const ipt_shape *y)
+{
+    int32_t n = g->gate_batch, slots = g->gate_slots, t = places_in(y);
+    ipt_val one = ipt_reshape(g, gates_of(g), ipt_shape2(IPT_F32, 1, g->gate_rows * n * slots));
+    if (g->gate_rows > 1)
+        one = ipt_slice(g, one, row * n * slots, n * slots);
+    one = ipt_reshape(g, one, ipt_shape3(IPT_F32, n, 1, slots));
+    ipt_val p = ipt_reshape(g, place_leaf(g, n, t), ipt_shape3(IPT_F32, n, t, slots));
+    p = ipt_reshape(g, ipt_mul(g, p, one), ipt_shape2(IPT_F32, n * t, slots));
+    ipt_shape to = *y;
+    to.dtype = IPT_F32;
+    return ipt_cast(g, ipt_reshape(g, ipt_matmul(g, p, delta, (ipt_val){0}), to), y->dtype);
+}
+
 /* sum_s gates[row][n][s] delta[s] as [N,1,..,1,C], broadcast over y's pixels or tokens.  All rows
  * of the gates go through one small product; its row is cut out. */
 static ipt_val gated_vector(ipt_graph *g, const ipt_adapter_site *s, const char *kind,
@@ -212,6 +266,8 @@ static ipt_val gated_vector(ipt_graph *g, const ipt_adapter_site *s, const char 
 {
     int32_t c = y->dim[y->rank - 1], n = g->gate_batch, rows = g->gate_rows;
     ipt_val d = param(g, s, kind, -1, "", ipt_shape2(IPT_F32, g->gate_slots, c));
+    if (g->is_placed)
+        return placed_vector(g, s->row, d, y);
     ipt_val all = ipt_reshape(g, gates_of(g), ipt_shape2(IPT_F32, rows * n, g->gate_slots));
     all = ipt_matmul(g, all, d, (ipt_val){0});
     if (rows > 1)

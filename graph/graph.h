@@ -171,6 +171,10 @@ typedef struct ipt_adapter_site {
 /* Copies the list.  n_batch: batch elements of "gates". */
 void ipt_graph_adapters(ipt_graph *g, const ipt_adapter_site *s, size_t n, int n_row, int n_batch,
                         int n_slot);
+/* From here on: adapters' gates are the input of that name (NULL: "gates"); placed: and their parts
+ * times INPUT "place<T>" [1,N*T,n_slot] f32 at each of the T pixels or tokens of a value [N,T,*].
+ */
+void ipt_graph_gates(ipt_graph *g, const char *name, bool placed);
 
 /* --- reverse mode: appends gradient nodes; branches that reach no `wrt` are never built ------- */
 typedef struct ipt_seed {

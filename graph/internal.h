@@ -38,6 +38,8 @@ struct ipt_graph {
     ipt_adapter_site *site; /* sorted by name */
     size_t n_site;
     int gate_rows, gate_batch, gate_slots;
+    const char *gates; /* name of the input; NULL: "gates" */
+    bool is_placed;
 };
 
 /* Grows an array of the graph so that one more item fits; false when out of memory (poisoned). */

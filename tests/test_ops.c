@@ -123,8 +123,8 @@ static ipt_status store_find(ipt_weights *w, const char *name, const ipt_shape *
     size_t n = ipt_shape_count(s);
     const ipt_shape back = ipt_panel_back(s), *packed = use == IPT_USE_BACK ? &back : s;
     const bool is_packed = use == IPT_USE_PANEL || use == IPT_USE_BACK;
-    uint64_t bytes = is_packed ? ipt_panel_bytes(packed, dtype)
-                               : (n * ipt_dtype_bytes(dtype) + 3) / 4 * 4;
+    uint64_t bytes =
+        is_packed ? ipt_panel_bytes(packed, dtype) : (n * ipt_dtype_bytes(dtype) + 3) / 4 * 4;
     held *h = t->head;
     while (h && (strcmp(h->name, name) != 0 || h->use != use))
         h = h->next;

@@ -34,33 +34,72 @@ static void tap(ipt_graph *g, ipt_val probs, ipt_taps *t)
     t->sum = t->n++ ? ipt_add(g, t->sum, mean) : mean;
 }
 
-/* x [N,T,C] + out(attention(q(x_norm), k(context), v(context))). */
-static ipt_val attend(ipt_graph *g, ipt_val x, ipt_val normed, ipt_val context, const char *at,
-                      int32_t heads, ipt_taps *taps)
+/* Attention of q to text k; taps NULL: its probabilities are not kept. */
+static ipt_val look_at(ipt_graph *g, ipt_val q, const ipt_context *text, int32_t k, const char *at,
+                       int32_t heads, ipt_taps *taps)
+{
+    char s[NAME], gates[32];
+    int32_t width = ipt_shape_of(g, q).dim[2];
+    ipt_name(gates, sizeof gates, "gates_%d", k);
+    ipt_graph_gates(g, text->has_gates ? gates : NULL, false); /* tokens have no place */
+    ipt_val key = ipt_linear(g, text->text[k], ipt_name(s, sizeof s, "%s.to_k", at), width, false);
+    ipt_val v = ipt_linear(g, text->text[k], ipt_name(s, sizeof s, "%s.to_v", at), width, false);
+    ipt_graph_gates(g, NULL, text->is_placed);
+    ipt_val probs = {0},
+            o = ipt_attention(g, q, key, v, (ipt_attn){.heads = heads}, taps ? &probs : NULL);
+    if (taps && probs.id)
+        tap(g, probs, taps);
+    return o;
+}
+
+/* The sum over texts of what each says times its share of the place. */
+static ipt_val look_at_all(ipt_graph *g, ipt_val q, const ipt_context *text, const char *at,
+                           int32_t heads, ipt_taps *taps)
+{
+    ipt_val sum = {0};
+    ipt_shape qs = ipt_shape_of(g, q);
+    char name[48];
+    for (int32_t k = 0; k < text->n; k++) {
+        ipt_val o = look_at(g, q, text, k, at, heads, taps);
+        if (text->n == 1)
+            return o;
+        ipt_name(name, sizeof name, "share%d_%d", k, qs.dim[1]);
+        ipt_val share = ipt_leaf(g, IPT_INPUT, name, ipt_shape2(IPT_F32, qs.dim[1], 1));
+        o = ipt_mul(g, o, ipt_cast(g, share, qs.dtype));
+        sum = k ? ipt_add(g, sum, o) : o;
+    }
+    return sum;
+}
+
+/* x [N,T,C] + out(attention(q(x_norm), k(context), v(context))); text NULL: x_norm is the context.
+ */
+static ipt_val attend(ipt_graph *g, ipt_val x, ipt_val normed, const ipt_context *text,
+                      const char *at, int32_t heads, ipt_taps *taps)
 {
     char s[NAME];
 #define AT(leaf) ipt_name(s, sizeof s, "%s." leaf, at)
     int32_t width = ipt_shape_of(g, x).dim[2];
-    ipt_val q = ipt_linear(g, normed, AT("to_q"), width, false);
-    ipt_val k = ipt_linear(g, context, AT("to_k"), width, false);
-    ipt_val v = ipt_linear(g, context, AT("to_v"), width, false);
-    ipt_val probs = {0},
-            o = ipt_attention(g, q, k, v, (ipt_attn){.heads = heads}, taps ? &probs : NULL);
-    if (taps && probs.id)
-        tap(g, probs, taps);
+    ipt_val q = ipt_linear(g, normed, AT("to_q"), width, false), o = {0};
+    if (text) {
+        o = look_at_all(g, q, text, at, heads, taps);
+    } else {
+        ipt_val k = ipt_linear(g, normed, AT("to_k"), width, false);
+        ipt_val v = ipt_linear(g, normed, AT("to_v"), width, false);
+        o = ipt_attention(g, q, k, v, (ipt_attn){.heads = heads}, NULL);
+    }
     x = ipt_linear_add(g, o, AT("to_out.0"), width, true, x);
 #undef AT
     return x;
 }
 
-static ipt_val basic_block(ipt_graph *g, ipt_val x, ipt_val text, const char *at,
+static ipt_val basic_block(ipt_graph *g, ipt_val x, const ipt_context *text, const char *at,
                            const ipt_transformer *t)
 {
     char s[NAME];
 #define AT(leaf) ipt_name(s, sizeof s, "%s." leaf, at)
     int32_t width = ipt_shape_of(g, x).dim[2];
     ipt_val n = ipt_layer_norm(g, x, AT("norm1"), 1e-5F);
-    x = attend(g, x, n, t->only_cross ? text : n, AT("attn1"), t->heads, NULL);
+    x = attend(g, x, n, t->only_cross ? text : NULL, AT("attn1"), t->heads, NULL);
     n = ipt_layer_norm(g, x, AT("norm2"), 1e-5F);
     x = attend(g, x, n, text, AT("attn2"), t->heads, t->taps);
     n = ipt_layer_norm(g, x, AT("norm3"), 1e-5F);
@@ -70,8 +109,8 @@ static ipt_val basic_block(ipt_graph *g, ipt_val x, ipt_val text, const char *at
     return x;
 }
 
-ipt_val ipt_unet_transformer(ipt_graph *g, const ipt_unet_config *c, ipt_val x, ipt_val text,
-                             const char *at, const ipt_transformer *t)
+ipt_val ipt_unet_transformer(ipt_graph *g, const ipt_unet_config *c, ipt_val x,
+                             const ipt_context *text, const char *at, const ipt_transformer *t)
 {
     char s[NAME];
 #define AT(leaf) ipt_name(s, sizeof s, "%s." leaf, at)

@@ -11,7 +11,8 @@ enum { NAME = 160, MAX_SKIP = IPT_MAX_LEVEL * 16 };
 typedef struct build {
     ipt_graph *g;
     const ipt_unet_config *c;
-    ipt_val temb, text;
+    ipt_val temb;
+    ipt_context text;
     ipt_val skip[MAX_SKIP];
     int n_skip;
     const ipt_unet_key *key;
@@ -85,6 +86,23 @@ static ipt_val time_embedding(const build *b, const ipt_unet_key *key, ipt_val t
     return activate(b, t);
 }
 
+/* Inputs "text", "text1", ... */
+static void add_texts(build *b)
+{
+    const ipt_unet_key *key = b->key;
+    char name[16] = "text";
+    b->text = (ipt_context){.n = key->n_text > 1 ? key->n_text : 1,
+                            .has_gates = key->is_placed,
+                            .is_placed = key->is_placed};
+    for (int32_t k = 0; k < b->text.n; k++) {
+        if (k > 0)
+            ipt_name(name, sizeof name, "text%d", k);
+        ipt_val v = ipt_leaf(b->g, IPT_INPUT, name,
+                             ipt_shape3(IPT_F32, key->batch, key->tokens, b->c->cross_dim[0]));
+        b->text.text[k] = ipt_cast(b->g, v, key->act);
+    }
+}
+
 static ipt_val down_block(build *b, ipt_val x, int i)
 {
     const ipt_unet_config *c = b->c;
@@ -94,7 +112,7 @@ static ipt_val down_block(build *b, ipt_val x, int i)
         x = ipt_unet_resnet(b->g, c, x, b->temb, s, c->channels[i], 1.0F);
         if (c->down_attn[i]) {
             ipt_name(s, sizeof s, "down_blocks.%d.attentions.%d", i, j);
-            x = ipt_unet_transformer(b->g, c, x, b->text, s,
+            x = ipt_unet_transformer(b->g, c, x, &b->text, s,
                                      &(ipt_transformer){c->heads[i], c->depth[i], c->cross_dim[i],
                                                         c->only_cross[i], taps_at(b, i)});
         }
@@ -120,7 +138,7 @@ static ipt_val mid_block(build *b, ipt_val x)
     x = ipt_unet_resnet(b->g, c, x, b->temb, "mid_block.resnets.0", c->channels[last],
                         c->mid_scale);
     if (c->mid_attn)
-        x = ipt_unet_transformer(b->g, c, x, b->text, "mid_block.attentions.0",
+        x = ipt_unet_transformer(b->g, c, x, &b->text, "mid_block.attentions.0",
                                  &(ipt_transformer){c->heads[last], c->depth[last],
                                                     c->cross_dim[last], c->mid_only_cross,
                                                     taps_at(b, last)});
@@ -160,7 +178,7 @@ static ipt_val up_block(build *b, ipt_val x, int i)
         x = ipt_unet_resnet(b->g, c, x, b->temb, s, c->channels[level], 1.0F);
         if (c->up_attn[i]) {
             ipt_name(s, sizeof s, "up_blocks.%d.attentions.%d", i, j);
-            x = ipt_unet_transformer(b->g, c, x, b->text, s,
+            x = ipt_unet_transformer(b->g, c, x, &b->text, s,
                                      &(ipt_transformer){c->heads[level], c->up_depth[i],
                                                         c->cross_dim[level], c->only_cross[level],
                                                         taps_at(b, level)});
@@ -208,15 +226,14 @@ ipt_val ipt_unet_build(ipt_graph *g, const ipt_unet_config *c, const ipt_unet_ke
     ipt_val none = {0};
     ipt_val x = ipt_leaf(g, IPT_INPUT, "x", ipt_shape4(IPT_F32, n, key->h, key->w, c->in_channels));
     ipt_val t = ipt_leaf(g, IPT_INPUT, "t_emb", ipt_shape2(IPT_F32, n, c->channels[0]));
-    ipt_val text =
-        ipt_leaf(g, IPT_INPUT, "text", ipt_shape3(IPT_F32, n, key->tokens, c->cross_dim[0]));
     ipt_val add =
         c->text_time ? ipt_leaf(g, IPT_INPUT, "add", ipt_shape2(IPT_F32, n, c->add_in_dim)) : none;
     ipt_val w = c->time_cond_dim > 0
                     ? ipt_leaf(g, IPT_INPUT, "w_emb", ipt_shape2(IPT_F32, n, c->time_cond_dim))
                     : none;
+    ipt_graph_gates(g, NULL, key->is_placed);
     b.temb = time_embedding(&b, key, t, add, w);
-    b.text = ipt_cast(g, text, key->act);
+    add_texts(&b);
     x = ipt_conv2d(
         g, ipt_cast(g, x, key->act), "conv_in", c->channels[0],
         (ipt_conv){.kernel = kin, .stride = 1, .pad_lo = (kin - 1) / 2, .pad_hi = (kin - 1) / 2});
