@@ -171,7 +171,11 @@ static void bind_matrix(const ipt_attn_geo *g, ipt_launch *l, ipt_dispatch *d,
                                          first * g->elt, (last * m->batch - first) * g->elt});
 }
 
-/* NOLINTNEXTLINE(readability-function-size): extents, factor and the three operands of a product */
+static bool has_subgroups(const ipt_launch *l)
+{
+    return l->dev->simd && l->dev->subgroup_shuffle && l->dev->subgroup <= 16;
+}
+
 /* The shader for f16 activations stored as `types`, or for f32. */
 static const char *mm_shader(const ipt_attn_geo *g, const ipt_launch *l, ipt_attn_types types)
 {
@@ -180,11 +184,12 @@ static const char *mm_shader(const ipt_attn_geo *g, const ipt_launch *l, ipt_att
         [IPT_ATTN_HHH] = {"attention_mm.hhh", "attention_mm_any.hhh"},
         [IPT_ATTN_FHH] = {"attention_mm.fhh", "attention_mm_any.fhh"},
     };
-    return g->dtype == IPT_F16 ? name[types][l->dev->simd]
-           : l->dev->simd      ? "attention_mm_any.f32"
+    return g->dtype == IPT_F16 ? name[types][has_subgroups(l)]
+           : has_subgroups(l)  ? "attention_mm_any.f32"
                                : "attention_mm.f32";
 }
 
+/* NOLINTNEXTLINE(readability-function-size): extents, factor and the three operands of a product */
 void ipt_attn_mm(const ipt_attn_geo *g, ipt_launch *l, ipt_attn_types types,
                  const ipt_attn_pairs *p, const uint32_t mnk[3], float alpha, ipt_attn_matrix a,
                  ipt_attn_matrix b, ipt_attn_matrix c)
@@ -201,12 +206,16 @@ void ipt_attn_mm(const ipt_attn_geo *g, ipt_launch *l, ipt_attn_types types,
     ipt_dispatch *d = ipt_launch_add(l, mm_shader(g, l, types), &push, sizeof push);
     for (int i = 0; i < 3; i++)
         bind_matrix(g, l, d, all[i], p, i == 2);
-    const uint32_t blocks = ipt_attn_div_up(mnk[0], 4) * ipt_attn_div_up(mnk[1], 4);
-    if (l->dev->simd)
-        ipt_attn_groups(d, ipt_attn_div_up(blocks, 64), 1, p->count);
-    else
+    if (d && has_subgroups(l)) {
+        const uint32_t sg = l->dev->subgroup;
+        ipt_launch_spec(d, sg);
+        d->k.subgroup = sg;
+        ipt_attn_groups(d, ipt_attn_div_up(mnk[1], 2 * sg), ipt_attn_div_up(mnk[0], 2 * sg),
+                        p->count);
+    } else {
         ipt_attn_groups(d, ipt_attn_div_up(mnk[1], IPT_ATTN_TILE),
                         ipt_attn_div_up(mnk[0], IPT_ATTN_TILE), p->count);
+    }
     if (d)
         d->macs = (double)mnk[0] * mnk[1] * mnk[2] * p->count;
 }
