@@ -18,7 +18,7 @@ typedef struct gen_args {
     int32_t vram_limit, preview_every;
 } gen_args;
 
-static const char compose_later[] = "lego lorahub";
+static const char compose_later[] = "lorahub";
 
 /* Fields of the request as options: their types, and where they go. */
 #define TYPE_TEXT CLI_TEXT

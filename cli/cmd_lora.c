@@ -16,6 +16,7 @@ typedef struct lora_args {
     const char *method, *majority; /* merge */
     double density;
     uint64_t seed;
+    const char *lego_norm, *lego_output, *lego_gauge;
     const char *base; /* extract */
     cli_list lora;    /* bake */
 } lora_args;
@@ -37,6 +38,9 @@ static void show(const json_t *o)
     if (rank > 0)
         cli_line(stdout, "%-15s %lld..%lld", "rank", (long long)ipt_json_int(o, "rank_min", 0),
                  rank);
+    if (ipt_json_int(o, "clamped", 0) > 0)
+        cli_line(stdout, "%-15s %lld modules have fewer ranks than --rank: all are kept", "",
+                 (long long)ipt_json_int(o, "clamped", 0));
     if (!json_object_get(o, "autov3"))
         return;
     cli_line(stdout, "%-15s %.3g worst%s%s%s, %.3g mean, %.3g of the whole", "relative error",
@@ -198,7 +202,14 @@ static int run_merge(cli *c, const cli_command *cmd, int argc, char **argv)
     if (rc == CLI_GO_ON) {
         cli_progress_init(&p, c->quiet);
         ipt_lora_job job = job_of(&a, &p);
-        ipt_lora_merge_opts o = {a.method, a.majority, a.rank, a.density, a.seed};
+        ipt_lora_merge_opts o = {.method = a.method,
+                                 .majority = a.majority,
+                                 .rank = a.rank,
+                                 .density = a.density,
+                                 .seed = a.seed,
+                                 .lego_norm = a.lego_norm,
+                                 .lego_output = a.lego_output,
+                                 .lego_gauge = a.lego_gauge};
         ipt_status s = inputs_read(c->ctx, &args, &in);
         if (s == IPT_OK)
             s = ipt_lora_merge(c->ctx, &job, in.lora, in.n, &o, &text);
@@ -313,15 +324,23 @@ static const cli_option merge_options[] = {
     OUT_OPTION,
     {"method", 0, CLI_CHOICE, "NAME", "how (default: cat), see above", AT(method), 0, 0,
      "cat svd linear ties dare dare_linear dare_ties magnitude_prune ties_svd dare_linear_svd "
-     "dare_ties_svd magnitude_prune_svd"},
-    {"rank", 'r', CLI_INT, "R", "rank of svd methods (default: the largest of the files)", AT(rank),
-     1, MAX_RANK, NULL},
+     "dare_ties_svd magnitude_prune_svd lego"},
+    {"rank", 'r', CLI_INT, "R",
+     "rank of svd methods (default: the largest of the files) and of lego (the mean)", AT(rank), 1,
+     MAX_RANK, NULL},
     {"density", 0, CLI_NUMBER, "SHARE", "values that ties, dare and pruning keep (default: 0.5)",
      AT(density), 0, 1, NULL},
     {"majority", 0, CLI_CHOICE, "HOW", "ties: signs by their total (default) or frequency",
      AT(majority), 0, 0, "total frequency"},
     {"seed", 0, CLI_SEED, "S", "of dare: the same seed, the same file (default: 0)", AT(seed), 0, 0,
      NULL},
+    {"lego-norm", 0, CLI_CHOICE, "2|inf|off",
+     "norm of its members that a centroid keeps (default: 2)", AT(lego_norm), 0, 0, "2 inf off"},
+    {"lego-output", 0, CLI_CHOICE, "on|off", "times the root of mean rank / rank (default: on)",
+     AT(lego_output), 0, 0, "on off"},
+    {"lego-gauge", 0, CLI_CHOICE, "on|off",
+     "compare ranks by what they change (default: on), else as they lie in the files",
+     AT(lego_gauge), 0, 0, "on off"},
     FORMAT_OPTION,
     DTYPE_OPTION("that of the first file"),
     MODEL_OPTIONS,
@@ -408,6 +427,9 @@ const cli_command cli_cmd_lora_merge = {
              "  magnitude_prune   the largest values, summed\n"
              "  ..._svd    ties, dare and pruning on the whole changes instead of the factors, "
              "then --rank\n"
+             "  lego       (LoRA-LEGO) the ranks of all files clustered into --rank: like ranks "
+             "become one\n"
+             "             (a mean, not a sum); LoRA, LoCon and what has ranks of its own\n"
              "Weights are factors: 1 leaves an adapter as it is. Changes of biases and norms are "
              "summed.\n",
     .option = merge_options,
@@ -416,7 +438,9 @@ const cli_command cli_cmd_lora_merge = {
         "  impasto lora merge a.safetensors b.safetensors -o ab.safetensors --method svd --rank "
         "32\n"
         "  impasto lora merge a.safetensors b.safetensors -o ab.safetensors --method ties_svd "
-        "--density 0.3\n",
+        "--density 0.3\n"
+        "  impasto lora merge a.safetensors b.safetensors -o ab.safetensors --method lego --rank "
+        "16\n",
     .run = run_merge,
     .min_args = 1,
     .max_args = 32,

@@ -29,6 +29,7 @@ static const char *duration(double ms, char *buf, size_t n)
 static const char *stage_text(const char *stage)
 {
     static const char *const names[][2] = {{"load", "loading"},
+                                           {"combine", "joining adapters"},
                                            {"text", "text"},
                                            {"sample", "sampling"},
                                            {"vae", "decoding"},

@@ -2,7 +2,7 @@
  * Source: Zhong et al. 2024 (arXiv 2402.16843), section 3. */
 #include "compose/policy.h"
 
-static ipt_status plan(const void *state, const ipt_job *job, int32_t eval, ipt_rows *rows)
+ipt_status ipt_plan_all(const void *state, const ipt_job *job, int32_t eval, ipt_rows *rows)
 {
     float slot[IPT_MAX_SLOT] = {0};
     (void)state;
@@ -14,5 +14,5 @@ static ipt_status plan(const void *state, const ipt_job *job, int32_t eval, ipt_
 const ipt_method ipt_method_merge = {
     .name = "merge",
     .brief = "all LoRAs at once",
-    .plan = plan,
+    .plan = ipt_plan_all,
 };

@@ -78,16 +78,43 @@ static const ipt_option *find_option(const ipt_option *table, const char *key, s
     return NULL;
 }
 
-static ipt_status read_option(ipt_policy *p, const char *text)
+static ipt_status read_option(ipt_ctx *ctx, const ipt_method *m, const char *text, void *state,
+                              common *c)
 {
     size_t n = strcspn(text, "=");
-    const ipt_option *own = find_option(p->method->option, text, n),
+    const ipt_option *own = find_option(m->option, text, n),
                      *all = find_option(common_option, text, n);
     if (text[n] != '=' || (!own && !all))
-        return ipt_fail(p->job->ctx, IPT_ERR_ARG, "unknown option '%s' for compose method %s", text,
-                        p->method->name);
-    return own ? read_value(p->job->ctx, own, text + n + 1, p->state)
-               : read_value(p->job->ctx, all, text + n + 1, &p->common);
+        return ipt_fail(ctx, IPT_ERR_ARG, "unknown option '%s' for compose method %s", text,
+                        m->name);
+    return own ? read_value(ctx, own, text + n + 1, state) : read_value(ctx, all, text + n + 1, c);
+}
+
+/* The method's state with its options in it.  Ownership: caller, ipt_free, also after a failure. */
+static ipt_status read_options(ipt_ctx *ctx, const ipt_method *m, const char *const *opt, size_t n,
+                               void **state, common *c)
+{
+    *state = ipt_alloc(ctx, m->state_size);
+    if (!*state)
+        return IPT_ERR_NOMEM;
+    if (m->defaults)
+        m->defaults(*state);
+    for (size_t i = 0; i < n; i++)
+        IPT_TRY(read_option(ctx, m, opt[i], *state, c));
+    return IPT_OK;
+}
+
+ipt_status ipt_method_combine(const ipt_method *m, ipt_ctx *ctx, const char *const *opt,
+                              size_t n_opt, struct ipt_tool *t, const struct ipt_merge_input *in,
+                              size_t n)
+{
+    void *state = NULL;
+    common c = {0};
+    ipt_status s = read_options(ctx, m, opt, n_opt, &state, &c);
+    if (s == IPT_OK)
+        s = m->combine(state, t, in, n);
+    ipt_free(state);
+    return s;
 }
 
 /* --- life ------------------------------------------------------------------------------------- */
@@ -104,12 +131,7 @@ ipt_status ipt_policy_create(const ipt_method *m, const ipt_job *job, ipt_policy
         return IPT_ERR_NOMEM;
     p->method = m;
     p->job = job;
-    p->state = ipt_alloc(job->ctx, m->state_size);
-    ipt_status status = p->state ? IPT_OK : IPT_ERR_NOMEM;
-    if (status == IPT_OK && m->defaults)
-        m->defaults(p->state);
-    for (size_t i = 0; i < job->n_opt && status == IPT_OK; i++)
-        status = read_option(p, job->opt[i]);
+    ipt_status status = read_options(job->ctx, m, job->opt, job->n_opt, &p->state, &p->common);
     if (status == IPT_OK && m->begin)
         status = m->begin(p->state, job);
     if (status != IPT_OK) {

@@ -167,12 +167,18 @@ typedef struct ipt_option {
     const char *choices; /* space separated */
 } ipt_option;
 
+struct ipt_tool; /* model_io/adapter_tools.h */
+struct ipt_merge_input;
 typedef struct ipt_method {
     const char *name, *brief;
     const ipt_option *option; /* NULL: none of its own */
     bool wants_profile;       /* asks for has_profile and high of slots */
     size_t state_size;        /* zeroed before `begin`, options already in it when it is called */
     void (*defaults)(void *state); /* of the options; NULL: zeros */
+    /* Makes one adapter of n, into the tool's `out`, before there is a job: its slot has weight 1,
+     * the inputs' weights are in it.  NULL: adapters act side by side, a slot each. */
+    ipt_status (*combine)(const void *state, struct ipt_tool *t, const struct ipt_merge_input *in,
+                          size_t n);
     /* Checks the job against the method.  NULL: nothing to do.  Errors: IPT_ERR_ARG, in one
      * sentence. */
     ipt_status (*begin)(void *state, const ipt_job *job);
@@ -205,11 +211,16 @@ typedef struct ipt_method {
 } ipt_method;
 
 extern const ipt_method ipt_method_merge, ipt_method_switch, ipt_method_composite,
-    ipt_method_cmlora, ipt_method_clora;
+    ipt_method_cmlora, ipt_method_clora, ipt_method_lego;
 const ipt_method *const *ipt_methods(size_t *n); /* the first is the default */
 const ipt_method *
 ipt_method_find(const char *name);                 /* NULL: the default's name; NULL when unknown */
 const char *ipt_method_names(char *buf, size_t n); /* "merge switch composite" */
+/* The method's `combine` under options "key=value".  Errors: as ipt_policy_create for options;
+ * those of the merge. */
+IPT_CHECKED ipt_status ipt_method_combine(const ipt_method *m, ipt_ctx *ctx, const char *const *opt,
+                                          size_t n_opt, struct ipt_tool *t,
+                                          const struct ipt_merge_input *in, size_t n);
 const ipt_option *ipt_policy_options(void); /* those that every method understands, ended by NULL */
 
 /* --- a method at work ------------------------------------------------------------------------- */
@@ -242,6 +253,9 @@ void ipt_policy_gates(const ipt_policy *p, const ipt_row *row, int32_t step, flo
 void ipt_policy_text_gates(const ipt_policy *p, const ipt_row *row, float *out);
 
 /* --- pieces of methods ------------------------------------------------------------------------ */
+/* A `plan`: one world in which all adapters act. */
+IPT_CHECKED ipt_status ipt_plan_all(const void *state, const ipt_job *job, int32_t eval,
+                                    ipt_rows *rows);
 /* The rows of world k: its negative one (SIZE_MAX: none) and its parts, part[n_part]. */
 void ipt_world_rows(const ipt_job *job, const ipt_rows *rows, size_t world, size_t *negative,
                     size_t part[IPT_MAX_PART]);

@@ -53,6 +53,9 @@ void ipt_adapter_set_release(ipt_adapter_set **sp)
     if (!s || --s->refs > 0)
         return;
     ipt_bank_destroy(&s->bank);
+    ipt_adapter_close(&s->one);
+    ipt_free(s->bytes);
+    ipt_free(s->how);
     for (size_t i = 0; i < s->n_file; i++)
         ipt_adapter_close(&s->file[i]);
     ipt_free(s->key);
@@ -66,20 +69,38 @@ const ipt_bank *ipt_unet_bank(const ipt_engine *e)
 }
 size_t ipt_engine_n_file(const ipt_engine *e) { return e->set ? e->set->n_file : 0; }
 
-/* Opens the n files at key, which it takes. */
-static ipt_status open_set(ipt_engine *e, const ipt_request *r, char (*key)[IPT_MAX_PATH], size_t n,
-                           ipt_adapter_set **out)
+/* Adapters that a request asks for, on their way into a set. */
+typedef struct wanted {
+    const ipt_prompt_lora *extra; /* of the prompt's tags, behind the request's own */
+    size_t n;
+    char (*key)[IPT_MAX_PATH]; /* [n] paths */
+    char *how;
+} wanted;
+
+static void wanted_finish(wanted *w)
+{
+    ipt_free(w->key);
+    ipt_free(w->how);
+    w->key = NULL;
+    w->how = NULL;
+}
+
+/* Opens the files at w->key, which it takes, as `how`. */
+static ipt_status open_set(ipt_engine *e, const ipt_request *r, wanted *w, ipt_adapter_set **out)
 {
     const ipt_module_list *modules = &e->m->modules;
     ipt_adapter_set *s = ipt_alloc(e->ctx, sizeof *s);
     ipt_status status = s ? IPT_OK : IPT_ERR_NOMEM;
-    if (!s) {
-        ipt_free(key);
+    char(*key)[IPT_MAX_PATH] = w->key;
+    size_t n = w->n;
+    if (!s)
         return status;
-    }
     s->refs = 1;
     s->model = e->m->id;
     s->key = key;
+    s->how = w->how;
+    w->key = NULL;
+    w->how = NULL;
     for (size_t i = 0; i < n && status == IPT_OK; i++) {
         s->stamp[i] = ipt_file_stamp(key[i]);
         status = ipt_adapter_open(e->ctx, key[i], modules->module, modules->n, &s->file[i]);
@@ -87,8 +108,11 @@ static ipt_status open_set(ipt_engine *e, const ipt_request *r, char (*key)[IPT_
     }
     if (status == IPT_OK)
         status = check_adapters(e->ctx, s, r);
+    if (status == IPT_OK && s->how)
+        status = ipt_combine_set(e, r, w->extra, s);
     if (status == IPT_OK)
-        status = ipt_bank_create(e->ctx, modules->module, modules->n, s->file, n, &s->bank);
+        status = ipt_bank_create(e->ctx, modules->module, modules->n, s->one ? &s->one : s->file,
+                                 s->one ? 1 : n, &s->bank);
     if (status == IPT_OK)
         *out = s;
     else
@@ -96,53 +120,61 @@ static ipt_status open_set(ipt_engine *e, const ipt_request *r, char (*key)[IPT_
     return status;
 }
 
-static bool is_same_set(const ipt_engine *e, const ipt_adapter_set *s, char (*key)[IPT_MAX_PATH],
-                        size_t n)
+static bool is_same_set(const ipt_engine *e, const ipt_adapter_set *s, const wanted *w)
 {
-    bool same = s && s->model == e->m->id && s->n_file == n;
-    for (size_t i = 0; i < n && same; i++)
-        same = strcmp(key[i], s->key[i]) == 0 && ipt_file_stamp(key[i]) == s->stamp[i];
+    bool same = s && s->model == e->m->id && s->n_file == w->n && !s->how == !w->how &&
+                (!s->how || strcmp(s->how, w->how) == 0);
+    for (size_t i = 0; i < w->n && same; i++)
+        same = strcmp(w->key[i], s->key[i]) == 0 && ipt_file_stamp(w->key[i]) == s->stamp[i];
     return same;
 }
 
 /* A set of these files that is open already: the last request's, or that of a kept plan. */
-static ipt_adapter_set *find_set(const ipt_engine *e, char (*key)[IPT_MAX_PATH], size_t n)
+static ipt_adapter_set *find_set(const ipt_engine *e, const wanted *w)
 {
-    if (is_same_set(e, e->set, key, n))
+    if (is_same_set(e, e->set, w))
         return e->set;
-    if (is_same_set(e, e->m->fold.set, key, n))
+    if (is_same_set(e, e->m->fold.set, w))
         return e->m->fold.set;
     for (int k = 0; k < IPT_PLAN_KINDS; k++)
         for (int i = 0; i < IPT_KEEP_PLANS; i++)
-            if (is_same_set(e, e->plan[k][i].set, key, n))
+            if (is_same_set(e, e->plan[k][i].set, w))
                 return e->plan[k][i].set;
     return NULL;
+}
+
+/* Where they lie, and whether they become one. */
+static ipt_status want(ipt_engine *e, const ipt_request *r, wanted *w)
+{
+    w->key = ipt_calloc(e->ctx, w->n, IPT_MAX_PATH);
+    if (!w->key)
+        return IPT_ERR_NOMEM;
+    for (size_t i = 0; i < w->n; i++) {
+        const char *name = i < r->n_lora ? r->lora[i].path : w->extra[i - r->n_lora].name;
+        IPT_TRY(find_lora(e, r, name, w->key[i], IPT_MAX_PATH));
+    }
+    return ipt_combine_text(e, r, w->extra, w->n, &w->how);
 }
 
 ipt_status ipt_load_adapters(ipt_engine *e, const ipt_request *r, const ipt_prompt_lora *extra,
                              size_t n_extra)
 {
-    size_t n = r->n_lora + n_extra;
-    if (n > IPT_MAX_SLOT)
-        return ipt_fail(e->ctx, IPT_ERR_ARG, "%zu adapters given, at most %d at once", n,
+    wanted w = {.extra = extra, .n = r->n_lora + n_extra};
+    if (w.n > IPT_MAX_SLOT)
+        return ipt_fail(e->ctx, IPT_ERR_ARG, "%zu adapters given, at most %d at once", w.n,
                         IPT_MAX_SLOT);
-    if (n == 0) {
+    if (w.n == 0) {
         ipt_adapter_set_release(&e->set);
         return IPT_OK;
     }
-    char(*key)[IPT_MAX_PATH] = ipt_calloc(e->ctx, n, IPT_MAX_PATH);
-    ipt_status status = key ? IPT_OK : IPT_ERR_NOMEM;
-    for (size_t i = 0; i < n && status == IPT_OK; i++) {
-        const char *name = i < r->n_lora ? r->lora[i].path : extra[i - r->n_lora].name;
-        status = find_lora(e, r, name, key[i], IPT_MAX_PATH);
-    }
-    ipt_adapter_set *kept = status == IPT_OK ? find_set(e, key, n) : NULL;
+    ipt_status status = want(e, r, &w);
+    ipt_adapter_set *kept = status == IPT_OK ? find_set(e, &w) : NULL;
     if (kept)
         kept->refs++;
     ipt_adapter_set_release(&e->set);
     e->set = kept;
-    if (status == IPT_OK && !kept)
-        return open_set(e, r, key, n, &e->set);
-    ipt_free(key);
-    return status == IPT_OK ? check_adapters(e->ctx, kept, r) : status;
+    if (status == IPT_OK)
+        status = kept ? check_adapters(e->ctx, kept, r) : open_set(e, r, &w, &e->set);
+    wanted_finish(&w);
+    return status;
 }

@@ -128,7 +128,7 @@ static ipt_status fold(ipt_run *u, ipt_weights *store)
 {
     ipt_engine *e = u->e;
     ipt_fold *f = &e->m->fold;
-    size_t slots = e->set->n_file, total = 0;
+    size_t slots = ipt_bank_n_slot(e->set->bank), total = 0;
     double start = ipt_now_ms();
     f->gate = ipt_calloc(e->ctx, IPT_GATE_ROWS * slots, sizeof *f->gate);
     if (!f->gate)
@@ -152,8 +152,9 @@ static bool is_done(const ipt_run *u)
     const ipt_fold *f = &e->m->fold;
     if (!e->is_folded)
         return f->set == NULL;
+    size_t n = IPT_GATE_ROWS * ipt_bank_n_slot(e->set->bank);
     return f->is_whole && f->set == e->set &&
-           memcmp(f->gate, u->fold_gate, IPT_GATE_ROWS * e->set->n_file * sizeof *f->gate) == 0;
+           memcmp(f->gate, u->fold_gate, n * sizeof *f->gate) == 0;
 }
 
 ipt_status ipt_fold_apply(ipt_run *u)

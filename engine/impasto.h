@@ -70,8 +70,8 @@ typedef struct ipt_lora {
 } ipt_lora;
 
 typedef struct ipt_progress {
-    const char
-        *stage; /* "load", "encode", "text", "unfold", "fold", "sample", "vae", "hash", "save" */
+    const char *stage;   /* "load", "combine", "encode", "text", "unfold", "fold", "sample", "vae",
+                            "hash",   "save" */
     int32_t done, total; /* units of the stage: UNet evaluations, ... */
     int32_t image, n_image;
     double eta_ms;  /* for the whole request; < 0: not known yet */
@@ -124,7 +124,7 @@ typedef struct ipt_request {
                             features; NULL: all whole */
     const char *fold;    /* adapters into the UNet's weights where their mix stays the same: "auto"
                             (NULL;    where that is less work), "always", "never" */
-    const char *compose; /* NULL "merge"; "switch", "composite" */
+    const char *compose; /* NULL "merge"; a method of compose/methods.c: "switch", "lego", ... */
     const char *const *compose_opt; /* "key=value" */
     size_t n_compose_opt;
     const char *const *region; /* "IMG@PROMPT", "IMG@lora:NAME": where IMG is white */

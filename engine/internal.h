@@ -36,7 +36,7 @@ typedef struct ipt_preview_map {
 /* What has been added to a model's UNet on the device; set NULL: nothing. */
 typedef struct ipt_fold {
     struct ipt_adapter_set *set;
-    float *gate;   /* [IPT_GATE_ROWS][set->n_file] */
+    float *gate;   /* [IPT_GATE_ROWS][slots of the set's bank] */
     size_t n_site; /* sites 0..n_site-1 of the set's bank are changed, the last maybe half */
     bool is_whole; /* all of them are */
 } ipt_fold;
@@ -66,6 +66,9 @@ typedef struct ipt_adapter_set {
     ipt_adapter_file *file[IPT_MAX_SLOT];
     char (*key)[IPT_MAX_PATH];    /* [n_file] paths */
     uint64_t stamp[IPT_MAX_SLOT]; /* a file that changed on disk is read again */
+    char *how; /* method, options, weights that made one adapter of them; NULL: a slot each */
+    ipt_adapter_file *one; /* it, in `bytes` */
+    void *bytes;
     ipt_bank *bank;
 } ipt_adapter_set;
 
@@ -160,6 +163,16 @@ void ipt_adapter_set_release(ipt_adapter_set **s);
 const ipt_bank *ipt_engine_bank(const ipt_engine *e); /* NULL: no adapters */
 const ipt_bank *ipt_unet_bank(const ipt_engine *e);   /* NULL also when they are folded */
 size_t ipt_engine_n_file(const ipt_engine *e);
+
+/* --- combine.c: methods that make one adapter of all ------------------------------------------ */
+/* What the request's combined adapter depends on beside its n files; NULL where its method makes
+ * none.  Ownership: *out, caller, ipt_free.  Errors: IPT_ERR_NOMEM. */
+IPT_CHECKED ipt_status ipt_combine_text(ipt_engine *e, const ipt_request *r,
+                                        const ipt_prompt_lora *extra, size_t n, char **out);
+/* s->one of the open files.  Errors: those of the method (options, kinds, weights);
+ * IPT_ERR_CANCELLED. */
+IPT_CHECKED ipt_status ipt_combine_set(ipt_engine *e, const ipt_request *r,
+                                       const ipt_prompt_lora *extra, ipt_adapter_set *s);
 
 /* --- plans.c ---------------------------------------------------------------------------------- */
 /* The plan of a key under the adapters of this request: a kept one, with their factors written when

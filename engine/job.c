@@ -34,6 +34,49 @@ static void read_profile(ipt_run *u, size_t slot)
     u->slot[slot].high = (float)high;
 }
 
+static bool same(float a, float b) { return a >= b && a <= b; }
+
+static bool same_blocks(const ipt_slot_use *a, const ipt_slot_use *b)
+{
+    bool all = true;
+    for (int r = 0; r < IPT_GATE_ROWS; r++)
+        all = all && same(a->block[r], b->block[r]);
+    return all;
+}
+
+static bool same_curve(const ipt_curve *a, const ipt_curve *b)
+{
+    bool all = !a == !b && (!a || a->n == b->n);
+    for (int32_t i = 0; all && a && i < a->n; i++)
+        all = same(a->point[i].at, b->point[i].at) && same(a->point[i].value, b->point[i].value);
+    return all;
+}
+
+/* Of adapters that have become one, the one slot: their weights are in it, and when and where it
+ * acts must be the same for all of them. */
+static ipt_status join_slots(ipt_run *u)
+{
+    const ipt_slot_use *a = &u->slot[0];
+    const ipt_adapter_set *s = u->e->set;
+    if (!s || !s->one)
+        return IPT_OK;
+    for (int32_t i = 1; i < u->job.n_slot; i++) {
+        const ipt_slot_use *b = &u->slot[i];
+        if (!same(a->start, b->start) || !same(a->end, b->end) || !same_blocks(a, b) ||
+            !same_curve(a->curve, b->curve))
+            return ipt_fail(
+                u->e->ctx, IPT_ERR_ARG,
+                "%.200s and %.200s act in other steps or blocks; compose method %s makes "
+                "one adapter of them, which has one start, end, curve and block weights",
+                s->key[0], s->key[i], u->r->compose);
+    }
+    u->slot[0].weight = u->slot[0].te_weight = 1;
+    u->slot[0].word = NULL;
+    u->slot[0].file = u->r->compose; /* what regions call it: none of the files is it alone */
+    u->job.n_slot = 1;
+    return IPT_OK;
+}
+
 static ipt_status fill_slots(ipt_run *u, const ipt_prompt *tags)
 {
     const ipt_request *r = u->r;
@@ -70,7 +113,7 @@ static ipt_status fill_slots(ipt_run *u, const ipt_prompt *tags)
     }
     u->job.n_slot = (int32_t)n;
     u->job.slot = u->slot;
-    return IPT_OK;
+    return join_slots(u);
 }
 
 /* --- evaluations and prompts ------------------------------------------------------------------ */

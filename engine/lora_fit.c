@@ -1,6 +1,7 @@
 /* engine/lora_fit.c - see lora_fit.h. */
 #include "engine/lora_fit.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 #include "engine/impasto.h"
@@ -127,6 +128,12 @@ void ipt_lora_block(const ipt_module *m, char *buf, size_t n)
         int digits = i == 1 ? 0 : (int)strcspn(m->name + k, ".");
         ipt_name(buf, n, "%s.%.*s", parts[i].name, i == 1 ? 1 : digits, i == 1 ? "0" : m->name + k);
     }
+}
+
+double ipt_lora_decimal(float w)
+{
+    char text[32];
+    return strtod(ipt_name(text, sizeof text, "%.6g", (double)w), NULL);
 }
 
 ipt_status ipt_tool_weights(ipt_model *m, ipt_tool *t)

@@ -27,6 +27,8 @@ IPT_CHECKED ipt_status ipt_open_model(ipt_ctx *ctx, const char *path, const char
 /* The block a module is in, as block weights call it: "down.1", "mid.0", "up.2", "other"; a text
  * model is one block, "text". */
 void ipt_lora_block(const ipt_module *m, char *buf, size_t n);
+/* A weight as it was written: 0.8 is no float, but floats keep six digits. */
+double ipt_lora_decimal(float w);
 /* t->weights from a model's files (m NULL: none), without a device.  Errors: IPT_ERR_NOMEM. */
 IPT_CHECKED ipt_status ipt_tool_weights(ipt_model *m, ipt_tool *t);
 void ipt_tool_drop_weights(ipt_tool *t);

@@ -10,7 +10,7 @@
 
 const char ipt_lora_merge_methods[] =
     "cat svd linear ties dare dare_linear dare_ties magnitude_prune ties_svd dare_linear_svd "
-    "dare_ties_svd magnitude_prune_svd";
+    "dare_ties_svd magnitude_prune_svd lego";
 
 /* One run of a tool. */
 typedef struct work {
@@ -167,6 +167,7 @@ static json_t *report_json(const work *w)
     json_object_set_new(o, "exact", json_integer((json_int_t)r->n_exact));
     json_object_set_new(o, "empty", json_integer((json_int_t)r->n_empty));
     json_object_set_new(o, "left_out", json_integer((json_int_t)r->n_left_out));
+    json_object_set_new(o, "clamped", json_integer((json_int_t)r->n_clamped));
     json_object_set_new(o, "rank_min", json_integer(r->rank_min));
     json_object_set_new(o, "rank_max", json_integer(r->rank_max));
     json_object_set_new(e, "worst", json_real(r->error_worst));
@@ -328,6 +329,28 @@ ipt_status ipt_lora_resize(ipt_ctx *ctx, const ipt_lora_job *job, const char *lo
 }
 
 /* --- merge ------------------------------------------------------------------------------------ */
+static ipt_status on_or_off(ipt_ctx *ctx, const char *option, const char *word, bool *out)
+{
+    *out = !word || strcmp(word, "on") == 0;
+    return *out || strcmp(word, "off") == 0
+               ? IPT_OK
+               : ipt_fail(ctx, IPT_ERR_ARG, "%s is '%.40s'; expected on or off", option, word);
+}
+
+static ipt_status find_lego(ipt_ctx *ctx, const ipt_lora_merge_opts *o, ipt_lego_opts *l)
+{
+    static const char *const norms[] = {"2", "inf", "off"};
+    const char *name = o->lego_norm ? o->lego_norm : norms[0];
+    size_t i = 0;
+    while (i < IPT_COUNT(norms) && strcmp(name, norms[i]) != 0)
+        i++;
+    if (i == IPT_COUNT(norms))
+        return ipt_fail(ctx, IPT_ERR_ARG, "--lego-norm is '%.40s'; expected 2, inf or off", name);
+    l->norm = (ipt_lego_norm)i;
+    IPT_TRY(on_or_off(ctx, "--lego-output", o->lego_output, &l->want_output));
+    return on_or_off(ctx, "--lego-gauge", o->lego_gauge, &l->want_gauge);
+}
+
 static ipt_status find_method(ipt_ctx *ctx, const ipt_lora_merge_opts *o, ipt_merge_opts *m)
 {
     const char *name = !o->method                       ? "cat"
@@ -351,14 +374,7 @@ static ipt_status find_method(ipt_ctx *ctx, const ipt_lora_merge_opts *o, ipt_me
     m->rank = o->rank;
     m->density = o->density;
     m->seed = o->seed;
-    return IPT_OK;
-}
-
-/* A weight as it was written: 0.8 is no float, but floats keep six digits. */
-static double decimal(float w)
-{
-    char text[32];
-    return strtod(ipt_name(text, sizeof text, "%.6g", (double)w), NULL);
+    return find_lego(ctx, o, &m->lego);
 }
 
 /* The first file is open; the others, and all weights. */
@@ -367,8 +383,9 @@ static ipt_status open_inputs(work *w, const ipt_lora *lora, size_t n, ipt_merge
     for (size_t i = 0; i < n; i++) {
         if (i > 0)
             IPT_TRY(add_file(w, lora[i].path));
-        in[i] = (ipt_merge_input){i > 0 ? w->more[i - 1] : w->fit.file, decimal(lora[i].weight),
-                                  decimal(lora[i].te_weight)};
+        in[i] = (ipt_merge_input){i > 0 ? w->more[i - 1] : w->fit.file,
+                                  ipt_lora_decimal(lora[i].weight),
+                                  ipt_lora_decimal(lora[i].te_weight)};
     }
     return IPT_OK;
 }
@@ -494,8 +511,8 @@ ipt_status ipt_model_bake_loras(ipt_ctx *ctx, const ipt_lora_job *job, const ipt
     ipt_status s = begin_model(ctx, job, "bake", &w);
     for (size_t i = 0; s == IPT_OK && i < n; i++) {
         s = add_file(&w, lora[i].path);
-        in[i] = (ipt_merge_input){s == IPT_OK ? w.more[i] : NULL, decimal(lora[i].weight),
-                                  decimal(lora[i].te_weight)};
+        in[i] = (ipt_merge_input){s == IPT_OK ? w.more[i] : NULL, ipt_lora_decimal(lora[i].weight),
+                                  ipt_lora_decimal(lora[i].te_weight)};
     }
     if (s == IPT_OK)
         s = check_out(ctx, job->out, ipt_is_dir(ipt_model_path(w.fit.model)));

@@ -37,12 +37,15 @@ typedef struct ipt_lora_resize_opts {
 } ipt_lora_resize_opts;
 IPT_CHECKED ipt_status ipt_lora_resize(ipt_ctx *ctx, const ipt_lora_job *job, const char *lora,
                                        const ipt_lora_resize_opts *o, char **json);
-/* method: PEFT's combination types, or "dare" for dare_linear.  JSON: also "method". */
+/* method: PEFT's combination types, "dare" for dare_linear, or "lego".  JSON: also "method" and
+ * "clamped", modules with fewer ranks than `rank` (lego). */
 typedef struct ipt_lora_merge_opts {
     const char *method, *majority; /* NULL: "cat"; "total" or "frequency" */
     int32_t rank;
     double density;
     uint64_t seed;
+    const char *lego_norm;                /* "2" (NULL), "inf", "off" */
+    const char *lego_output, *lego_gauge; /* "on" (NULL), "off" */
 } ipt_lora_merge_opts;
 IPT_CHECKED ipt_status ipt_lora_merge(ipt_ctx *ctx, const ipt_lora_job *job, const ipt_lora *lora,
                                       size_t n, const ipt_lora_merge_opts *o, char **json);

@@ -29,6 +29,7 @@ static const method methods[IPT_MERGE_COUNT] = {
     [IPT_MERGE_DARE_LINEAR_SVD] = {"dare_linear_svd", RANDOM, false, false},
     [IPT_MERGE_DARE_TIES_SVD] = {"dare_ties_svd", RANDOM, true, false},
     [IPT_MERGE_MAGNITUDE_PRUNE_SVD] = {"magnitude_prune_svd", LARGEST, false, false},
+    [IPT_MERGE_LEGO] = {"lego", ALL, false, true},
 };
 
 const char *ipt_merge_name(ipt_merge_method m) { return methods[m].name; }
@@ -346,6 +347,125 @@ static ipt_status merge_factors(ipt_tool *t, const group *g, const ipt_merge_opt
     return s;
 }
 
+/* --- LEGO ------------------------------------------------------------------------------------- */
+/* Methods on ranks need some: a kind that has none is named with its file. */
+static ipt_status check_ranks(ipt_tool *t, const group *g)
+{
+    char what[96];
+    for (size_t i = 0; i < g->n; i++) {
+        group one = {.term = {g->term[i]}, .n = 1, .module = g->module};
+        if (g->term[i].a->act != IPT_ACTS_LOW_RANK)
+            return differ(t, &one,
+                          ipt_name(what, sizeof what, "%s, which has no ranks of its own",
+                                   ipt_adapter_kind_name(g->term[i].a)),
+                          "expected LoRA (impasto lora convert FILE --to lora --rank R makes one)");
+    }
+    return IPT_OK;
+}
+
+static ipt_status check_count(ipt_tool *t, const group *g)
+{
+    size_t n = 0;
+    char what[64];
+    for (size_t i = 0; i < g->n; i++)
+        n += (size_t)g->term[i].a->n_col;
+    if (n <= IPT_LEGO_MAX_UNITS)
+        return IPT_OK;
+    return differ(t, g, ipt_name(what, sizeof what, "%zu ranks together", n),
+                  "expected at most 4096 under this method: resize them first");
+}
+
+/* What ipt_units of all terms point to. */
+typedef struct unit_room {
+    double *down, *up, *split, *omega;
+    int32_t *from;
+} unit_room;
+
+static void room_finish(unit_room *r)
+{
+    ipt_free(r->down);
+    ipt_free(r->up);
+    ipt_free(r->split);
+    ipt_free(r->omega);
+    ipt_free(r->from);
+}
+
+static ipt_status fill_units(ipt_tool *t, const group *g, unit_room *r, ipt_units *u)
+{
+    const ipt_adapter_module *a = g->term[0].a;
+    size_t out = (size_t)a->out, n = 0, at = 0;
+    double *up = NULL;
+    IPT_TRY(concatenate(t, g, &r->down, &up, &n));
+    r->up = ipt_calloc(t->ctx, n * out, sizeof *r->up);
+    r->split = ipt_calloc(t->ctx, n, sizeof *r->split);
+    r->omega = ipt_calloc(t->ctx, g->n, sizeof *r->omega);
+    r->from = ipt_calloc(t->ctx, n, sizeof *r->from);
+    bool ok = r->up && r->split && r->omega && r->from;
+    for (size_t o = 0; ok && o < out; o++)
+        for (size_t k = 0; k < n; k++)
+            r->up[k * out + o] = up[o * n + k];
+    ipt_free(up);
+    for (size_t f = 0; ok && f < g->n; f++) {
+        double s = sqrt(fabs(g->term[f].a->scale * g->term[f].weight));
+        r->omega[f] = fabs(g->term[f].weight);
+        for (int32_t k = 0; k < g->term[f].a->n_col; k++, at++) {
+            r->split[at] = s > 0 ? s : 1;
+            r->from[at] = (int32_t)f;
+        }
+    }
+    *u = (ipt_units){.n = n,
+                     .fan = ipt_fan(a),
+                     .out = out,
+                     .n_from = g->n,
+                     .down = r->down,
+                     .up = r->up,
+                     .split = r->split,
+                     .from = r->from,
+                     .omega = r->omega};
+    return ok ? IPT_OK : IPT_ERR_NOMEM;
+}
+
+/* Factors with the ranks as rows, down [rank,fan] and up [rank,out].  Zeros are written too: what
+ * has the same files has the same modules. */
+static ipt_status put_ranks(ipt_tool *t, const group *g, const double *down, const double *up,
+                            size_t rank)
+{
+    const ipt_adapter_module *a = g->term[0].a;
+    size_t out = (size_t)a->out, n = rank > 0 ? rank : 1, fan = ipt_fan(a);
+    double *b = ipt_calloc(t->ctx, n * out, sizeof *b),
+           *zero = rank > 0 ? NULL : ipt_calloc(t->ctx, fan, sizeof *zero);
+    ipt_status s = b && (zero || rank > 0) ? IPT_OK : IPT_ERR_NOMEM;
+    for (size_t k = 0; s == IPT_OK && k < rank; k++)
+        for (size_t o = 0; o < out; o++)
+            b[o * rank + k] = up[k * out + o];
+    if (s == IPT_OK)
+        s = ipt_tool_put_factors(t, g->module, zero ? zero : down, b, n, ipt_tool_dtype(t, a),
+                                 ipt_tool_axes(t, a));
+    ipt_free(b);
+    ipt_free(zero);
+    return s;
+}
+
+static ipt_status merge_lego(ipt_tool *t, const group *g, const ipt_merge_opts *o)
+{
+    unit_room room = {0};
+    ipt_units units = {0};
+    ipt_lego l = {0};
+    ipt_lego_opts lego = o->lego;
+    lego.rank = o->rank;
+    IPT_TRY(check_ranks(t, g));
+    IPT_TRY(check_count(t, g));
+    ipt_status s = fill_units(t, g, &room, &units);
+    if (s == IPT_OK)
+        s = ipt_lego_merge(t->ctx, &units, &lego, &l);
+    if (s == IPT_OK)
+        s = put_ranks(t, g, l.down, l.up, l.rank);
+    t->report.n_clamped += l.is_clamped;
+    ipt_lego_finish(&l);
+    room_finish(&room);
+    return s;
+}
+
 /* --- merge ------------------------------------------------------------------------------------ */
 static ipt_status merge_vectors(ipt_tool *t, const group *g)
 {
@@ -372,6 +492,8 @@ static ipt_status merge_group(ipt_tool *t, const group *g, const ipt_merge_opts 
         return merge_vectors(t, g);
     if (o->method == IPT_MERGE_CAT)
         return merge_cat(t, g);
+    if (o->method == IPT_MERGE_LEGO)
+        return merge_lego(t, g, o);
     return methods[o->method].on_factors ? merge_factors(t, g, o) : merge_changes(t, g, o);
 }
 

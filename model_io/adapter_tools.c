@@ -278,8 +278,10 @@ ipt_status ipt_tool_put_factors(ipt_tool *t, size_t module, const double *down, 
 {
     const ipt_module *m = &t->module[module];
     double total = 0, lost = 0;
-    IPT_TRY(ipt_product_norm2(t->ctx, up, down, (size_t)m->out, rank, fan_of(m), &total));
-    IPT_TRY(rounding(t, down, up, rank, (size_t)m->out, fan_of(m), dtype, &lost));
+    if (!t->want_no_errors) {
+        IPT_TRY(ipt_product_norm2(t->ctx, up, down, (size_t)m->out, rank, fan_of(m), &total));
+        IPT_TRY(rounding(t, down, up, rank, (size_t)m->out, fan_of(m), dtype, &lost));
+    }
     IPT_TRY(put(t, module, down, up, rank, dtype, axes));
     ipt_tool_note(t, module, total, lost, (int32_t)rank, false);
     return IPT_OK;

@@ -9,18 +9,20 @@
 #ifndef IPT_MODEL_IO_ADAPTER_TOOLS_H
 #define IPT_MODEL_IO_ADAPTER_TOOLS_H
 #include "model_io/adapter_write.h"
+#include "model_io/lego.h"
 #include "model_io/svd.h"
 
 enum { IPT_TOOL_MAX_RANK = 8192, IPT_TOOL_MAX_FILES = 32 };
 
 typedef void (*ipt_tool_step_fn)(void *user, size_t done, size_t total);
 typedef struct ipt_tool_report {
-    size_t n_module;              /* written */
-    size_t n_exact;               /* of those: every tensor bit for bit, or a sum without loss */
-    size_t n_empty;               /* left out: nothing changes in them */
-    size_t n_left_out;            /* changes that the result cannot hold (biases, norms, words) */
-    int32_t rank_min, rank_max;   /* of low-rank factors written; 0: none */
-    double error_worst;           /* |change - written| / |change| of one module ... */
+    size_t n_module;            /* written */
+    size_t n_exact;             /* of those: every tensor bit for bit, or a sum without loss */
+    size_t n_empty;             /* left out: nothing changes in them */
+    size_t n_left_out;          /* changes that the result cannot hold (biases, norms, words) */
+    size_t n_clamped;           /* LEGO: modules of fewer units than the rank that was asked for */
+    int32_t rank_min, rank_max; /* of low-rank factors written; 0: none */
+    double error_worst;         /* |change - written| / |change| of one module ... */
     char worst[IPT_DIR_MAX / 16]; /* ... and which */
     double error_sum;             /* of all modules, for the mean */
     double total, lost;           /* squared norms of all changes and of what was lost */
@@ -31,6 +33,7 @@ typedef struct ipt_tool {
     size_t n_module;
     ipt_weights
         *weights[IPT_COMP_COUNT]; /* of the model, for kinds relative to it; NULL: not here */
+    bool want_no_errors;          /* the report's: they take longer than some of the work */
     bool conv_projections; /* the UNet's proj_in and proj_out are kernels of one tap, not linear */
     ipt_adapter_out *out;
     ipt_st_dtype dtype;    /* of what is written; IPT_ST_COUNT: as it came */
@@ -85,23 +88,27 @@ typedef enum ipt_merge_method {
     IPT_MERGE_DARE_LINEAR_SVD,
     IPT_MERGE_DARE_TIES_SVD,
     IPT_MERGE_MAGNITUDE_PRUNE_SVD, /* ... and these on the changes themselves, then a rank */
+    IPT_MERGE_LEGO,                /* the ranks of all, clustered: lego.h */
     IPT_MERGE_COUNT
 } ipt_merge_method;
 const char *ipt_merge_name(ipt_merge_method m); /* as PEFT's combination_type: "ties_svd" */
 typedef struct ipt_merge_opts {
     ipt_merge_method method;
-    int32_t rank;      /* of SVD methods; 0: the largest of the files' */
-    double density;    /* share of values that TIES, DARE and pruning keep, 0 < density <= 1 */
-    bool by_frequency; /* majority sign by count instead of by sum */
-    uint64_t seed;     /* of DARE: the same seed, the same file */
+    int32_t rank;       /* of SVD methods; 0: the largest of the files'.  LEGO: as in lego.h */
+    double density;     /* share of values that TIES, DARE and pruning keep, 0 < density <= 1 */
+    bool by_frequency;  /* majority sign by count instead of by sum */
+    uint64_t seed;      /* of DARE: the same seed, the same file */
+    ipt_lego_opts lego; /* its rank is not read */
 } ipt_merge_opts;
 typedef struct ipt_merge_input {
     const ipt_adapter_file *file;
     double weight, te_weight;
 } ipt_merge_input;
-/* What PEFT's add_weighted_adapter computes (same scalings, signs and divisors).  Biases and norms
- * are weighted sums under every method.  Errors: IPT_ERR_UNSUPPORTED (ranks or kinds differ under a
- * method on factors: names the files and what works), else as ipt_adapter_convert. */
+/* What PEFT's add_weighted_adapter computes (same scalings, signs and divisors).  LEGO: units of
+ * the weighted adapters, each counting by the size of its adapter's weight; kinds of low-rank
+ * factors only.  Biases and norms are weighted sums under every method.  Errors:
+ * IPT_ERR_UNSUPPORTED (ranks or kinds differ under a method on factors: names the files and what
+ * works), else as ipt_adapter_convert. */
 IPT_CHECKED ipt_status ipt_adapter_merge(ipt_tool *t, const ipt_merge_input *in, size_t n,
                                          const ipt_merge_opts *o);
 

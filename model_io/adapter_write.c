@@ -556,3 +556,10 @@ ipt_status ipt_adapter_out_write(ipt_adapter_out *w, const char *path)
         json_object_set_new(w->meta, "format", json_string("pt"));
     return write_tensors(w, path);
 }
+
+ipt_status ipt_adapter_out_bytes(const ipt_adapter_out *w, void **data, size_t *size)
+{
+    if (w->n == 0)
+        return ipt_fail(w->ctx, IPT_ERR_ARG, "nothing to write: no module has a change");
+    return ipt_safetensors_bytes(w->ctx, w->tensor, w->n, data, size);
+}

@@ -64,5 +64,8 @@ size_t ipt_adapter_out_count(const ipt_adapter_out *w); /* tensors so far */
 /* Writes the file (PEFT: the folder), whole or not at all.  Errors: IPT_ERR_OUTPUT, IPT_ERR_ARG
  * (nothing to write), IPT_ERR_NOMEM. */
 IPT_CHECKED ipt_status ipt_adapter_out_write(ipt_adapter_out *w, const char *path);
+/* The same file (KOHYA, no metadata) in memory.  Ownership: *data, caller, ipt_free.  Errors:
+ * IPT_ERR_ARG (nothing to write), IPT_ERR_NOMEM. */
+IPT_CHECKED ipt_status ipt_adapter_out_bytes(const ipt_adapter_out *w, void **data, size_t *size);
 const char *ipt_adapter_format_name(ipt_adapter_format f); /* "kohya", ... */
 #endif

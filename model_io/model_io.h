@@ -100,6 +100,9 @@ typedef struct ipt_st_meta {
 IPT_CHECKED ipt_status ipt_safetensors_write(ipt_ctx *ctx, const char *path, const ipt_st_write *t,
                                              size_t n, const ipt_st_meta *meta, size_t n_meta);
 
+/* The bytes of such a file, for ipt_adapter_open_memory.  Ownership: *data, caller, ipt_free. */
+IPT_CHECKED ipt_status ipt_safetensors_bytes(ipt_ctx *ctx, const ipt_st_write *t, size_t n,
+                                             void **data, size_t *size);
 /* The same where tensors without data are made one after the other: fill writes tensor i's bytes.
  * Errors: also those of fill, after which no file is left. */
 typedef ipt_status (*ipt_st_fill_fn)(void *user, size_t i, void *buf, size_t bytes);

@@ -131,6 +131,28 @@ ipt_status ipt_safetensors_write(ipt_ctx *ctx, const char *path, const ipt_st_wr
     return ipt_safetensors_write_each(ctx, path, t, n, meta, n_meta, NULL, NULL);
 }
 
+ipt_status ipt_safetensors_bytes(ipt_ctx *ctx, const ipt_st_write *t, size_t n, void **data,
+                                 size_t *size)
+{
+    char *header = NULL;
+    size_t at = 0, all = 0;
+    IPT_TRY(make_header(ctx, "memory", t, n, NULL, 0, &header, &at));
+    all = at;
+    for (size_t i = 0; i < n; i++)
+        all += bytes_of(&t[i]); /* of values that are in memory */
+    char *file = ipt_alloc(ctx, all);
+    if (file)
+        memcpy(file, header, at);
+    ipt_free(header);
+    if (!file)
+        return IPT_ERR_NOMEM;
+    for (size_t i = 0; i < n; at += bytes_of(&t[i++]))
+        memcpy(file + at, t[i].data, bytes_of(&t[i]));
+    *data = file;
+    *size = all;
+    return IPT_OK;
+}
+
 bool ipt_st_can_write(ipt_st_dtype t)
 {
     return t == IPT_ST_F64 || t == IPT_ST_F32 || t == IPT_ST_F16 || t == IPT_ST_BF16;

@@ -299,8 +299,8 @@ static void use_words(ipt_ctx *ctx, ipt_adapter_file *f)
 static void use_tool(ipt_ctx *ctx, const ipt_adapter_file *f, unsigned which,
                      ipt_adapter_format format)
 {
-    static const ipt_merge_method methods[] = {IPT_MERGE_CAT, IPT_MERGE_TIES,
-                                               IPT_MERGE_DARE_TIES_SVD, IPT_MERGE_SVD};
+    static const ipt_merge_method methods[] = {
+        IPT_MERGE_CAT, IPT_MERGE_TIES, IPT_MERGE_DARE_TIES_SVD, IPT_MERGE_SVD, IPT_MERGE_LEGO};
     ipt_adapter_out_opts o = {format, IPT_ST_COUNT, modules, IPT_COUNT(modules)};
     ipt_tool t = {.ctx = ctx,
                   .module = modules,
@@ -308,7 +308,10 @@ static void use_tool(ipt_ctx *ctx, const ipt_adapter_file *f, unsigned which,
                   .dtype = which % 2 ? IPT_ST_F16 : IPT_ST_COUNT};
     ipt_convert_opts c = {(ipt_adapter_target)(which % 4), 2, -1, 0, 0};
     ipt_merge_input in[2] = {{f, 0.5, 1}, {f, -1, 2}};
-    ipt_merge_opts m = {.method = methods[which % 4], .rank = 2, .density = 0.5};
+    ipt_merge_opts m = {.method = methods[which % IPT_COUNT(methods)],
+                        .rank = 2,
+                        .density = 0.5,
+                        .lego = {0, IPT_LEGO_NORM_2, true, which % 2 == 0}};
     o.dtype = t.dtype;
     if (ipt_adapter_out_create(ctx, &o, &t.out) != IPT_OK)
         return;
@@ -326,7 +329,7 @@ static void use_tools(ipt_ctx *ctx, const ipt_adapter_file *f)
     size_t rank = 0;
     for (size_t i = 0; i < f->n_module; i++)
         rank += (size_t)f->module[i].n_col;
-    for (unsigned which = 0; rank <= 256 && which < 9; which++)
+    for (unsigned which = 0; rank <= 256 && which < 10; which++)
         use_tool(ctx, f, which,
                  which == IPT_TO_KRONA ? IPT_FORMAT_KRONA : (ipt_adapter_format)(which % 3));
 }

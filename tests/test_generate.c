@@ -337,7 +337,8 @@ static void composed(void **state)
         "golden_compose_sd1_clora_off",  "golden_compose_sd1_clora_heun",
         "golden_compose_sd1_clora_full", "golden_compose_sd1_clora_inpaint",
         "golden_compose_sd2_clora",      "golden_compose_sdxl_clora",
-        "golden_compose_default_clora"};
+        "golden_compose_default_clora",  "combine/golden_trace_lego",
+        "combine/golden_trace_lego_plain"};
     (void)state;
     fixture f = open_engine(IPT_PRECISION_F32);
     for (size_t i = 0; i < IPT_COUNT(names); i++)

@@ -413,7 +413,11 @@ static ipt_status run_merge(const place *p, const merge_case *c, uint64_t seed, 
                             char **text)
 {
     ipt_lora_job job = {.model = SD1, .out = out};
-    ipt_lora_merge_opts o = {c->method, c->majority, c->rank, c->density, seed};
+    ipt_lora_merge_opts o = {.method = c->method,
+                             .majority = c->majority,
+                             .rank = c->rank,
+                             .density = c->density,
+                             .seed = seed};
     ipt_lora l[3] = {{0}};
     for (int i = 0; i < c->n; i++)
         l[i] =
@@ -779,7 +783,9 @@ static void test_program(void **state)
         {2,
          {"lora", "merge", TOOLS "a.safetensors", "-o", "x", "--density", "0", "-m", SD1},
          "--density"},
-        {2, {"lora", "merge", TOOLS "a.safetensors", "-o", "x", "--method", "lego"}, "cat svd"},
+        {2,
+         {"lora", "merge", TOOLS "a.safetensors", "-o", "x", "--method", "lega"},
+         "did you mean lego"},
         {2, {"lora", "extract", SD1, "-o", "x"}, "--base"},
         {2, {"lora", "extract", SD1, "--base", SD1, "-o", "x"}, "nothing to write"},
         {2, {"model", "bake", SD1, "-o", "x"}, "--lora"},
