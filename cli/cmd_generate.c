@@ -18,8 +18,6 @@ typedef struct gen_args {
     int32_t vram_limit, preview_every;
 } gen_args;
 
-static const char compose_later[] = "lorahub";
-
 /* Fields of the request as options: their types, and where they go. */
 #define TYPE_TEXT CLI_TEXT
 #define TYPE_PROMPT CLI_PROMPT
@@ -275,9 +273,6 @@ static int check_names(const cli *c, const gen_args *a)
     const ipt_request *q = &a->q;
     const char *method = q->compose ? q->compose : ipt_method_find(NULL)->name, *hint = NULL;
     ipt_method_names(compose_methods, sizeof compose_methods);
-    if (cli_has_word(method, compose_later))
-        return cli_usage_error(c, "--compose %s is not in this version; one of: %s", method,
-                               compose_methods);
     if (!cli_has_word(method, compose_methods)) {
         hint = cli_nearest(method, compose_methods, near, sizeof near);
         return cli_usage_error(c, "--compose '%s' is unknown; %s%s%sone of: %s", method,

@@ -324,7 +324,7 @@ static const cli_option merge_options[] = {
     OUT_OPTION,
     {"method", 0, CLI_CHOICE, "NAME", "how (default: cat), see above", AT(method), 0, 0,
      "cat svd linear ties dare dare_linear dare_ties magnitude_prune ties_svd dare_linear_svd "
-     "dare_ties_svd magnitude_prune_svd lego"},
+     "dare_ties_svd magnitude_prune_svd lego lorahub"},
     {"rank", 'r', CLI_INT, "R",
      "rank of svd methods (default: the largest of the files) and of lego (the mean)", AT(rank), 1,
      MAX_RANK, NULL},
@@ -418,20 +418,24 @@ const cli_command cli_cmd_lora_merge = {
     .name = "lora merge",
     .brief = "several adapters as one file",
     .usage = "A[:W[:TE_W]] B[:W[:TE_W]]... -o OUT [--method NAME] [--rank R]",
-    .about = "Methods, with the names and numbers of PEFT's add_weighted_adapter:\n"
-             "  cat        the weighted sum, exactly; ranks add up (and may differ)\n"
-             "  svd        the best approximation of that sum of --rank R; any kinds and ranks\n"
-             "  linear     sums of the factors themselves; one rank for all\n"
-             "  ties       of each file the largest values (--density), then the majority's sign\n"
-             "  dare       (dare_linear, dare_ties) random values dropped, the rest enlarged\n"
-             "  magnitude_prune   the largest values, summed\n"
-             "  ..._svd    ties, dare and pruning on the whole changes instead of the factors, "
-             "then --rank\n"
-             "  lego       (LoRA-LEGO) the ranks of all files clustered into --rank: like ranks "
-             "become one\n"
-             "             (a mean, not a sum); LoRA, LoCon and what has ranks of its own\n"
-             "Weights are factors: 1 leaves an adapter as it is. Changes of biases and norms are "
-             "summed.\n",
+    .about =
+        "Methods, with the names and numbers of PEFT's add_weighted_adapter:\n"
+        "  cat        the weighted sum, exactly; ranks add up (and may differ)\n"
+        "  svd        the best approximation of that sum of --rank R; any kinds and ranks\n"
+        "  linear     sums of the factors themselves; one rank for all\n"
+        "  ties       of each file the largest values (--density), then the majority's sign\n"
+        "  dare       (dare_linear, dare_ties) random values dropped, the rest enlarged\n"
+        "  magnitude_prune   the largest values, summed\n"
+        "  ..._svd    ties, dare and pruning on the whole changes instead of the factors, "
+        "then --rank\n"
+        "  lego       (LoRA-LEGO) the ranks of all files clustered into --rank: like ranks "
+        "become one\n"
+        "             (a mean, not a sum); LoRA, LoCon and what has ranks of its own\n"
+        "  lorahub    (LoraHub) the product of the factors' sums: quadratic in the weights, and "
+        "ranks meet by\n"
+        "             their place; impasto lora hub searches the weights\n"
+        "Weights are factors: 1 leaves an adapter as it is. Changes of biases and norms are "
+        "summed.\n",
     .option = merge_options,
     .example =
         "  impasto lora merge hero.safetensors:0.8 style.safetensors:0.6 -o both.safetensors\n"

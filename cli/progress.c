@@ -30,6 +30,7 @@ static const char *stage_text(const char *stage)
 {
     static const char *const names[][2] = {{"load", "loading"},
                                            {"combine", "joining adapters"},
+                                           {"search", "searching"},
                                            {"text", "text"},
                                            {"sample", "sampling"},
                                            {"vae", "decoding"},

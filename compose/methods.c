@@ -3,9 +3,9 @@
 
 #include <string.h>
 
-static const ipt_method *const table[] = {&ipt_method_merge, &ipt_method_switch,
-                                          &ipt_method_composite, &ipt_method_cmlora,
-                                          &ipt_method_clora, &ipt_method_lego};
+static const ipt_method *const table[] = {
+    &ipt_method_merge, &ipt_method_switch, &ipt_method_composite, &ipt_method_cmlora,
+    &ipt_method_clora, &ipt_method_lego,   &ipt_method_lorahub};
 
 const ipt_method *const *ipt_methods(size_t *n)
 {

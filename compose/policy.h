@@ -211,7 +211,7 @@ typedef struct ipt_method {
 } ipt_method;
 
 extern const ipt_method ipt_method_merge, ipt_method_switch, ipt_method_composite,
-    ipt_method_cmlora, ipt_method_clora, ipt_method_lego;
+    ipt_method_cmlora, ipt_method_clora, ipt_method_lego, ipt_method_lorahub;
 const ipt_method *const *ipt_methods(size_t *n); /* the first is the default */
 const ipt_method *
 ipt_method_find(const char *name);                 /* NULL: the default's name; NULL when unknown */

@@ -110,8 +110,15 @@ static ipt_status trace_spares_inputs(const ipt_run *u)
     return IPT_OK;
 }
 
-static ipt_status run_request(ipt_run *u, ipt_image_fn image, void *user)
+/* Who gets the pictures. */
+typedef struct receiver {
+    ipt_image_fn image;
+    void *user;
+} receiver;
+
+static ipt_status run_request(ipt_run *u, void *to)
 {
+    const receiver *who = to;
     ipt_engine *e = u->e;
     ipt_trace *trace = NULL;
     ipt_run_progress(u, "load", 0, 1, 0);
@@ -131,12 +138,19 @@ static ipt_status run_request(ipt_run *u, ipt_image_fn image, void *user)
     IPT_TRY(ipt_loop_buffers(u));
     if (u->r->trace)
         IPT_TRY(ipt_trace_create(e->ctx, &trace));
-    ipt_status status = make_pictures(u, trace, image, user);
+    ipt_status status = make_pictures(u, trace, who->image, who->user);
     ipt_trace_destroy(&trace);
     return status;
 }
 
 ipt_status ipt_generate(ipt_engine *e, const ipt_request *r, ipt_image_fn image, void *user,
+                        ipt_report *report)
+{
+    receiver who = {image, user};
+    return ipt_run_with(e, r, run_request, &who, report);
+}
+
+ipt_status ipt_run_with(ipt_engine *e, const ipt_request *r, ipt_run_fn body, void *user,
                         ipt_report *report)
 {
     ipt_run *u = ipt_alloc(e->ctx, sizeof *u);
@@ -156,7 +170,7 @@ ipt_status ipt_generate(ipt_engine *e, const ipt_request *r, ipt_image_fn image,
     ipt_arena_init(&u->arena, e->ctx);
     u->rows.ctx = e->ctx;
     ipt_ctx_listen(e->ctx, IPT_LISTEN_REQUEST, r->stop);
-    ipt_status status = run_request(u, image, user);
+    ipt_status status = body(u, user);
     ipt_ctx_listen(e->ctx, IPT_LISTEN_REQUEST, NULL);
     if (status != IPT_OK)
         ipt_hashes_stop(e->hashes);

@@ -10,7 +10,7 @@
 
 const char ipt_lora_merge_methods[] =
     "cat svd linear ties dare dare_linear dare_ties magnitude_prune ties_svd dare_linear_svd "
-    "dare_ties_svd magnitude_prune_svd lego";
+    "dare_ties_svd magnitude_prune_svd lego lorahub";
 
 /* One run of a tool. */
 typedef struct work {

@@ -37,8 +37,8 @@ typedef struct ipt_lora_resize_opts {
 } ipt_lora_resize_opts;
 IPT_CHECKED ipt_status ipt_lora_resize(ipt_ctx *ctx, const ipt_lora_job *job, const char *lora,
                                        const ipt_lora_resize_opts *o, char **json);
-/* method: PEFT's combination types, "dare" for dare_linear, or "lego".  JSON: also "method" and
- * "clamped", modules with fewer ranks than `rank` (lego). */
+/* method: PEFT's combination types, "dare" for dare_linear, "lego", "lorahub".  JSON: also "method"
+ * and "clamped", modules with fewer ranks than `rank` (lego). */
 typedef struct ipt_lora_merge_opts {
     const char *method, *majority; /* NULL: "cat"; "total" or "frequency" */
     int32_t rank;

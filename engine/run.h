@@ -111,6 +111,12 @@ typedef struct ipt_run {
     int32_t n_eval, done_eval;
 } ipt_run;
 
+/* --- generate.c ------------------------------------------------------------------------------- */
+typedef ipt_status (*ipt_run_fn)(ipt_run *u, void *user);
+/* A request from its beginning to its end around what `body` does with it. */
+IPT_CHECKED ipt_status ipt_run_with(ipt_engine *e, const ipt_request *r, ipt_run_fn body,
+                                    void *user, ipt_report *report);
+
 /* --- job.c ------------------------------------------------------------------------------------ */
 /* Loads what the request names, reads prompts and options, chooses the settings. */
 IPT_CHECKED ipt_status ipt_job_prepare(ipt_run *u);

@@ -30,6 +30,7 @@ static const method methods[IPT_MERGE_COUNT] = {
     [IPT_MERGE_DARE_TIES_SVD] = {"dare_ties_svd", RANDOM, true, false},
     [IPT_MERGE_MAGNITUDE_PRUNE_SVD] = {"magnitude_prune_svd", LARGEST, false, false},
     [IPT_MERGE_LEGO] = {"lego", ALL, false, true},
+    [IPT_MERGE_LORAHUB] = {"lorahub", ALL, false, true},
 };
 
 const char *ipt_merge_name(ipt_merge_method m) { return methods[m].name; }
@@ -466,6 +467,48 @@ static ipt_status merge_lego(ipt_tool *t, const group *g, const ipt_merge_opts *
     return s;
 }
 
+/* --- LoraHub ---------------------------------------------------------------------------------- */
+/* down [rank,fan] and up [out,rank] grow by weight times one adapter's, which may have fewer ranks.
+ * Its factors have the scale in `up`: a root of it goes to each side. */
+static ipt_status add_adapter(ipt_tool *t, const term *x, size_t rank, double *down, double *up)
+{
+    const ipt_adapter_module *a = x->a;
+    size_t r = (size_t)a->n_col, fan = ipt_fan(a), out = (size_t)a->out;
+    double *base = NULL, *d = ipt_calloc(t->ctx, r * fan, sizeof *d),
+           *u = ipt_calloc(t->ctx, r * out, sizeof *u), root = sqrt(fabs(a->scale));
+    ipt_status s = d && u ? ipt_tool_base(t, a, &base) : IPT_ERR_NOMEM;
+    if (s == IPT_OK)
+        s = ipt_adapter_factors(t->ctx, a, base, d, u);
+    for (size_t i = 0; s == IPT_OK && i < r * fan; i++)
+        down[i] += x->weight * root * d[i];
+    for (size_t i = 0; s == IPT_OK && root > 0 && i < r * out; i++)
+        up[i / r * rank + i % r] += x->weight / root * u[i];
+    ipt_free(base);
+    ipt_free(d);
+    ipt_free(u);
+    return s;
+}
+
+static ipt_status merge_lorahub(ipt_tool *t, const group *g)
+{
+    const ipt_adapter_module *a = g->term[0].a;
+    size_t rank = 0, out = (size_t)a->out;
+    IPT_TRY(check_ranks(t, g));
+    for (size_t i = 0; i < g->n; i++)
+        rank = (size_t)g->term[i].a->n_col > rank ? (size_t)g->term[i].a->n_col : rank;
+    double *down = ipt_calloc(t->ctx, rank * ipt_fan(a), sizeof *down),
+           *up = ipt_calloc(t->ctx, rank * out, sizeof *up);
+    ipt_status s = down && up ? IPT_OK : IPT_ERR_NOMEM;
+    for (size_t i = 0; s == IPT_OK && i < g->n; i++)
+        s = add_adapter(t, &g->term[i], rank, down, up);
+    if (s == IPT_OK)
+        s = ipt_tool_put_factors(t, g->module, down, up, rank, ipt_tool_dtype(t, a),
+                                 ipt_tool_axes(t, a));
+    ipt_free(down);
+    ipt_free(up);
+    return s;
+}
+
 /* --- merge ------------------------------------------------------------------------------------ */
 static ipt_status merge_vectors(ipt_tool *t, const group *g)
 {
@@ -494,6 +537,8 @@ static ipt_status merge_group(ipt_tool *t, const group *g, const ipt_merge_opts 
         return merge_cat(t, g);
     if (o->method == IPT_MERGE_LEGO)
         return merge_lego(t, g, o);
+    if (o->method == IPT_MERGE_LORAHUB)
+        return merge_lorahub(t, g);
     return methods[o->method].on_factors ? merge_factors(t, g, o) : merge_changes(t, g, o);
 }
 

@@ -89,6 +89,7 @@ typedef enum ipt_merge_method {
     IPT_MERGE_DARE_TIES_SVD,
     IPT_MERGE_MAGNITUDE_PRUNE_SVD, /* ... and these on the changes themselves, then a rank */
     IPT_MERGE_LEGO,                /* the ranks of all, clustered: lego.h */
+    IPT_MERGE_LORAHUB,             /* (sum w B) (sum w A), quadratic in the weights */
     IPT_MERGE_COUNT
 } ipt_merge_method;
 const char *ipt_merge_name(ipt_merge_method m); /* as PEFT's combination_type: "ties_svd" */
@@ -106,7 +107,9 @@ typedef struct ipt_merge_input {
 } ipt_merge_input;
 /* What PEFT's add_weighted_adapter computes (same scalings, signs and divisors).  LEGO: units of
  * the weighted adapters, each counting by the size of its adapter's weight; kinds of low-rank
- * factors only.  Biases and norms are weighted sums under every method.  Errors:
+ * factors only, as LoraHub (Huang et al. 2023, arXiv 2307.13269), where an adapter of lower rank
+ * has zeros for the rest and each side has the root of its scale.  Biases and norms are weighted
+ * sums under every method.  Errors:
  * IPT_ERR_UNSUPPORTED (ranks or kinds differ under a method on factors: names the files and what
  * works), else as ipt_adapter_convert. */
 IPT_CHECKED ipt_status ipt_adapter_merge(ipt_tool *t, const ipt_merge_input *in, size_t n,

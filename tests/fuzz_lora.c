@@ -329,7 +329,7 @@ static void use_tools(ipt_ctx *ctx, const ipt_adapter_file *f)
     size_t rank = 0;
     for (size_t i = 0; i < f->n_module; i++)
         rank += (size_t)f->module[i].n_col;
-    for (unsigned which = 0; rank <= 256 && which < 10; which++)
+    for (unsigned which = 0; rank <= 256 && which < 11; which++)
         use_tool(ctx, f, which,
                  which == IPT_TO_KRONA ? IPT_FORMAT_KRONA : (ipt_adapter_format)(which % 3));
 }

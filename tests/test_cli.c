@@ -51,8 +51,6 @@ static void test_usage_errors(void **state)
         {{"generate", "-p", "x", "--precision", "f8"}, "f16"},
         {{"generate", "-p", "x", "--prediction", "v"}, "v_prediction"},
         {{"generate", "-p", "x", "--compose", "swich"}, "did you mean switch"},
-        {{"generate", "-p", "x", "--compose", "clora"}, "not in this version"},
-        {{"generate", "-p", "x", "--compose", "lorahub"}, "not in this version"},
         {{"generate", "-p", "x", "--compose-opt", "every"}, "KEY=VALUE"},
         {{"generate", "-p", "x", "--region", "m.png@cat"}, "not in this version"},
         {{"generate", "-p", "x", "--masks", "dir"}, "not in this version"},
@@ -567,7 +565,8 @@ static void test_generate(void **state)
 static void test_methods(void **state)
 {
     place *p = *state;
-    const char *const lora = IPT_TEST_DATA "/golden_lora_kohya.safetensors";
+    const char *const lora = IPT_TEST_DATA "/golden_lora_kohya.safetensors",
+                      *const concept = IPT_TEST_DATA "/golden_lora_locon.safetensors@cat";
     char path[PATH_MAX];
     size_t n = 0;
     const ipt_method *const *m = ipt_methods(&n);
@@ -575,7 +574,7 @@ static void test_methods(void **state)
     for (size_t i = 0; i < n; i++) {
         result r =
             RUN(p, "generate", "-m", sd1, "-p", "a cat", "--steps", "2", "-W", "32", "-H", "32",
-                "-o", "m.png", "--compose", m[i]->name, "--lora", lora, "--lora", lora);
+                "-o", "m.png", "--compose", m[i]->name, "--lora", concept, "--lora", lora);
         if (r.rc != 0)
             fail_msg("%s: exit %d: %s", m[i]->name, r.rc, r.err);
         done(&r);

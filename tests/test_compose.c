@@ -109,7 +109,7 @@ static void methods_are_a_table(void **state)
     (void)state;
     const ipt_method *const *m = ipt_methods(&n);
     assert_string_equal(ipt_method_names(names, sizeof names),
-                        "merge switch composite cmlora clora lego");
+                        "merge switch composite cmlora clora lego lorahub");
     assert_string_equal(ipt_method_names(little, sizeof little), "merge s");
     assert_ptr_equal(ipt_method_find(NULL), m[0]);
     assert_null(ipt_method_find("blend"));

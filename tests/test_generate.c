@@ -330,15 +330,15 @@ static void starts(void **state)
 static void composed(void **state)
 {
     static const char *const names[] = {
-        "golden_compose_sd1_cmlora",     "golden_compose_sd1_cmlora_all",
-        "golden_compose_sd1_cmlora_two", "golden_compose_sd2_cmlora",
-        "golden_compose_sdxl_cmlora",    "golden_compose_default_cmlora",
-        "golden_compose_sd1_clora",      "golden_compose_sd1_clora_style",
-        "golden_compose_sd1_clora_off",  "golden_compose_sd1_clora_heun",
-        "golden_compose_sd1_clora_full", "golden_compose_sd1_clora_inpaint",
-        "golden_compose_sd2_clora",      "golden_compose_sdxl_clora",
-        "golden_compose_default_clora",  "combine/golden_trace_lego",
-        "combine/golden_trace_lego_plain"};
+        "golden_compose_sd1_cmlora",       "golden_compose_sd1_cmlora_all",
+        "golden_compose_sd1_cmlora_two",   "golden_compose_sd2_cmlora",
+        "golden_compose_sdxl_cmlora",      "golden_compose_default_cmlora",
+        "golden_compose_sd1_clora",        "golden_compose_sd1_clora_style",
+        "golden_compose_sd1_clora_off",    "golden_compose_sd1_clora_heun",
+        "golden_compose_sd1_clora_full",   "golden_compose_sd1_clora_inpaint",
+        "golden_compose_sd2_clora",        "golden_compose_sdxl_clora",
+        "golden_compose_default_clora",    "combine/golden_trace_lego",
+        "combine/golden_trace_lego_plain", "combine/golden_trace_lorahub"};
     (void)state;
     fixture f = open_engine(IPT_PRECISION_F32);
     for (size_t i = 0; i < IPT_COUNT(names); i++)

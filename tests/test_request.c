@@ -302,9 +302,9 @@ static void test_options_over_the_file(void **state)
     write_text(p, "q.json", "{\"steps\":3}", 11);
     r = RUN(p, "generate", "--request", "q.json");
     expect_line(&r, 2, "needs a prompt", "a request without a prompt");
-    write_text(p, "q.json", "{\"prompt\":\"x\",\"compose\":\"clora\"}", 32);
+    write_text(p, "q.json", "{\"prompt\":\"x\",\"compose\":\"blend\"}", 32);
     r = RUN(p, "generate", "--request", "q.json");
-    expect_line(&r, 2, "not in this version", "a method that is not built");
+    expect_line(&r, 2, "'blend' is unknown", "a method that there is not");
 }
 
 int main(void)
