@@ -419,7 +419,8 @@ const cli_command cli_cmd_lora_merge = {
     .brief = "several adapters as one file",
     .usage = "A[:W[:TE_W]] B[:W[:TE_W]]... -o OUT [--method NAME] [--rank R]",
     .about =
-        "Methods, with the names and numbers of PEFT's add_weighted_adapter:\n"
+        "Methods, but for the last two with the names and numbers of PEFT's "
+        "add_weighted_adapter:\n"
         "  cat        the weighted sum, exactly; ranks add up (and may differ)\n"
         "  svd        the best approximation of that sum of --rank R; any kinds and ranks\n"
         "  linear     sums of the factors themselves; one rank for all\n"

@@ -39,7 +39,9 @@ static ipt_status combine(const void *of, ipt_tool *t, const ipt_merge_input *in
 
 const ipt_method ipt_method_lego = {
     .name = "lego",
-    .brief = "one LoRA of the ranks of all: like ones become one (LoRA-LEGO)",
+    .brief = "one LoRA of the ranks of all, like ones joined (LoRA-LEGO); start, end, blocks, "
+             "curve: one for "
+             "all",
     .option = options,
     .state_size = sizeof(state),
     .combine = combine,

@@ -15,7 +15,9 @@ static ipt_status combine(const void *state, ipt_tool *t, const ipt_merge_input 
 
 const ipt_method ipt_method_lorahub = {
     .name = "lorahub",
-    .brief = "one LoRA of the summed factors, quadratic in the weights (LoraHub; impasto lora hub)",
+    .brief =
+        "one LoRA of the summed factors, quadratic in the weights (LoraHub; see impasto lora hub); "
+        "times as lego",
     .combine = combine,
     .plan = ipt_plan_all,
 };

@@ -512,6 +512,35 @@ static void method_is_the_tool(void **state)
     test_engine_done(&e, &ctx);
 }
 
+/* Memory that runs out while adapters become one: that status, and the next request is whole. */
+static void requests_out_of_memory(void **state)
+{
+    ipt_ctx *ctx = NULL;
+    ipt_request r;
+    (void)state;
+    ipt_engine *e = test_engine(&ctx, IPT_PRECISION_F32, 0);
+    ipt_lora l[2] = {lora_of(TOOLS "a.safetensors"), lora_of(TOOLS "b.safetensors")};
+    picture *good = calloc(1, sizeof *good), *again = calloc(1, sizeof *again);
+    assert_true(good && again);
+    request(&r, l, 2);
+    r.compose = "lego";
+    assert_ok(ctx, ipt_generate(e, &r, keep, good, NULL));
+    for (uint64_t i = 1; i < 1200; i += 23) {
+        l[0].weight = 1 + (float)i / 1024; /* never made before */
+        ipt_alloc_fail_after(ctx, i);
+        ipt_status s = ipt_generate(e, &r, NULL, NULL, NULL);
+        ipt_alloc_fail_after(ctx, 0);
+        if (s != IPT_OK && s != IPT_ERR_NOMEM)
+            fail_msg("allocation %d: %s: %s", (int)i, ipt_status_name(s), ipt_last_error(ctx));
+    }
+    l[0].weight = 1;
+    assert_ok(ctx, ipt_generate(e, &r, keep, again, NULL));
+    assert_true(same_picture(good, again));
+    free(good);
+    free(again);
+    test_engine_done(&e, &ctx);
+}
+
 /* Steps and blocks that all share are those of the one adapter; others are refused. */
 static void windows(void **state)
 {
@@ -668,6 +697,7 @@ int main(void)
         cmocka_unit_test(files_beside_the_reference),
         cmocka_unit_test(pictures_of_all_ranks),
         cmocka_unit_test(method_is_the_tool),
+        cmocka_unit_test(requests_out_of_memory),
         cmocka_unit_test(windows),
         cmocka_unit_test(refused),
         cmocka_unit_test(program),
