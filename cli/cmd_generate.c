@@ -63,7 +63,6 @@ static const cli_option options[] = {
      NULL},
     {"trace", 0, CLI_TEXT, "FILE", "write every intermediate as .safetensors", AT(trace), 0, 0,
      NULL},
-    {"region", 0, CLI_LATER, "SPEC", "", 0, 0, 0, NULL},
     {"masks", 0, CLI_LATER, "DIR", "", 0, 0, 0, NULL},
     {"explain", 0, CLI_LATER, NULL, "", 0, 0, 0, NULL},
     {0},
@@ -311,6 +310,10 @@ static int check_args(const cli *c, const gen_args *a)
         return cli_usage_error(c, "--mask needs --init IMG, the picture to repaint");
     if (q->no_paste && !q->mask_file)
         return cli_usage_error(c, "--no-paste needs --mask IMG, whose protected part it gives up");
+    for (size_t i = 0; i < q->n_region; i++)
+        if (!strchr(q->region[i], '@') || q->region[i][0] == '@')
+            return cli_usage_error(c, "--region '%.80s' is not IMG@PROMPT or IMG@lora:NAME",
+                                   q->region[i]);
     if (!q->init_file && !isnan(q->strength))
         return cli_usage_error(c, "--strength needs --init IMG, the picture to start from");
     return check_names(c, a);

@@ -142,8 +142,10 @@ void ipt_cache_mark(ipt_run *u, int32_t eval)
     ipt_rows *rows = &u->rows;
     if (c->interval <= 1 || c->is_methods)
         return;
-    bool whole = eval == 0 || ++c->since >= c->interval || !same_rows(c, rows);
+    bool whole = eval == 0 || ++c->since >= c->interval || !same_rows(c, rows) ||
+                 !ipt_regions_same(u, c->eval, eval);
     if (whole) {
+        c->eval = eval;
         c->since = 0;
         c->n_row = rows->n;
         memcpy(c->row, rows->row, rows->n * sizeof *c->row);

@@ -140,8 +140,7 @@ static int32_t calls_of_a_step(ipt_sampler_kind kind)
     return two ? 2 : 1;
 }
 
-/* The text of every evaluation, of a prompt that may change. */
-static ipt_status read_edits(ipt_run *u, const char *text, size_t n, const uint16_t **out)
+ipt_status ipt_job_edits(ipt_run *u, const char *text, size_t n, const uint16_t **out)
 {
     ipt_ctx *ctx = u->e->ctx;
     ipt_prompt_edits *p = NULL;
@@ -172,7 +171,7 @@ static ipt_status read_negative(ipt_run *u, const char *text, const uint16_t **o
 {
     uint16_t index = 0, *at = ipt_arena_alloc(&u->arena, (size_t)u->n_eval * sizeof *at);
     if (u->r->negative)
-        return read_edits(u, text, strlen(text), out);
+        return ipt_job_edits(u, text, strlen(text), out);
     if (!at)
         return IPT_ERR_NOMEM;
     IPT_TRY(ipt_texts_add(&u->texts, NULL, &index));
@@ -196,7 +195,7 @@ static ipt_status read_prompts(ipt_run *u, ipt_prompt *const tags[2])
     for (size_t k = 0; k < n; k++) {
         u->part[k].weight = (float)part[k].weight;
         plain = plain && n == 1 && !(part[k].weight < 1 || part[k].weight > 1);
-        IPT_TRY(read_edits(u, part[k].text, part[k].len, &u->part[k].text));
+        IPT_TRY(ipt_job_edits(u, part[k].text, part[k].len, &u->part[k].text));
     }
     u->job.n_part = (int32_t)n;
     if (!plain && u->set.lcm_guidance)
@@ -355,6 +354,7 @@ ipt_status ipt_job_encode(ipt_run *u)
     u->job.find_user = u;
     IPT_TRY(ipt_policy_bind(u->policy));
     for (int32_t i = u->n_eval - 1; i >= 0; i--) { /* the first is what u->rows holds then */
+        u->eval = i;
         IPT_TRY(ipt_policy_plan(u->policy, i, &u->rows));
         if (u->rows.n > u->max_rows)
             u->max_rows = u->rows.n;

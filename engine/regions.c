@@ -18,9 +18,9 @@ typedef struct group {
 } group;
 
 typedef struct spec {
-    const char *text;  /* what the region says; NULL: an adapter's */
-    int32_t slot;      /* or the adapter */
-    const float *mask; /* [H*W] */
+    const uint16_t *text;   /* [n_eval] what the region says; NULL: adapters' */
+    bool has[IPT_MAX_SLOT]; /* or the adapters */
+    const float *mask;      /* [H*W] */
 } spec;
 
 typedef struct reader {
@@ -33,7 +33,8 @@ typedef struct reader {
 } reader;
 
 /* --- what is given ---------------------------------------------------------------------------- */
-/* File and the rest of "FILE@WHAT"; a file with '@' in its name comes before the first '@'. */
+/* File and the rest of "FILE@WHAT": cut at the first '@' with a file before it, else at the first.
+ */
 static ipt_status split(reader *r, const char *given, const char **file, const char **what)
 {
     char *copy = ipt_arena_strdup(&r->u->arena, given);
@@ -81,25 +82,75 @@ static ipt_status read_mask(reader *r, const char *file, const ipt_image *im, co
                                "region %.200s is black everywhere: white is where it lies", file);
 }
 
-static ipt_status find_adapter(const reader *r, const char *given, const char *name, int32_t *out)
+/* A file's name without its folders and ending. */
+static const char *stem_of(const char *file, char *buf, size_t n)
+{
+    const char *base = strrchr(file, '/');
+    ipt_name(buf, n, "%s", base ? base + 1 : file);
+    char *dot = strrchr(buf, '.');
+    if (dot && strcmp(dot, ".safetensors") == 0)
+        *dot = 0;
+    return buf;
+}
+
+/* The adapters of the file that is called so; it may have been given several times. */
+static ipt_status find_adapter(const reader *r, const char *given, const char *name,
+                               bool has[IPT_MAX_SLOT])
 {
     const ipt_job *job = &r->u->job;
+    ipt_ctx *ctx = r->u->e->ctx;
     char all[512] = "", stem[256];
+    const char *found = NULL;
     size_t at = 0;
-    for (*out = 0; *out < job->n_slot; ++*out) {
-        const char *file = job->slot[*out].file, *base = strrchr(file, '/');
-        ipt_name(stem, sizeof stem, "%s", base ? base + 1 : file);
-        char *dot = strrchr(stem, '.');
-        if (dot && strcmp(dot, ".safetensors") == 0)
-            *dot = 0;
-        if (strcmp(stem, name) == 0 || strcmp(file, name) == 0)
-            return IPT_OK;
+    for (int32_t s = 0; s < job->n_slot; s++) {
+        const char *file = job->slot[s].file;
+        has[s] = strcmp(stem_of(file, stem, sizeof stem), name) == 0 || strcmp(file, name) == 0;
+        if (has[s] && found && strcmp(found, file) != 0)
+            return ipt_fail(ctx, IPT_ERR_ARG,
+                            "region %.200s: %s and %s have that name; write lora:FILE", given,
+                            found, file);
+        found = has[s] ? file : found;
         if (at < sizeof all)
-            at += (size_t)snprintf(all + at, sizeof all - at, "%s%s", *out ? ", " : "", stem);
+            at += (size_t)snprintf(all + at, sizeof all - at, "%s%s", s ? ", " : "", stem);
     }
-    return ipt_fail(r->u->e->ctx, IPT_ERR_ARG,
-                    "region %.200s: no adapter is called '%.100s'; there %s: %s", given, name,
-                    job->n_slot == 1 ? "is" : "are", job->n_slot ? all : "none");
+    return found ? IPT_OK
+                 : ipt_fail(ctx, IPT_ERR_ARG,
+                            "region %.200s: no adapter is called '%.100s'; there %s: %s", given,
+                            name, job->n_slot == 1 ? "is" : "are", job->n_slot ? all : "none");
+}
+
+/* A prompt as the request's own, but that it can neither load adapters nor be joined of several. */
+static ipt_status read_prompt(reader *r, const char *given, const ipt_prompt *tags,
+                              const uint16_t **out)
+{
+    ipt_ctx *ctx = r->u->e->ctx;
+    ipt_prompt_conjunct part[IPT_MAX_PART];
+    size_t n = 0;
+    if (tags->n_lora > 0)
+        return ipt_fail(ctx, IPT_ERR_ARG,
+                        "region %.200s: <lora:%.100s> stands in a region; give it in the prompt "
+                        "and bind it with IMG@lora:NAME",
+                        given, tags->loras[0].name);
+    IPT_TRY(ipt_prompt_split(ctx, tags->text, strlen(tags->text), part, IPT_MAX_PART, &n));
+    if (n != 1 || part[0].weight < 1 || part[0].weight > 1)
+        return ipt_fail(ctx, IPT_ERR_ARG,
+                        "region %.200s: AND and a weight at the end have no meaning in a region; "
+                        "one region each, and grey for less of it",
+                        given);
+    return ipt_job_edits(r->u, part[0].text, part[0].len, out);
+}
+
+static ipt_status read_text(reader *r, const char *given, const char *what, const uint16_t **out)
+{
+    const ipt_engine *e = r->u->e;
+    ipt_prompt *tags = NULL;
+    IPT_TRY(ipt_prompt_create(e->ctx, e->m->tokenizer[0], what, strlen(what), NULL, &tags));
+    for (size_t i = 0; i < tags->n_ignored; i++)
+        ipt_log(e->ctx, IPT_LOG_WARN, "region: %.100s has no meaning here and is left out",
+                tags->ignored[i]);
+    ipt_status status = read_prompt(r, given, tags, out);
+    ipt_prompt_destroy(&tags);
+    return status;
 }
 
 static ipt_status read_spec(reader *r, size_t i)
@@ -114,9 +165,10 @@ static ipt_status read_spec(reader *r, size_t i)
                         "region %.200s: no prompt behind '@'; expected IMG@PROMPT or IMG@lora:NAME",
                         given);
     if (strncmp(what, "lora:", 5) == 0)
-        IPT_TRY(find_adapter(r, given, what + 5, &s->slot));
+        IPT_TRY(find_adapter(r, given, what + 5, s->has));
     else
-        s->text = what;
+        IPT_TRY(read_text(r, given, what, &s->text));
+    IPT_TRY(ipt_trace_spares(r->u->e->ctx, q->trace, file));
     IPT_TRY(ipt_image_load(r->u->e->ctx, file, &im));
     ipt_status status = read_mask(r, file, &im, &s->mask);
     ipt_image_finish(&im);
@@ -132,25 +184,29 @@ static bool is_full(const reader *r, const float *mask)
     return true;
 }
 
-/* A slot's places: the largest of its regions. */
-static ipt_status place_slots(reader *r)
+/* A slot's places: the largest of its regions; NULL: everywhere. */
+static ipt_status place_slot(reader *r, int32_t slot, float **place)
 {
-    ipt_regions *g = &r->u->regions;
+    float *p = NULL;
     for (size_t i = 0; i < r->n; i++) {
         const spec *s = &r->spec[i];
-        if (s->text)
+        if (!s->has[slot])
             continue;
-        float *p = g->place[s->slot];
         if (!p && !(p = ipt_arena_alloc(&r->u->arena, r->n_pixel * sizeof *p)))
             return IPT_ERR_NOMEM;
-        g->place[s->slot] = p;
         for (size_t k = 0; k < r->n_pixel; k++)
             p[k] = s->mask[k] > p[k] ? s->mask[k] : p[k];
     }
+    *place = p && is_full(r, p) ? NULL : p;
+    return IPT_OK;
+}
+
+static ipt_status place_slots(reader *r)
+{
+    ipt_regions *g = &r->u->regions;
     for (int32_t s = 0; s < IPT_MAX_SLOT; s++) {
-        if (g->place[s] && is_full(r, g->place[s]))
-            g->place[s] = NULL; /* everywhere, as without a region */
         size_t k = 0;
+        IPT_TRY(place_slot(r, s, &g->place[s]));
         while (g->place[s] && k < r->n_group &&
                memcmp(r->group[k].mask, g->place[s], r->n_pixel * sizeof(float)) != 0)
             k++;
@@ -164,12 +220,13 @@ static ipt_status place_slots(reader *r)
     return IPT_OK;
 }
 
-/* Part `which` of masks that share a place, -1 being what they leave over: their sum counts as 1
- * where it is more. */
+/* What a mask has of a place, or what all of them leave over.  Their sum counts as 1 where it is
+ * more, or so little less that only rounding (masks are 8 bit) can have made it so. */
 static float part(float sum, float own, bool is_rest)
 {
+    const float rounding = 1e-5F;
     if (is_rest)
-        return sum < 1 ? 1 - sum : 0;
+        return sum < 1 - rounding ? 1 - sum : 0;
     return sum > 1 ? own / sum : own;
 }
 
@@ -194,11 +251,11 @@ static ipt_status add_text(reader *r, const spec *region, const group *of, const
                         "regions: more than %d combinations of prompts and adapters",
                         IPT_MAX_CONTEXT);
     ipt_region_text *t = &g->text[g->n_text++];
-    t->is_own = region != NULL;
+    t->text = region ? region->text : NULL;
     t->share = share;
     for (int32_t s = 0; s < IPT_MAX_SLOT; s++)
         t->acts[s] = !g->place[s] || (of && of->has[s]);
-    return region ? ipt_texts_add(&r->u->texts, region->text, &t->text) : IPT_OK;
+    return IPT_OK;
 }
 
 static ipt_status add_texts(reader *r)
@@ -252,62 +309,80 @@ ipt_row ipt_regions_row(const ipt_run *u, const ipt_row *row, int32_t k)
     if (g->n_text == 0)
         return out;
     const ipt_region_text *t = &g->text[k];
-    if (t->is_own && row->part >= 0)
-        out.text = t->text;
+    if (t->text && row->part >= 0)
+        out.text = t->text[u->eval];
     for (int32_t s = 0; s < u->job.n_slot; s++)
         out.slot[s] = t->acts[s] ? row->slot[s] : 0;
     return out;
 }
 
+bool ipt_regions_same(const ipt_run *u, int32_t a, int32_t b)
+{
+    const ipt_regions *g = &u->regions;
+    bool same = true;
+    for (int32_t k = 0; k < g->n_text; k++)
+        same = same && (!g->text[k].text || g->text[k].text[a] == g->text[k].text[b]);
+    return same;
+}
+
 /* --- places on the device --------------------------------------------------------------------- */
-/* The mean of what each cell of a grid covers. */
-static void shrink(const ipt_run *u, const float *from, int32_t gh, int32_t gw, float *to,
-                   size_t step)
+/* A grid over the picture: cells of `side` pixels each way, those at the end what is left of them,
+ * or more. */
+typedef struct cells {
+    int32_t h, w, side;
+} cells;
+
+static int32_t end_of(int32_t i, int32_t n, int32_t side, int32_t all)
+{
+    return i + 1 == n ? all : (i + 1) * side;
+}
+
+/* The mean of what each cell covers. */
+static void shrink(const ipt_run *u, const float *from, const cells *c, float *to, size_t step)
 {
     const int32_t H = u->set.height, W = u->set.width;
-    for (int32_t y = 0; y < gh; y++)
-        for (int32_t x = 0; x < gw; x++) {
-            int32_t y0 = y * H / gh, y1 = (y + 1) * H / gh, x0 = x * W / gw, x1 = (x + 1) * W / gw;
+    for (int32_t y = 0; y < c->h; y++)
+        for (int32_t x = 0; x < c->w; x++) {
+            int32_t y0 = y * c->side, y1 = end_of(y, c->h, c->side, H), x0 = x * c->side,
+                    x1 = end_of(x, c->w, c->side, W);
             double sum = 0;
-            y1 = y1 > y0 ? y1 : y0 + 1;
-            x1 = x1 > x0 ? x1 : x0 + 1;
             for (int32_t v = y0; v < y1; v++)
                 for (int32_t h = x0; h < x1; h++)
                     sum += (double)from[(size_t)v * (size_t)W + (size_t)h];
-            to[((size_t)y * (size_t)gw + (size_t)x) * step] =
+            to[((size_t)y * (size_t)c->w + (size_t)x) * step] =
                 (float)(sum / ((double)(y1 - y0) * (x1 - x0)));
         }
 }
 
-static ipt_status write_shares(const ipt_run *u, ipt_plan *p, int32_t gh, int32_t gw, float *room)
+static ipt_status write_shares(const ipt_run *u, ipt_plan *p, const cells *c, float *room)
 {
     const ipt_regions *g = &u->regions;
-    size_t cells = (size_t)gh * (size_t)gw;
+    size_t n = (size_t)c->h * (size_t)c->w;
     char name[48];
     for (int32_t k = 0; k < g->n_text; k++) {
-        ipt_name(name, sizeof name, "share%d_%d", k, gh * gw);
+        ipt_name(name, sizeof name, "share%d_%zu", k, n);
         if (!ipt_plan_has(p, name))
             continue;
-        shrink(u, g->text[k].share, gh, gw, room, 1);
-        IPT_TRY(ipt_plan_write(p, name, room, cells * sizeof *room));
+        shrink(u, g->text[k].share, c, room, 1);
+        IPT_TRY(ipt_plan_write(p, name, room, n * sizeof *room));
     }
     return IPT_OK;
 }
 
 /* place [b][cells][slots]; adapters without regions are everywhere. */
-static ipt_status write_places(const ipt_run *u, ipt_plan *p, int32_t gh, int32_t gw, float *room)
+static ipt_status write_places(const ipt_run *u, ipt_plan *p, const cells *c, float *room)
 {
-    size_t cells = (size_t)gh * (size_t)gw, slots = (size_t)u->job.n_slot, n = cells * slots,
+    size_t slots = (size_t)u->job.n_slot, n = (size_t)c->h * (size_t)c->w * slots,
            b = (size_t)u->batch;
     char name[48];
-    ipt_name(name, sizeof name, "place%d", gh * gw);
+    ipt_name(name, sizeof name, "place%d", c->h * c->w);
     if (!u->regions.is_placed || !ipt_plan_has(p, name))
         return IPT_OK;
     for (size_t i = 0; i < n; i++)
         room[i] = 1;
     for (size_t s = 0; s < slots; s++)
         if (u->regions.place[s])
-            shrink(u, u->regions.place[s], gh, gw, room + s, slots);
+            shrink(u, u->regions.place[s], c, room + s, slots);
     for (size_t k = 1; k < b; k++)
         memcpy(room + k * n, room, n * sizeof *room);
     return ipt_plan_write(p, name, room, b * n * sizeof *room);
@@ -321,12 +396,13 @@ ipt_status ipt_regions_write(ipt_run *u, ipt_plan *p)
     float *room =
         ipt_calloc(u->e->ctx, most * ((size_t)u->batch * (size_t)u->job.n_slot + 1), sizeof *room);
     ipt_status status = room ? IPT_OK : IPT_ERR_NOMEM;
-    for (int32_t i = 0; i <= u->job.n_grid && status == IPT_OK;
-         i++) { /* and one place for the time */
-        const ipt_grid one = {1, 1, false}, *g = i < u->job.n_grid ? &u->job.grid[i] : &one;
-        status = write_shares(u, p, g->h, g->w, room);
+    for (int32_t i = 0; i <= u->job.n_grid && status == IPT_OK; i++) {
+        cells c = {1, 1, 0}; /* at the end one place for the time */
+        if (i < u->job.n_grid)
+            c = (cells){u->job.grid[i].h, u->job.grid[i].w, u->set.width / u->set.w << i};
+        status = write_shares(u, p, &c, room);
         if (status == IPT_OK)
-            status = write_places(u, p, g->h, g->w, room);
+            status = write_places(u, p, &c, room);
     }
     ipt_free(room);
     return status;

@@ -64,6 +64,7 @@ ipt_status ipt_rows_predict(ipt_run *u, double t, int32_t eval)
 {
     const ipt_buffers *b = &u->buf;
     bool again = true;
+    u->eval = eval;
     u->maps.is_moved = false;
     u->maps.n_round = 0;
     for (int32_t round = 0; again; round++)

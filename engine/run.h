@@ -32,7 +32,7 @@ typedef struct ipt_cache {
     uint64_t row_bytes;
     ipt_row *row; /* [n_row] of the last whole evaluation */
     size_t n_row;
-    int32_t since; /* evaluations since then */
+    int32_t since, eval; /* evaluations since then, and its own number */
 } ipt_cache;
 
 enum { IPT_KEEP_LOSS = 64 };
@@ -56,8 +56,7 @@ typedef struct ipt_maps {
 
 /* Masks bound to prompts and adapters. */
 typedef struct ipt_region_text {
-    bool is_own;             /* of a region; else the row's */
-    uint16_t text;           /* its, of the job's texts */
+    const uint16_t *text;    /* [n_eval] of the job's texts; NULL: the row's */
     bool acts[IPT_MAX_SLOT]; /* the adapters under which it is seen */
     const float *share;      /* [H*W] of each place; those of all texts add up to 1 */
 } ipt_region_text;
@@ -90,7 +89,8 @@ typedef struct ipt_run {
     uint16_t negative;    /* of the first evaluation, also where no row has it */
     size_t trace_text[2]; /* in u->text: positive and negative */
     size_t max_rows;      /* of an evaluation */
-    ipt_rows rows;        /* of the evaluation that runs */
+    int32_t eval;         /* that runs or is prepared, in its picture */
+    ipt_rows rows;        /* its */
     ipt_result *result;   /* [max_rows] */
     ipt_row *pick;        /* [max_rows] those of a replay, and where their predictions go */
     float **pick_eps, **pick_maps;
@@ -120,6 +120,9 @@ IPT_CHECKED ipt_status ipt_run_with(ipt_engine *e, const ipt_request *r, ipt_run
 /* --- job.c ------------------------------------------------------------------------------------ */
 /* Loads what the request names, reads prompts and options, chooses the settings. */
 IPT_CHECKED ipt_status ipt_job_prepare(ipt_run *u);
+/* The text of every evaluation [n_eval], of a prompt without tags that may change over the steps;
+ * they join the job's. */
+IPT_CHECKED ipt_status ipt_job_edits(ipt_run *u, const char *text, size_t n, const uint16_t **out);
 /* Encodes every text that an evaluation will need. */
 IPT_CHECKED ipt_status ipt_job_encode(ipt_run *u);
 /* Index of a row's text in u->text, encoded at first use. */
@@ -142,8 +145,10 @@ IPT_CHECKED ipt_status ipt_unet_inputs(ipt_run *u, ipt_plan *plan, const float *
 /* Reads the request's regions, after the method is made; their prompts join the job's texts.
  * Errors, one sentence each: IPT_ERR_ARG; those of the pictures. */
 IPT_CHECKED ipt_status ipt_regions_read(ipt_run *u);
-/* The row as text k of the regions is seen for it (k 0 without regions: itself). */
+/* A row of evaluation u->eval as the regions' text k is seen for it (k 0 without any: itself). */
 ipt_row ipt_regions_row(const ipt_run *u, const ipt_row *row, int32_t k);
+/* Whether two evaluations have the same prompts of regions. */
+bool ipt_regions_same(const ipt_run *u, int32_t a, int32_t b);
 /* Shares and places into a plan; p NULL: nothing. */
 IPT_CHECKED ipt_status ipt_regions_write(ipt_run *u, ipt_plan *p);
 

@@ -65,8 +65,13 @@ static ipt_status read_inversion(ipt_engine *e, ipt_prompts *p, const char *path
 
 static bool is_mentioned(const ipt_request *r, const char *word)
 {
-    return (r->prompt && strcasestr(r->prompt, word)) ||
-           (r->negative && strcasestr(r->negative, word));
+    bool found = (r->prompt && strcasestr(r->prompt, word)) ||
+                 (r->negative && strcasestr(r->negative, word));
+    for (size_t i = 0; i < r->n_region && !found; i++) { /* behind the picture's name */
+        const char *what = strchr(r->region[i], '@');
+        found = what && strcasestr(what, word);
+    }
+    return found;
 }
 
 static ipt_status one_more(const ipt_engine *e, const ipt_prompts *p)

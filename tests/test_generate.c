@@ -91,7 +91,7 @@ static bool is_input(const char *key)
     for (size_t i = 0; i < IPT_COUNT(INPUTS); i++)
         if (strcmp(key, INPUTS[i]) == 0)
             return true;
-    return false;
+    return strncmp(key, "region_mask", 11) == 0;
 }
 
 static double measured(const limit *l, bool f16, const float *want, const float *got, size_t n)
@@ -212,6 +212,32 @@ static void read_kinds(kinds *k, const char *text)
     }
 }
 
+/* Regions: "WHAT;WHAT" with the masks "region_mask<k>", which become files. */
+enum { MAX_REGIONS = 5 };
+typedef struct regions {
+    char file[MAX_REGIONS][64], spec[MAX_REGIONS][160];
+    const char *given[MAX_REGIONS];
+    size_t n;
+} regions;
+
+static void write_regions(fixture *f, const ipt_safetensors *st, int32_t w, int32_t h, regions *r)
+{
+    char list[512], name[32], *next = NULL;
+    ipt_name(list, sizeof list, "%s", meta(st, "regions", ""));
+    for (char *what = strtok_r(list, ";", &next); what; what = strtok_r(NULL, ";", &next)) {
+        assert_true(r->n < MAX_REGIONS);
+        ipt_image im =
+            golden_picture(f, st, ipt_name(name, sizeof name, "region_mask%zu", r->n), w, h);
+        ipt_name(r->file[r->n], sizeof r->file[0], "/tmp/impasto-mask-%ld-%zu.png", (long)getpid(),
+                 r->n);
+        assert_ok(f->ctx, ipt_image_save(f->ctx, r->file[r->n], &im, NULL, NULL));
+        ipt_image_finish(&im);
+        ipt_name(r->spec[r->n], sizeof r->spec[0], "%s@%s", r->file[r->n], what);
+        r->given[r->n] = r->spec[r->n];
+        r->n++;
+    }
+}
+
 static void run_trace(fixture *f, const char *name, const char *model, bool f16)
 {
     ipt_safetensors *st = golden_open(f->ctx, DATA, name);
@@ -269,6 +295,10 @@ static void run_trace(fixture *f, const char *name, const char *model, bool f16)
             options[r.n_compose_opt++] = item;
         r.compose_opt = options;
     }
+    regions areas = {.n = 0};
+    write_regions(f, st, r.width, r.height, &areas);
+    r.region = areas.given;
+    r.n_region = areas.n;
     static const char *const ways[] = {"never",
                                        "always"}; /* adapters beside the weights, in them */
     for (size_t i = 0; i < (r.n_lora && !r.compose ? IPT_COUNT(ways) : 1); i++) {
@@ -278,6 +308,8 @@ static void run_trace(fixture *f, const char *name, const char *model, bool f16)
         assert_int_equal(rep.is_folded, i > 0);
         compare_traces(f, name, st, f16);
     }
+    for (size_t i = 0; i < areas.n; i++)
+        unlink(areas.file[i]);
     ipt_image_finish(&init);
     ipt_image_finish(&mask);
     ipt_safetensors_close(&st);
@@ -344,6 +376,22 @@ static void composed(void **state)
     for (size_t i = 0; i < IPT_COUNT(names); i++)
         run_trace(&f, names[i],
                   strstr(names[i], "default") ? IPT_SOURCE_DIR "/models/default" : NULL, false);
+    close_engine(&f);
+}
+
+/* Regions beside tools/reference: prompts, low-rank adapters, both; all ways in which adapters act.
+ */
+static void in_regions(void **state)
+{
+    static const char *const names[] = {
+        "golden_compose_sd1_regions",      "golden_compose_sd1_regions_adapters",
+        "golden_compose_sd1_regions_both", "golden_compose_sd1_regions_shared",
+        "golden_compose_sd2_regions",      "golden_compose_sd2_regions_conv",
+        "golden_compose_sdxl_regions",     "kinds/golden_trace_regions"};
+    (void)state;
+    fixture f = open_engine(IPT_PRECISION_F32);
+    for (size_t i = 0; i < IPT_COUNT(names); i++)
+        run_trace(&f, names[i], NULL, false);
     close_engine(&f);
 }
 
@@ -639,6 +687,7 @@ int main(void)
     const struct CMUnitTest tests[] = {cmocka_unit_test(traces),
                                        cmocka_unit_test(starts),
                                        cmocka_unit_test(composed),
+                                       cmocka_unit_test(in_regions),
                                        cmocka_unit_test(kind_traces),
                                        cmocka_unit_test(kinds_by_method),
                                        cmocka_unit_test(traces_f16),

@@ -26,8 +26,9 @@ from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from fixtures import pipelines  # noqa: E402
+from fixtures import compose, pipelines  # noqa: E402
 from fixtures.common import rand, save  # noqa: E402
+from reference.regions import Change  # noqa: E402
 
 from lycoris.functional.general import rebuild_tucker  # noqa: E402
 from lycoris.functional.lokr import make_kron  # noqa: E402
@@ -359,6 +360,7 @@ def make(base, out, krona_class):
     save(out / "golden_deltas_1.safetensors", {k: every[k] for k in keys[:half]})
     save(out / "golden_deltas_2.safetensors", {k: every[k] for k in keys[half:]})
     traces(base, out, made)
+    regions(base, out, made)
 
 
 def traces(base, out, made):
@@ -371,6 +373,20 @@ def traces(base, out, made):
             pipelines.trace_golden(
                 out / f"golden_trace_{name}.safetensors", (base.pipe, Path(base.folder)), "ddim", 4,
                 7.5, 8, (32, 24), notes={"kinds": " ".join(f"{n}:{w}:{w}" for n, w in parts)})
+
+
+def regions(base, out, made):
+    """Every way to act, bound to soft masks that overlap."""
+    # vectors and whole kernels; a Kronecker product is the matrix that it stands for
+    parts, masks = {"lokr": 1.0, "full": 1.0, "norm": 1.0}, ("ramp", "hill", "corner")
+    changes = {n: {m: Change(*[None if d is None else s * d for d in change], change[0].ndim > 1)
+                   for m, change in made[n].items() if not m.startswith("text_model.")}
+               for n, s in parts.items()}
+    sampler, steps, size = "ddim", 3, (40, 24)
+    areas = [(mask, f"lora:{n}") for mask, n in zip(masks, parts)] + [("left", "sks dog")]
+    got = compose.regions_trace((base.pipe, Path(base.folder)), changes, sampler, steps, size, areas)
+    compose.save_regions(out / "golden_trace_regions.safetensors", got, "sd1",
+                         ";".join(f"{n}:{s}:0" for n, s in parts.items()), sampler, steps, size, areas)
 
 
 # --- published files ------------------------------------------------------------------------------
