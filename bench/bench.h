@@ -23,10 +23,11 @@ typedef struct ipt_bench_opts {
     int32_t lora_rank, lora_count; /* 0: none */
     const char *lora_kind;         /* "lora", "lokr", "krona": with about the values of that rank */
     bool f32;                      /* weights and activations f32; else f16 weights */
-    bool composite; /* with LoRAs: one batch of lora_count rows against as many single rows */
-    bool profile;   /* table of operators */
-    int32_t maps;   /* unet: k > 0: also attention maps of level k - 1 and their gradient */
-    int32_t steps;  /* of generate */
+    bool composite;  /* with LoRAs: one batch of lora_count rows against as many single rows */
+    bool profile;    /* table of operators */
+    int32_t regions; /* unet with LoRAs: also with so many texts seen by place, the LoRAs bound */
+    int32_t maps;    /* unet: k > 0: also attention maps of level k - 1 and their gradient */
+    int32_t steps;   /* of generate */
     void (*row)(void *user, const json_t *row); /* each row as it is measured; may be NULL */
     void *user;
 } ipt_bench_opts;

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "compose/compose.h"
+#include "unet/blocks.h"
 #include "unet/unet.h"
 #include "vae/vae.h"
 
@@ -91,12 +92,61 @@ static ipt_status fill_inputs(bench *b, ipt_graph *g, ipt_plan *p)
     return IPT_OK;
 }
 
-/* lora NULL: the plain UNet. */
+/* An input of n equal values, where the graph has it. */
+static ipt_status fill_even(const bench *b, ipt_plan *p, const char *name, size_t n, float value)
+{
+    if (!ipt_plan_has(p, name))
+        return IPT_OK;
+    float *v = ipt_calloc(b->ctx, n, sizeof *v);
+    if (!v)
+        return IPT_ERR_NOMEM;
+    for (size_t i = 0; i < n; i++)
+        v[i] = value;
+    ipt_status s = ipt_plan_write(p, name, v, n * sizeof *v);
+    ipt_free(v);
+    return s;
+}
+
+/* Every text has the same share of every place, every adapter half of it. */
+static ipt_status fill_regions(bench *b, const ipt_unet_config *c, const ipt_unet_key *key,
+                               int32_t slots, ipt_plan *p)
+{
+    const size_t rows = (size_t)key->batch, gates = IPT_GATE_ROWS * rows * (size_t)slots;
+    char name[48];
+    for (int32_t i = 0; i <= c->n_level; i++) {
+        int32_t h = key->h, w = key->w;
+        (void)ipt_unet_grid(c, i, &h, &w);
+        size_t cells = i < c->n_level ? (size_t)h * (size_t)w : 1; /* the time */
+        ipt_name(name, sizeof name, "place%zu", cells);
+        IPT_TRY(fill_even(b, p, name, rows * cells * (size_t)slots, 0.5F));
+        for (int32_t k = 0; k < key->n_text; k++) {
+            ipt_name(name, sizeof name, "share%d_%zu", k, cells);
+            IPT_TRY(fill_even(b, p, name, cells, 1.0F / (float)key->n_text));
+        }
+    }
+    for (int32_t k = 0; k < key->n_text; k++) {
+        ipt_name(name, sizeof name, "text%d", k);
+        if (k == 0)
+            ipt_name(name, sizeof name, "text");
+        IPT_TRY(bench_fill(b, p, name, rows * (size_t)key->tokens * (size_t)c->cross_dim[0], 1));
+        ipt_name(name, sizeof name, "gates_%d", k);
+        IPT_TRY(fill_even(b, p, name, gates, k > 0 ? 1.0F : 0));
+    }
+    return IPT_OK;
+}
+
+/* lora NULL: the plain UNet.  n_text > 1: so many texts are seen by place, the LoRAs bound too. */
 static ipt_status make_plan(bench *b, const ipt_unet_config *c, const lora_set *lora, int32_t batch,
-                            ipt_plan **out)
+                            int32_t n_text, ipt_plan **out)
 {
     int32_t w = (b->o->width ? b->o->width : 512) / 8, h = (b->o->height ? b->o->height : 512) / 8;
-    ipt_unet_key key = {.batch = batch, .h = h, .w = w, .tokens = 77, .act = b->act};
+    ipt_unet_key key = {.batch = batch,
+                        .h = h,
+                        .w = w,
+                        .tokens = 77,
+                        .act = b->act,
+                        .n_text = n_text,
+                        .is_placed = n_text > 1 && lora};
     ipt_plan_opts po = {.gpu = b->gpu, .weights = b->weights, .profile = true};
     ipt_graph *g = NULL;
     ipt_plan *p = NULL;
@@ -114,6 +164,8 @@ static ipt_status make_plan(bench *b, const ipt_unet_config *c, const lora_set *
         IPT_TRY_GOTO(ipt_bank_write(lora->bank, IPT_COMP_UNET, p, &uploaded), fail);
         IPT_TRY_GOTO(write_gates(b, lora, p, batch, 0), fail);
     }
+    if (n_text > 1)
+        IPT_TRY_GOTO(fill_regions(b, c, &key, lora ? lora->count : 0, p), fail);
     ipt_graph_destroy(&g);
     *out = p;
     return IPT_OK;
@@ -138,18 +190,19 @@ static void add_row(bench *b, const char *name, int32_t batch, const bench_time 
 }
 
 /* What is compared, run in turns: interference then meets all of them alike. */
-typedef enum turn { PLAIN, KEPT, SWITCHED, N_TURN } turn;
+typedef enum turn { PLAIN, KEPT, SWITCHED, BOUND, N_TURN } turn;
 
 /* One run of each a round: without LoRAs, with the gates as they are, with gates written before (as
- * a policy does that switches every step). */
-static ipt_status run_round(bench *b, const lora_set *l, ipt_plan *plain, ipt_plan *lora,
+ * a policy does that switches every step), with the LoRAs bound to places (NULL: not asked for). */
+static ipt_status run_round(bench *b, const lora_set *l, ipt_plan *const plan[N_TURN],
                             int32_t round, double ms[N_TURN])
 {
     for (turn k = 0; k < N_TURN; k++) {
         double start = ipt_now_ms();
         if (k == SWITCHED)
-            IPT_TRY(write_gates(b, l, lora, b->o->batch, round));
-        IPT_TRY(ipt_plan_run(k == PLAIN ? plain : lora, 0));
+            IPT_TRY(write_gates(b, l, plan[k], b->o->batch, round));
+        if (plan[k])
+            IPT_TRY(ipt_plan_run(plan[k], 0));
         ms[k] = ipt_now_ms() - start;
         if (ipt_cancelled(b->ctx))
             return ipt_fail(b->ctx, IPT_ERR_CANCELLED, "interrupted");
@@ -157,13 +210,13 @@ static ipt_status run_round(bench *b, const lora_set *l, ipt_plan *plain, ipt_pl
     return IPT_OK;
 }
 
-/* Medians over rounds of ms of each, and of the ratios LoRAs to plain and switched to kept: two
- * runs of one round are neighbours in time. */
-static ipt_status measure_loras(bench *b, const lora_set *l, ipt_plan *plain, ipt_plan *lora,
-                                double ms[N_TURN], double *cost, double *switching)
+/* Medians over rounds of ms of each, and of their ratios to plain, those of switched and bound to
+ * kept: runs of one round are neighbours in time. */
+static ipt_status measure_loras(bench *b, const lora_set *l, ipt_plan *const plan[N_TURN],
+                                double ms[N_TURN], double ratio[N_TURN])
 {
     enum { ROUNDS = 9, ENOUGH_MS = 60000 }; /* unless --repeat asks for more */
-    double *v[N_TURN + 2], sum = 0;
+    double *v[2 * N_TURN], sum = 0;
     const size_t room = (size_t)(b->o->repeat > ROUNDS ? b->o->repeat : ROUNDS);
     double *all = ipt_calloc(b->ctx, room * IPT_COUNT(v), sizeof *all);
     ipt_status status = all ? IPT_OK : IPT_ERR_NOMEM;
@@ -172,21 +225,19 @@ static ipt_status measure_loras(bench *b, const lora_set *l, ipt_plan *plain, ip
         v[k] = all + k * room;
     while (status == IPT_OK && n < room && (n < (size_t)b->o->repeat || sum < ENOUGH_MS)) {
         double one[N_TURN] = {0};
-        status = run_round(b, l, plain, lora, (int32_t)n, one);
+        status = run_round(b, l, plan, (int32_t)n, one);
         if (status != IPT_OK)
             break;
         for (turn k = 0; k < N_TURN; k++) {
             v[k][n] = one[k];
+            v[N_TURN + k][n] = one[k] / one[k > KEPT ? KEPT : PLAIN];
             sum += one[k];
         }
-        v[N_TURN][n] = one[KEPT] / one[PLAIN];
-        v[N_TURN + 1][n++] = one[SWITCHED] / one[KEPT];
+        n++;
     }
-    if (status == IPT_OK) {
-        for (turn k = 0; k < N_TURN; k++)
-            ms[k] = bench_median(v[k], n);
-        *cost = bench_median(v[N_TURN], n);
-        *switching = bench_median(v[N_TURN + 1], n);
+    for (turn k = 0; k < N_TURN && status == IPT_OK; k++) {
+        ms[k] = bench_median(v[k], n);
+        ratio[k] = bench_median(v[N_TURN + k], n);
     }
     ipt_free(all);
     return status;
@@ -195,33 +246,48 @@ static ipt_status measure_loras(bench *b, const lora_set *l, ipt_plan *plain, ip
 static ipt_status bench_loras(bench *b, const ipt_unet_config *c, ipt_plan **plain)
 {
     lora_set l = {0};
-    ipt_plan *p = NULL;
+    ipt_plan *p = NULL, *bound = NULL, *plan[N_TURN] = {*plain};
     bench_time t, all;
-    double ms[N_TURN], cost, switching;
+    double ms[N_TURN], ratio[N_TURN];
     json_t *ops = NULL;
     ipt_status status = make_loras(b, c, &l);
     if (status != IPT_OK)
         goto end;
-    IPT_TRY_GOTO(make_plan(b, c, &l, b->o->batch, &p), end);
+    IPT_TRY_GOTO(make_plan(b, c, &l, b->o->batch, 0, &p), end);
     IPT_TRY_GOTO(bench_measure(b, p, &t), end);
-    IPT_TRY_GOTO(measure_loras(b, &l, *plain, p, ms, &cost, &switching), end);
+    if (b->o->regions > 1) {
+        IPT_TRY_GOTO(make_plan(b, c, &l, b->o->batch, b->o->regions, &bound), end);
+        IPT_TRY_GOTO(bench_measure(b, bound, &all), end);
+    }
+    plan[KEPT] = plan[SWITCHED] = p;
+    plan[BOUND] = bound;
+    IPT_TRY_GOTO(measure_loras(b, &l, plan, ms, ratio), end);
     ipt_plan_destroy(plain);
     t.wall_ms = ms[KEPT];
-    add_row(b, "lora, one-hot gates", b->o->batch, &t, p, ms[KEPT] / cost);
+    add_row(b, "lora, one-hot gates", b->o->batch, &t, p, ms[KEPT] / ratio[KEPT]);
+    if (bound) {
+        all.wall_ms = ms[BOUND];
+        add_row(b, "lora, bound to regions", b->o->batch, &all, bound, ms[BOUND] / ratio[BOUND]);
+    }
+    if (bound && b->o->profile) {
+        IPT_TRY_GOTO(bench_profile_json(bound, &ops), end);
+        json_object_set_new(b->result, "regions_profile", ops);
+    }
     if (b->o->profile) {
         IPT_TRY_GOTO(bench_profile_json(p, &ops), end);
         json_object_set_new(b->result, "lora_profile", ops);
     }
     bench_row(b, json_pack("{s:s, s:i, s:f, s:f}", "name", "lora, switched every run", "batch",
-                           (int)b->o->batch, "ms", ms[SWITCHED], "ratio", switching));
+                           (int)b->o->batch, "ms", ms[SWITCHED], "ratio", ratio[SWITCHED]));
     if (b->o->composite && b->o->batch == 1) {
         ipt_plan_destroy(&p);
-        IPT_TRY_GOTO(make_plan(b, c, &l, l.count, &p), end);
+        IPT_TRY_GOTO(make_plan(b, c, &l, l.count, 0, &p), end);
         IPT_TRY_GOTO(bench_measure(b, p, &all), end);
         add_row(b, "lora, composite in one batch", l.count, &all, p, t.wall_ms * l.count);
     }
 end:
     ipt_plan_destroy(&p);
+    ipt_plan_destroy(&bound);
     drop_loras(&l);
     return status;
 }
@@ -302,7 +368,7 @@ ipt_status bench_unet(bench *b)
     json_object_set_new(b->result, "config", json_string(b->o->config));
     json_object_set_new(b->result, "width", json_integer(b->o->width ? b->o->width : 512));
     json_object_set_new(b->result, "height", json_integer(b->o->height ? b->o->height : 512));
-    IPT_TRY(make_plan(b, &c, NULL, b->o->batch, &p));
+    IPT_TRY(make_plan(b, &c, NULL, b->o->batch, 0, &p));
     IPT_TRY_GOTO(bench_measure(b, p, &t), end);
     add_row(b, "plain", b->o->batch, &t, p, 0);
     if (b->o->profile) {

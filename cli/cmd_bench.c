@@ -6,7 +6,7 @@
 
 typedef struct bench_args {
     const char *device, *kernels, *config, *model, *precision, *lora_kind;
-    int32_t width, height, batch, repeat, lora_rank, lora_count, steps, maps;
+    int32_t width, height, batch, repeat, lora_rank, lora_count, steps, maps, regions;
     bool profile, composite;
 } bench_args;
 
@@ -32,6 +32,9 @@ static const cli_option options[] = {
     {"maps", 0, CLI_INT, "L",
      "unet: also the attention maps of level L - 1 and their gradient to the latent, one row",
      AT(maps), 1, 8, NULL},
+    {"regions", 0, CLI_INT, "N",
+     "unet with LoRAs: also bound to places, with N texts that are seen by place", AT(regions), 2,
+     32, NULL},
     {"composite", 0, CLI_FLAG, NULL, "also all LoRAs as the rows of one batch", AT(composite), 0, 0,
      NULL},
     {"profile", 0, CLI_FLAG, NULL, "unet, vae: time by operator", AT(profile), 0, 0, NULL},
@@ -125,6 +128,7 @@ static int measure(cli *c, const bench_args *a, const char *what)
                         .f32 = a->precision && strcmp(a->precision, "f32") == 0,
                         .composite = a->composite,
                         .maps = a->maps,
+                        .regions = a->regions,
                         .profile = a->profile,
                         .steps = a->steps,
                         .row = show_row,

@@ -140,7 +140,9 @@ ipt_val ipt_gate_mul(ipt_graph *g, ipt_val h, ipt_val gates, ipt_val slot, int r
 /* x [R,I,C], p [I,O]: g p^T x of every row, [R,O,C]; g = gates[row,n,slot[0]] of the R / N rows of
  * batch element n; without gates and slot (id 0) 1. */
 ipt_val ipt_mix(ipt_graph *g, ipt_val x, ipt_val p, ipt_val gates, ipt_val slot, int row);
-ipt_val ipt_swap(ipt_graph *g, ipt_val x);           /* [A,B,C,D] -> [A,C,B,D] */
+ipt_val ipt_swap(ipt_graph *g, ipt_val x); /* [A,B,C,D] -> [A,C,B,D] */
+/* y[n,t,c] = share[t] b[n,t,c] + a[n,t,c] (a 0: without it); share [T] f32. */
+ipt_val ipt_share(ipt_graph *g, ipt_val b, ipt_val share, ipt_val a);
 ipt_val ipt_mse(ipt_graph *g, ipt_val a, ipt_val b); /* mean squared difference -> [1] f32 */
 
 /* --- adapters beside untouched weights (graph/adapter.c) --------------------------------------

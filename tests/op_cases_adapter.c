@@ -156,6 +156,68 @@ static void kinds_norm(case_env *e, bool group)
 static void kinds_group_norm(case_env *e) { kinds_norm(e, true); }
 static void kinds_layer_norm(case_env *e) { kinds_norm(e, false); }
 
+/* The same where adapters have places: t pixels or tokens of n batch elements, for each slot. */
+static void place(case_env *e, int t, int n, int slots)
+{
+    char name[32];
+    ipt_graph_gates(e->g, NULL, true);
+    case_in_f32(e, ipt_name(name, sizeof name, "place%d", t), ipt_shape3(IPT_F32, 1, n * t, slots));
+}
+static void placed_linear(case_env *e)
+{
+    place(e, 5, 2, 3);
+    side_linear(e);
+}
+static void placed_conv(case_env *e) /* low rank: where the result lies */
+{
+    place(e, 3 * 2, 2, 1);
+    side_conv(e);
+}
+static void placed_conv_up(case_env *e)
+{
+    place(e, 5 * 8, 1, 1);
+    side_conv_up(e);
+}
+static void placed_kinds_linear(case_env *e)
+{
+    place(e, 5, 2, 3);
+    kinds_linear(e);
+}
+static void placed_kinds_wide(case_env *e) /* as what acts on the time */
+{
+    place(e, 1, 3, 2);
+    kinds_wide(e);
+}
+static void
+placed_kinds_conv(case_env *e) /* matrices: where the input lies; the bias: the result */
+{
+    place(e, 5 * 4, 2, 3);
+    place(e, 3 * 2, 2, 3);
+    kinds_conv(e);
+}
+static void placed_group_norm(case_env *e)
+{
+    place(e, 3 * 2, 2, 2);
+    kinds_norm(e, true);
+}
+static void placed_layer_norm(case_env *e)
+{
+    place(e, 5, 2, 2);
+    kinds_norm(e, false);
+}
+
+static void share(case_env *e, int n, int t, int c, bool more)
+{
+    ipt_val b = case_in(e, "b", ipt_shape3(IPT_F32, n, t, c)), none = {0};
+    ipt_val s = case_in_f32(e, "share", ipt_shape1(IPT_F32, t));
+    ipt_val a = more ? case_in(e, "a", ipt_shape3(IPT_F32, n, t, c)) : none;
+    case_out(e, "y", ipt_share(e->g, b, s, a));
+}
+static void share_quads(case_env *e) { share(e, 2, 5, 12, true); }
+static void share_ragged(case_env *e) { share(e, 3, 7, 5, true); }
+static void share_alone(case_env *e) { share(e, 2, 77, 8, false); }
+static void share_one(case_env *e) { share(e, 1, 1, 1, false); }
+
 const op_case op_cases_adapter[] = {
     {"gate_mul/small", gate_small, true, 0, 0, 0},
     {"gate_mul/long", gate_long, true, 0, 0, 0},
@@ -176,6 +238,19 @@ const op_case op_cases_adapter[] = {
     {"side_kinds/conv", kinds_conv, true, 0, 0, 0},
     {"side_kinds/group_norm", kinds_group_norm, true, 0, 0, 0},
     {"side_kinds/layer_norm", kinds_layer_norm, true, 0, 0, 0},
+    {"placed/linear", placed_linear, true, 0, 0, 0},
+    {"placed/conv", placed_conv, true, 0, 0, 0},
+    /* f16: gradients go through two rounded factors, the gate and the place */
+    {"placed/conv_up", placed_conv_up, true, 0, 3e-6, 0},
+    {"placed/kinds_linear", placed_kinds_linear, true, 0, 0, 0},
+    {"placed/kinds_wide", placed_kinds_wide, true, 0, 0, 0},
+    {"placed/kinds_conv", placed_kinds_conv, true, 0, 0, 0},
+    {"placed/group_norm", placed_group_norm, true, 0, 3e-6, 0},
+    {"placed/layer_norm", placed_layer_norm, true, 0, 0, 0},
+    {"share/quads", share_quads, true, 0, 0, 0},
+    {"share/ragged", share_ragged, true, 0, 0, 0},
+    {"share/alone", share_alone, true, 0, 0, 0},
+    {"share/one", share_one, true, 0, 0, 0},
     {"side_kinds/linear_packed", kinds_linear, false, 0, 0, 0},
     {"side_kinds/conv_packed", kinds_conv, false, 0, 0, 0},
     /* without gradients the factors are packed when written */

@@ -64,9 +64,7 @@ static ipt_val look_at_all(ipt_graph *g, ipt_val q, const ipt_context *text, con
         if (text->n == 1)
             return o;
         ipt_name(name, sizeof name, "share%d_%d", k, qs.dim[1]);
-        ipt_val share = ipt_leaf(g, IPT_INPUT, name, ipt_shape2(IPT_F32, qs.dim[1], 1));
-        o = ipt_mul(g, o, ipt_cast(g, share, qs.dtype));
-        sum = k ? ipt_add(g, sum, o) : o;
+        sum = ipt_share(g, o, ipt_leaf(g, IPT_INPUT, name, ipt_shape1(IPT_F32, qs.dim[1])), sum);
     }
     return sum;
 }

@@ -16,7 +16,7 @@ typedef struct ipt_taps {
     int32_t n;   /* layers */
 } ipt_taps;
 /* The texts that cross-attention looks at.  With several, each has its share of every place: INPUT
- * "share<k>_<T>" [T,1] on a grid of T cells, which add up to 1. */
+ * "share<k>_<T>" [T] on a grid of T cells, which add up to 1. */
 enum { IPT_MAX_CONTEXT = 32 };
 typedef struct ipt_context {
     int32_t n;

@@ -38,14 +38,20 @@ bool ipt_unet_grid(const ipt_unet_config *c, int32_t level, int32_t *h, int32_t 
  *   "x"     [N,h,w,in_channels]   scaled latent (inpainting: latent, mask, masked latent)
  *   "t_emb" [N,channels[0]]       sinusoidal embedding of the time step (ipt_timestep_embedding)
  *   "text"  [N,tokens,cross_dim]; of further texts "text1", ..., and for each text k and number
- *           T of cells of a grid with cross-attention "share<k>_<T>" [T,1]
+ *           T of cells of a grid with cross-attention "share<k>_<T>" [T]
  *   "place<T>" [1,N*T,n_slot], "gates_<k>" as "gates": with is_placed and adapters; T is also 1,
- * for what acts on the time "add"   [N,add_in_dim]        only with text_time: pooled text, then
- * the embedded time ids "w_emb" [N,time_cond_dim]     only with time_cond_dim (LCM): guidance
- * embedding Output "eps" [N,h,w,out_channels] f32; with `tap` also "maps" [N,h_k*w_k,tokens] f32:
- * softmax of the cross-attention (attn2) whose queries lie on the grid of that level (the middle
- * block too when it is its), mean over heads and layers. Returns eps, or maps for is_grad. Errors:
- * poisons the graph (IPT_ERR_SHAPE, IPT_ERR_UNSUPPORTED). Source: Rombach et al. 2022; diffusers
- * UNet2DConditionModel.forward. */
+ *           for what acts on the time
+ *   "add"   [N,add_in_dim]        only with text_time: pooled text, then the embedded time ids
+ *   "w_emb" [N,time_cond_dim]     only with time_cond_dim (LCM): guidance embedding
+ *
+ * Output "eps" [N,h,w,out_channels] f32; with `tap` also "maps" [N,h_k*w_k,tokens] f32: softmax of
+ * the cross-attention (attn2) whose queries lie on the grid of that level (the middle block too
+ * when it is its), mean over heads and layers.
+ *
+ * Returns eps, or maps for is_grad.
+ *
+ * Errors: poisons the graph (IPT_ERR_SHAPE, IPT_ERR_UNSUPPORTED).
+ *
+ * Source: Rombach et al. 2022; diffusers UNet2DConditionModel.forward. */
 ipt_val ipt_unet_build(ipt_graph *g, const ipt_unet_config *c, const ipt_unet_key *key);
 #endif
