@@ -5,10 +5,35 @@
 #include <string.h>
 
 /* --- words in texts --------------------------------------------------------------------------- */
-static bool is_letter(char c)
+typedef enum kind { BLANK, LETTER, DIGIT, OTHER } kind;
+
+/* Of the character that byte i belongs to.  Beyond ASCII: dashes, quotes, arrows, pictures and the
+ * like are none of a word's. */
+static kind kind_of(const char *text, size_t i)
 {
-    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') ||
-           (unsigned char)c >= 0x80;
+    while (i > 0 && ((unsigned char)text[i] & 0xC0) == 0x80)
+        i--;
+    unsigned char c = (unsigned char)text[i], d = c >= 0x80 ? (unsigned char)text[i + 1] : 0;
+    if (c == ' ' || (c >= '\t' && c <= '\r'))
+        return BLANK;
+    if (c >= '0' && c <= '9')
+        return DIGIT;
+    if (c >= 0x80)
+        return c == 0xC2 || (c == 0xE2 && d < 0xB0) || (c == 0xE3 && d == 0x80) || c >= 0xF0
+                   ? OTHER
+                   : LETTER;
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') ? LETTER : OTHER;
+}
+
+/* Whether a word may begin or end between bytes i - 1 and i.  The tokenizer cuts also at digits. */
+static bool is_between(const char *text, size_t i, bool as_tokens)
+{
+    kind a = i > 0 ? kind_of(text, i - 1) : BLANK, b = text[i] ? kind_of(text, i) : BLANK;
+    if (((unsigned char)text[i] & 0xC0) == 0x80)
+        return false;
+    if (a == BLANK || b == BLANK)
+        return true;
+    return as_tokens ? a != b || a == DIGIT : (a == OTHER) != (b == OTHER);
 }
 
 static char lower(char c) { return c >= 'A' && c <= 'Z' ? (char)(c - 'A' + 'a') : c; }
@@ -21,32 +46,45 @@ static bool same(const char *a, const char *b, size_t n)
     return true;
 }
 
-/* Offset of a whole word's occurrence in text [len], SIZE_MAX: there are fewer; *n counts them. */
-static size_t find_word(const char *text, size_t len, const char *word, int32_t nth, int32_t *n)
+/* Offset of a word's occurrence in text, SIZE_MAX: there are fewer; *n counts those that begin
+ * before `end`.  Words are whole, and apart; as_tokens: those that the tokenizer sees, "cat" in
+ * "cat2", "a a" twice in "a a a". */
+static size_t find_word(const char *text, const char *word, bool as_tokens, int32_t nth, size_t end,
+                        int32_t *n)
 {
-    size_t m = strlen(word), found = SIZE_MAX;
+    size_t m = strlen(word), len = strlen(text), found = SIZE_MAX;
     *n = 0;
-    for (size_t i = 0; m > 0 && i + m <= len; i++) {
-        bool apart = (i == 0 || !is_letter(text[i - 1]) || !is_letter(word[0])) &&
-                     (i + m == len || !is_letter(text[i + m]) || !is_letter(word[m - 1]));
-        if (!apart || !same(text + i, word, m))
+    for (size_t i = 0; m > 0 && i < end && i + m <= len; i++) {
+        if (!same(text + i, word, m) || !is_between(text, i, as_tokens) ||
+            !is_between(text, i + m, as_tokens))
             continue;
         if ((*n)++ == nth)
             found = i;
-        i += m - 1;
+        i += as_tokens ? 0 : m - 1;
     }
     return found;
 }
 
-/* How often a word stands before an offset. */
+/* How many of a word's occurrences the tokenizer sees before an offset. */
 static int32_t count_before(const char *text, size_t at, const char *word)
 {
     int32_t n = 0;
-    (void)find_word(text, at, word, 0, &n);
+    (void)find_word(text, word, true, 0, at, &n);
     return n;
 }
 
 /* --- the slots' words ------------------------------------------------------------------------- */
+/* Without the blanks at its ends. */
+static char *trim(char *text)
+{
+    size_t n = strlen(text);
+    while (n > 0 && kind_of(text, n - 1) == BLANK)
+        text[--n] = 0;
+    while (*text && kind_of(text, 0) == BLANK)
+        text++;
+    return text;
+}
+
 static ipt_status read_word(const ipt_job *job, const char *method, int32_t slot, ipt_concepts *c)
 {
     const char *given = job->slot[slot].word;
@@ -54,12 +92,10 @@ static ipt_status read_word(const ipt_job *job, const char *method, int32_t slot
     ipt_concept *k = &c->of[c->n];
     if (!word)
         return IPT_ERR_NOMEM;
-    *k = (ipt_concept){.slot = slot, .word = word, .nth = -1};
+    *k = (ipt_concept){.slot = slot, .nth = -1};
     char *phrase = strchr(word, '='), *number = strchr(word, '#');
-    if (phrase) {
+    if (phrase)
         *phrase++ = 0;
-        k->phrase = phrase;
-    }
     if (number && (!phrase || number < phrase)) {
         long n = number[1] >= '0' && number[1] <= '9' ? strtol(number + 1, &end, 10) : 0;
         if (!end || *end || n < 1 || n > 1000)
@@ -69,13 +105,15 @@ static ipt_status read_word(const ipt_job *job, const char *method, int32_t slot
         *number = 0;
         k->nth = (int32_t)n - 1;
     }
-    if (!word[0] || (phrase && !phrase[0]))
+    k->word = trim(word);
+    k->phrase = phrase ? trim(phrase) : NULL;
+    if (!k->word[0] || (phrase && !k->phrase[0]))
         return ipt_fail(job->ctx, IPT_ERR_ARG, "%s: @%.100s: expected WORD[#K][=PHRASE]", method,
                         given);
     k->is_numbered = k->nth >= 0;
     for (int32_t i = 0; i < c->n && !k->is_numbered; i++) /* the next of those without number */
-        k->nth += !c->of[i].is_numbered && strlen(c->of[i].word) == strlen(word) &&
-                  same(c->of[i].word, word, strlen(word));
+        k->nth += !c->of[i].is_numbered && strlen(c->of[i].word) == strlen(k->word) &&
+                  same(c->of[i].word, k->word, strlen(k->word));
     k->nth += !k->is_numbered; /* from -1 */
     c->n++;
     return IPT_OK;
@@ -101,7 +139,7 @@ static ipt_status locate(const ipt_job *job, const char *method, const ipt_conce
     for (int32_t i = 0; i < c->n; i++) {
         const ipt_concept *k = &c->of[i];
         int32_t n = 0;
-        at[i] = find_word(text, strlen(text), k->word, k->nth, &n);
+        at[i] = find_word(text, k->word, false, k->nth, SIZE_MAX, &n);
         if (n == 0)
             return ipt_fail(job->ctx, IPT_ERR_ARG,
                             "%s: the word '%.100s' of %s is not in the prompt '%.200s'", method,
@@ -212,6 +250,10 @@ ipt_status ipt_concepts_bind(const ipt_job *job, const char *method, ipt_concept
                 ipt_wording *v = &c->wording[i];
                 size_t at = (size_t)j * (size_t)c->n + (size_t)k;
                 const char *words = words_in(c, j, k);
+                if (j > 0 && v->text[j] == v->text[0] && words == c->of[k].word) {
+                    v->place[at] = v->place[k]; /* the same words of the same text */
+                    continue;
+                }
                 IPT_TRY(job->find(job->find_user, v->text[j], words, v->nth[at], &v->place[at]));
                 if (v->place[at].n == 0)
                     return ipt_fail(job->ctx, IPT_ERR_ARG,

@@ -703,6 +703,8 @@ static void test_find(void **state)
     assert_int_equal(at[0].pos, 2);
     assert_int_equal(find(f, p, "cat cat", at, 64, &m), 1); /* not across BREAK */
     assert_int_equal(at[0].pos, 5);
+    assert_int_equal(find(f, p, "sks dog cat cat", at, 64, &m), 1);
+    assert_int_equal(m, 5);
     assert_int_equal(find(f, p, "dog", at, 64, &m), 0); /* it is part of an inversion */
     assert_int_equal(find(f, p, "!", at, 64, &m), 0);   /* placeholders are not id 0 */
     ipt_prompt_pos *pos = NULL;
@@ -724,6 +726,14 @@ static void test_find(void **state)
     p = make(f, text, NULL); /* a phrase over the border of two chunks */
     assert_int_equal(find(f, p, "cat dog", at, 64, &m), 1);
     assert_true(at[0].chunk == 0 && at[0].pos == 75 && at[1].chunk == 1 && at[1].pos == 1);
+    ipt_prompt_destroy(&p);
+    p = make(f, "xqzcat cat2, cat cat cat", NULL); /* not the end of another word */
+    size_t before = find(f, p, "2", at, 64, &m) ? (size_t)at[0].pos - 1 : 0;
+    assert_true(before > 2 && p->ids[before] == p->ids[before - 1]); /* which is cat's id */
+    assert_int_equal(find(f, p, "cat", at, 64, &m), 4);
+    assert_int_equal(at[0].pos, before);
+    assert_int_equal(find(f, p, "cat cat", at, 64, &m), 2); /* they overlap */
+    assert_true(at[0].pos + 1 == at[1].pos && at[2].pos == at[1].pos);
     ipt_prompt_destroy(&p);
 }
 

@@ -732,21 +732,29 @@ static size_t flatten(const ipt_prompt *p, int64_t *keys, ipt_prompt_pos *pos)
     return n;
 }
 
-/* Fills out (room for n places) with every occurrence; returns how many. */
-static size_t search(const int64_t *keys, const ipt_prompt_pos *pos, size_t n, const int64_t *want,
-                     size_t m, ipt_prompt_pos *out)
+/* Whether what follows a key goes on with its word. */
+static bool is_cut_off(const ipt_tokenizer *tok, int64_t key)
+{
+    const char *text = key >= 0 && key < tok->n_ids ? ipt_tokenizer_piece(tok, (int32_t)key) : "";
+    size_t n = strlen(text);
+    for (size_t i = 0; i < tok->n_added; i++)
+        if (tok->added[i].id == key)
+            return false;
+    return n > 0 && (n < 4 || memcmp(text + n - 4, "</w>", 4) != 0);
+}
+
+/* Every occurrence into out, which may be NULL; returns how many. */
+static size_t search(const ipt_tokenizer *tok, const int64_t *keys, const ipt_prompt_pos *pos,
+                     size_t n, const int64_t *want, size_t m, ipt_prompt_pos *out)
 {
     size_t found = 0;
-    if (m == 0)
-        return 0;
-    for (size_t i = 0; i + m <= n;) {
-        if (memcmp(keys + i, want, m * sizeof *want) != 0) {
-            i++;
+    for (size_t i = 0; m > 0 && i + m <= n; i++) {
+        if (memcmp(keys + i, want, m * sizeof *want) != 0 ||
+            (i > 0 && is_cut_off(tok, keys[i - 1])))
             continue;
-        }
-        memcpy(out + found * m, pos + i, m * sizeof *pos);
+        if (out)
+            memcpy(out + found * m, pos + i, m * sizeof *pos);
         found++;
-        i += m;
     }
     return found;
 }
@@ -756,22 +764,25 @@ ipt_status ipt_prompt_find(ipt_ctx *ctx, const ipt_tokenizer *tok, const ipt_pro
                            size_t *n_found, size_t *n_each)
 {
     int64_t *want = NULL;
-    size_t m = 0, room = (size_t)prompt->n_chunk * (IPT_TOKEN_CONTENT + 1);
+    size_t m = 0, found = 0, all = 0, room = (size_t)prompt->n_chunk * (IPT_TOKEN_CONTENT + 1);
     IPT_TRY(phrase_keys(ctx, tok, prompt, phrase, n, &want, &m));
     int64_t *keys = ipt_calloc(ctx, room, sizeof *keys);
-    ipt_prompt_pos *pos = ipt_calloc(ctx, room, sizeof *pos);
-    ipt_prompt_pos *out = ipt_calloc(ctx, room, sizeof *out);
-    ipt_status status = keys && pos && out ? IPT_OK : IPT_ERR_NOMEM;
+    ipt_prompt_pos *pos = ipt_calloc(ctx, room, sizeof *pos), *out = NULL;
+    ipt_status status = keys && pos ? IPT_OK : IPT_ERR_NOMEM;
     if (status == IPT_OK) {
-        *n_found = search(keys, pos, flatten(prompt, keys, pos), want, m, out);
+        all = flatten(prompt, keys, pos);
+        found = search(tok, keys, pos, all, want, m, NULL);
+        out = ipt_calloc(ctx, found * m + 1, sizeof *out);
+        status = out ? IPT_OK : IPT_ERR_NOMEM;
+    }
+    if (status == IPT_OK) {
+        *n_found = search(tok, keys, pos, all, want, m, out);
         *n_each = m;
         *positions = out;
-        out = NULL;
     }
     ipt_free(want);
     ipt_free(keys);
     ipt_free(pos);
-    ipt_free(out);
     return status;
 }
 

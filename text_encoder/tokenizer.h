@@ -168,9 +168,9 @@ IPT_CHECKED ipt_status ipt_prompt_extend(ipt_ctx *ctx, const ipt_tokenizer *tok,
 typedef struct ipt_prompt_pos {
     int32_t chunk, pos; /* pos in 0..76 of its chunk */
 } ipt_prompt_pos;
-/* Where a word or phrase stands: every occurrence of its id sequence, left to right, without
- * overlap, across chunk borders but not across a BREAK.  Names of embeddings in it are matched as
- * in the prompt.  `prompt` must come from `tok`.
+/* Where a word or phrase stands: every occurrence of its id sequence that does not begin within a
+ * word ("cat" not in "scat"), left to right, also where they overlap, across chunk borders but not
+ * across a BREAK.  Names of embeddings in it are matched as in the prompt.  `prompt` must come from `tok`.
  *   positions  [*n_found][*n_each]: the k-th occurrence is row k; caller, ipt_free.  *n_found may
  *              be 0.
  * Errors: IPT_ERR_ARG (phrase too long or without tokens), IPT_ERR_NOMEM. */
