@@ -62,7 +62,7 @@ static bool is_used(const pairs *p, size_t k) { return p->unit[k].norm > 0; }
 static size_t anchor(const pairs *p, size_t a, double *loss, double *g)
 {
     const double *s = p->sim + a * p->n;
-    double most = -1e300, others = 0;
+    double most = -1e300, others = 0, share = 0;
     size_t n = 0, n_other = 0;
     for (size_t k = 0; k < p->n; k++)
         if (k != a && is_used(p, k) && s[k] > most)
@@ -78,11 +78,12 @@ static size_t anchor(const pairs *p, size_t a, double *loss, double *g)
         double own = exp(s[k] - most), z = own + others;
         *loss += log(z) - (s[k] - most);
         g[k] += own / z - 1;
-        for (size_t o = 0; o < p->n; o++)
-            if (is_used(p, o) && p->of[o] != p->of[a])
-                g[o] += exp(s[o] - most) / z;
+        share += 1 / z;
         n++;
     }
+    for (size_t o = 0; o < p->n && n > 0; o++)
+        if (is_used(p, o) && p->of[o] != p->of[a])
+            g[o] += exp(s[o] - most) * share;
     return n;
 }
 
