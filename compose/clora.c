@@ -99,12 +99,6 @@ static ipt_status begin(void *st, const ipt_job *job)
     return s->mask && s->room ? IPT_OK : IPT_ERR_NOMEM;
 }
 
-static ipt_status bind(void *st, const ipt_job *job)
-{
-    state *s = st;
-    return ipt_concepts_bind(job, "clora", &s->concepts);
-}
-
 static int32_t tap(const void *st, const ipt_job *job)
 {
     (void)job;
@@ -175,7 +169,9 @@ static int32_t updates_of(const state *s, const ipt_job *job, int32_t eval)
     bool is_first = eval == 0 || job->step_of[eval - 1] != job->step_of[eval];
     if (!has_update(s) || s->is_stopped || !is_first || step >= s->until * n_step)
         return 0;
-    int32_t k = every > 0 ? (int32_t)((step + 0.5) / every) : 0;
+    if (every > 0 && every <= 1) /* all of them; k below has 32 bits */
+        return 1 + s->refine;
+    int32_t k = every > 1 ? (int32_t)((step + 0.5) / every) : 0;
     for (int32_t i = k > 0 ? k - 1 : 0; i <= k + 1; i++)
         if ((int32_t)floor(i * every + 0.5) == step)
             return 1 + s->refine;
@@ -244,6 +240,23 @@ static size_t list_tokens(const state *s, const ipt_wording *v, token *out)
                     out[n] = (token){c, j, p->at[i]};
         }
     return n;
+}
+
+/* The loss compares every map with every other one. */
+static ipt_status bind(void *st, const ipt_job *job)
+{
+    enum { MOST = 4096 };
+    state *s = st;
+    IPT_TRY(ipt_concepts_bind(job, "clora", &s->concepts));
+    for (size_t i = 0; i < s->concepts.n_wording && has_update(s); i++) {
+        size_t n = list_tokens(s, &s->concepts.wording[i], NULL);
+        if (n > MOST)
+            return ipt_fail(job->ctx, IPT_ERR_ARG,
+                            "clora: the words' tokens have %zu maps in all worlds; %d can be kept "
+                            "apart: fewer adapters, shorter words, or update=off",
+                            n, MOST);
+    }
+    return IPT_OK;
 }
 
 static ipt_status map_grad(void *st, const ipt_job *job, int32_t eval, const ipt_rows *rows,
