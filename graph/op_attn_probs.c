@@ -142,14 +142,19 @@ static ipt_status probs_kernel(const ipt_node *n, ipt_launch *l)
             ipt_attn_soft soft = {p.count * rows, rows, r, g.s, g.s, g.s, 0, 0, 0};
             soft.out_off = (uint32_t)first - ipt_attn_below(l, first, g.elt);
             ipt_dispatch *d =
-                ipt_launch_add(l, IPT_VARIANT("attention_soft", g.dtype), &soft, sizeof soft);
+                ipt_launch_add(l,
+                               l->dev->simd ? IPT_VARIANT("attention_soft_any", g.dtype)
+                                            : IPT_VARIANT("attention_soft", g.dtype),
+                               &soft, sizeof soft);
             ipt_launch_spec(d, g.causal);
             ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_SCRATCH, scores, false);
             ipt_launch_bind_part(
                 l, d,
                 &(ipt_bind){IPT_BIND_SSBO, IPT_SRC_OUT, 0, true, first * g.elt, size * g.elt});
-            ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_SCRATCH, scores, false); /* no lse wanted */
-            ipt_launch_linear(l, d, soft.n_row, 1);
+            if (!l->dev->simd)
+                ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_SCRATCH, scores,
+                                false); /* no lse wanted */
+            ipt_launch_linear(l, d, soft.n_row, l->dev->simd ? 64 : 1);
         }
     } while (ipt_attn_next(&g, &p, count));
     return l->status;
@@ -172,14 +177,16 @@ static ipt_status probs_bwd_kernel(const ipt_node *n, ipt_launch *l)
             uint32_t n_row, n, p_off, dp_off;
             float scale;
         } push = {p.count * g.t, g.s, off, off, g.scale};
-        ipt_dispatch *d =
-            ipt_launch_add(l, IPT_VARIANT("attention_pds", g.dtype), &push, sizeof push);
+        ipt_dispatch *d = ipt_launch_add(l,
+                                         l->dev->simd ? IPT_VARIANT("attention_pds_any", g.dtype)
+                                                      : IPT_VARIANT("attention_pds", g.dtype),
+                                         &push, sizeof push);
         ipt_launch_bind_part(
             l, d, &(ipt_bind){IPT_BIND_SSBO, IPT_SRC_IN, 2, false, first * g.elt, size * g.elt});
         ipt_launch_bind_part(
             l, d, &(ipt_bind){IPT_BIND_SSBO, IPT_SRC_IN, 3, false, first * g.elt, size * g.elt});
         ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_SCRATCH, ds, true);
-        ipt_launch_linear(l, d, push.n_row, 1);
+        ipt_launch_linear(l, d, push.n_row, l->dev->simd ? 64 : 1);
         const ipt_attn_matrix m = ipt_attn_scratch(&g, ds, &p, g.t, g.s);
         ipt_attn_mm(&g, l, IPT_ATTN_FHH, &p, (const uint32_t[]){g.t, g.d, g.s}, 1, m,
                     ipt_attn_heads(&g, IPT_SRC_IN, 1, g.s, 0),
