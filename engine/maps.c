@@ -124,9 +124,10 @@ static ipt_status read_maps(ipt_run *u, size_t first)
 }
 
 /* The power of 2 that brings the largest value near 1: 16-bit gradients have few digits below
- * 6e-5. */
+ * 6e-5.  It stays finite: a loss that is all but 0 has gradients of 1e-40. */
 static float loss_scale(const float *v, size_t n)
 {
+    enum { MOST = 96 };
     float most = 0;
     int e = 0;
     for (size_t i = 0; i < n; i++)
@@ -134,7 +135,7 @@ static float loss_scale(const float *v, size_t n)
     if (!(most > 0) || !isfinite(most))
         return 1;
     (void)frexpf(most, &e);
-    return ldexpf(1, -e);
+    return ldexpf(1, e < -MOST ? MOST : e > MOST ? -MOST : -e);
 }
 
 /* Adds dL/d(latent) of the rows whose forward part ran last. */
