@@ -51,6 +51,7 @@ static void test_usage_errors(void **state)
         {{"generate", "-p", "x", "--precision", "f8"}, "f16"},
         {{"generate", "-p", "x", "--prediction", "v"}, "v_prediction"},
         {{"generate", "-p", "x", "--compose", "swich"}, "did you mean switch"},
+        {{"generate", "-p", "x", "--compose", "clor"}, "did you mean clora"},
         {{"generate", "-p", "x", "--compose-opt", "every"}, "KEY=VALUE"},
         {{"generate", "-p", "x", "--region", "m.png"}, "IMG@PROMPT or IMG@lora:NAME"},
         {{"generate", "-p", "x", "--region", "@cat"}, "IMG@PROMPT or IMG@lora:NAME"},
@@ -123,6 +124,65 @@ static void test_help(void **state)
     done(&r);
     r = run_args(p, (const char *const[]){NULL});
     assert_int_equal(r.rc, 2);
+    done(&r);
+}
+
+/* What CLoRA cannot do with a request is one sentence, said before anything is drawn. */
+static void test_clora(void **state)
+{
+#define LORA IPT_TEST_DATA "/golden_lora_kohya.safetensors"
+#define OTHER IPT_TEST_DATA "/golden_lora_locon.safetensors"
+    static const struct {
+        const char *arg[6], *said;
+    } cases[] = {
+        {{NULL}, "clora: no adapter is bound to a word of the prompt; give --lora FILE@WORD"},
+        {{"--lora", LORA ":0.8"}, "no adapter is bound to a word"},
+        {{"--lora", LORA "@fish"}, "the word 'fish' of "},
+        {{"--lora", LORA "@cat", "--lora", OTHER "@cat#3"}, "number 3, which stands 1 time in"},
+        {{"--lora", LORA "@cat", "--lora", OTHER "@cat"}, "wants 'cat' number 2"},
+        {{"--lora", LORA "@cat", "--lora", LORA "@dog"}, "is given twice"},
+        {{"--lora", LORA "@cat#x"}, "@cat#x: expected WORD[#K][=PHRASE], K from 1 to 1000"},
+        {{"--lora", LORA "@=fat cat"}, "expected WORD[#K][=PHRASE]"},
+        {{"--lora", LORA "@cat="}, "expected WORD[#K][=PHRASE]"},
+        {{"--lora", LORA "@a cat", "--lora", OTHER "@cat"}, "are the same words of the prompt"},
+        {{"--lora", LORA "@cat", "--cache", "3"}, "reads attention in every evaluation"},
+        {{"--lora", LORA "@cat", "-p", "a cat AND a dog"}, "clora reads one prompt; AND joins 2"},
+        {{"--lora", LORA "@cat", "-p", "[a cat:a fox:1]"}, "is not in the prompt 'a fox'"},
+        {{"--lora", LORA "@cat", "--compose-opt", "grid=2"}, "no cross-attention there"},
+        {{"--lora", LORA "@cat", "--compose-opt", "tau=0"}, "tau=0: expected 0.01..100"},
+        {{"--lora", LORA "@cat", "--compose-opt", "masks=no"}, "one of: attention mean full"},
+        {{"--lora", LORA "@cat", "--compose-opt", "rounds=2"}, "unknown option 'rounds=2'"},
+    };
+#undef LORA
+#undef OTHER
+    place *p = *state;
+    char path[PATH_MAX];
+    need_device(p);
+    for (size_t i = 0; i < IPT_COUNT(cases); i++) {
+        const char *args[24] = {"generate",  "-q",
+                                "-m",        IPT_TEST_DATA "/models/sd1",
+                                "-p",        "a cat and a dog",
+                                "--steps",   "2",
+                                "-W",        "16",
+                                "-H",        "16",
+                                "-o",        "clora.png",
+                                "--compose", "clora"};
+        for (size_t k = 0; k < 6 && cases[i].arg[k]; k++)
+            args[16 + k] = cases[i].arg[k];
+        result r = run_args(p, args);
+        assert_string_equal(r.out, "");
+        if (r.rc != 2 && r.rc != 64)
+            fail_msg("case %zu: exit %d: %s", i, r.rc, r.err);
+        expect_line(&r, r.rc, cases[i].said, cases[i].said);
+        assert_false(ipt_is_file(in(p, path, "clora.png")));
+    }
+    result r = RUN(p, "generate", "--help");
+    for (const ipt_option *o = ipt_method_clora.option; o->key; o++) {
+        char want[64];
+        ipt_name(want, sizeof want, "--compose-opt %s=%s: ", o->key, o->value);
+        if (!strstr(r.out, want))
+            fail_msg("%s is not in --help", want);
+    }
     done(&r);
 }
 
@@ -628,14 +688,15 @@ static void test_signals(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_usage_errors), cmocka_unit_test(test_help),
-        cmocka_unit_test(test_examples),     cmocka_unit_test(test_habits),
-        cmocka_unit_test(test_no_device),    cmocka_unit_test(test_devices),
-        cmocka_unit_test(test_output),       cmocka_unit_test(test_bad_checkpoint),
-        cmocka_unit_test(test_bad_vae),      cmocka_unit_test(test_bad_lora),
-        cmocka_unit_test(test_bad_image),    cmocka_unit_test(test_inspect),
-        cmocka_unit_test(test_tokenize),     cmocka_unit_test(test_generate),
-        cmocka_unit_test(test_methods),      cmocka_unit_test(test_signals),
+        cmocka_unit_test(test_usage_errors),   cmocka_unit_test(test_help),
+        cmocka_unit_test(test_clora),          cmocka_unit_test(test_examples),
+        cmocka_unit_test(test_habits),         cmocka_unit_test(test_no_device),
+        cmocka_unit_test(test_devices),        cmocka_unit_test(test_output),
+        cmocka_unit_test(test_bad_checkpoint), cmocka_unit_test(test_bad_vae),
+        cmocka_unit_test(test_bad_lora),       cmocka_unit_test(test_bad_image),
+        cmocka_unit_test(test_inspect),        cmocka_unit_test(test_tokenize),
+        cmocka_unit_test(test_generate),       cmocka_unit_test(test_methods),
+        cmocka_unit_test(test_signals),
     };
     return cmocka_run_group_tests(tests, set_up, place_destroy);
 }

@@ -241,6 +241,10 @@ static void test_same_bytes_three_ways(void **state)
          "--vae", IPT_TEST_DATA "/model_sd1_single_f16.safetensors", "--prediction", "v_prediction",
          "--batch", "1", "--vae-tile", "64"},
         {"-m", IPT_TEST_DATA "/models/lcm", "-p", "x", "--sampler", "lcm"},
+        {"-m", SD1, "-p", "a cat, a cat and a \"dog\"", "--lora", LORA ":0.8@cat#2=sks cat",
+         "--lora", IPT_TEST_DATA "/golden_lora_locon.safetensors:0.5:0,end=0.9@dog", "--compose",
+         "clora", "--compose-opt", "refine=1", "--compose-opt", "masks=attention", "--compose-opt",
+         "morph=open"},
         {"-m", IPT_TEST_DATA "/models/sdxl", "-p", "x", "--sampler", "DPM++ 2M Karras"},
     };
     place *p = *state;
