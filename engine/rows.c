@@ -23,7 +23,7 @@ static ipt_status evaluate(ipt_run *u, double t, int32_t step, ipt_variant varia
     for (size_t i = 0; i < u->rows.n; i++) {
         if (u->rows.row[i].variant == variant && (u->rows.row[i].want & IPT_WANT_EPS)) {
             row[n] = u->rows.row[i];
-            maps[n] = u->maps.row + i * u->maps.n;
+            maps[n] = u->maps.row ? u->maps.row + i * u->maps.n : NULL;
             out[n++] = u->buf.row_eps + i * u->set.n;
         }
         if (n > 0 && (n == (size_t)u->batch || i + 1 == u->rows.n)) {

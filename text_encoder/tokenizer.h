@@ -170,7 +170,8 @@ typedef struct ipt_prompt_pos {
 } ipt_prompt_pos;
 /* Where a word or phrase stands: every occurrence of its id sequence that does not begin within a
  * word ("cat" not in "scat"), left to right, also where they overlap, across chunk borders but not
- * across a BREAK.  Names of embeddings in it are matched as in the prompt.  `prompt` must come from `tok`.
+ * across a BREAK.  Names of embeddings in it are matched as in the prompt.  `prompt` must come
+ * from `tok`.
  *   positions  [*n_found][*n_each]: the k-th occurrence is row k; caller, ipt_free.  *n_found may
  *              be 0.
  * Errors: IPT_ERR_ARG (phrase too long or without tokens), IPT_ERR_NOMEM. */
