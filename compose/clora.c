@@ -321,22 +321,37 @@ static ipt_status latent(void *st, const ipt_job *job, int32_t eval, int32_t rou
 }
 
 /* --- masks ------------------------------------------------------------------------------------ */
-/* A world's mask on the grid: where one of its words looks at more than a part of what it looks at
- * most.  how_much [cells]: the largest such share. */
+/* Where words lie on the grid: for each concept its mask, then for each how sure it is, then room
+ * for a map. */
+static float *mask_of(const state *s, const ipt_job *job, size_t k)
+{
+    return s->room + k * cells_of(s, job);
+}
+static float *sureness_of(const state *s, const ipt_job *job, size_t k)
+{
+    return mask_of(s, job, (size_t)s->concepts.n + k);
+}
+static float *spare_map(const state *s, const ipt_job *job)
+{
+    return mask_of(s, job, 2 * (size_t)s->concepts.n);
+}
+
+/* Concept k's mask on the grid: where one of its words, in its world, looks at more than a part of
+ * what it looks at most; its sureness is the largest such share. */
 static void threshold(const state *s, const ipt_job *job, const ipt_rows *rows,
-                      const ipt_result *res, const ipt_places *p, size_t world, float *mask,
-                      float *how_much, float *map)
+                      const ipt_result *res, const ipt_places *p, size_t k)
 {
     size_t cells = cells_of(s, job);
+    float *mask = mask_of(s, job, k), *sure = sureness_of(s, job, k), *map = spare_map(s, job);
     for (size_t i = 0; i < cells; i++)
-        mask[i] = how_much[i] = 0;
-    for (int32_t k = 0; k < p->n; k++) {
+        mask[i] = sure[i] = 0;
+    for (int32_t t = 0; t < p->n; t++) {
         float most = 0;
-        read_map(job, rows, res, world, p->at[k], cells, map);
+        read_map(job, rows, res, k + 1, p->at[t], cells, map);
         for (size_t i = 0; i < cells; i++)
             most = map[i] > most ? map[i] : most;
         for (size_t i = 0; i < cells && most > 0; i++) {
-            how_much[i] = map[i] / most > how_much[i] ? map[i] / most : how_much[i];
+            sure[i] = map[i] / most > sure[i] ? map[i] / most : sure[i];
             if (map[i] > (float)s->threshold * most)
                 mask[i] = 1;
         }
@@ -344,13 +359,13 @@ static void threshold(const state *s, const ipt_job *job, const ipt_rows *rows,
 }
 
 /* Where several masks lie, the one that is surest keeps the cell. */
-static void keep_surest(size_t n, size_t cells, float *mask, const float *how_much)
+static void keep_surest(size_t n, size_t cells, float *mask, const float *sure)
 {
     for (size_t i = 0; i < cells; i++) {
         size_t best = n;
         for (size_t k = 0; k < n; k++)
             if (mask[k * cells + i] > 0 &&
-                (best == n || how_much[k * cells + i] > how_much[best * cells + i]))
+                (best == n || sure[k * cells + i] > sure[best * cells + i]))
                 best = k;
         for (size_t k = 0; k < n; k++)
             if (k != best)
@@ -364,18 +379,16 @@ static void masks_from_maps(state *s, const ipt_job *job, int32_t eval, const ip
 {
     const ipt_wording *v = ipt_concepts_at(&s->concepts, job, eval);
     const ipt_grid *g = &job->grid[s->tap];
-    size_t n = (size_t)s->concepts.n, cells = cells_of(s, job),
-           hw = (size_t)job->h * (size_t)job->w;
-    float *room = s->room, *how_much = room + n * cells, *map = room + 2 * n * cells;
+    size_t n = (size_t)s->concepts.n, hw = (size_t)job->h * (size_t)job->w;
     for (size_t k = 0; k < n; k++) {
         const ipt_places *p = ipt_concepts_place(&s->concepts, v, (int32_t)k + 1, (int32_t)k);
-        threshold(s, job, rows, res, p, k + 1, room + k * cells, how_much + k * cells, map);
-        ipt_mask_morph((ipt_morph)s->morph, g->h, g->w, room + k * cells, map);
+        threshold(s, job, rows, res, p, k);
+        ipt_mask_morph((ipt_morph)s->morph, g->h, g->w, mask_of(s, job, k), spare_map(s, job));
     }
     if (s->overlap == ARGMAX)
-        keep_surest(n, cells, room, how_much);
+        keep_surest(n, cells_of(s, job), mask_of(s, job, 0), sureness_of(s, job, 0));
     for (size_t k = 0; k < n; k++)
-        ipt_mask_enlarge(room + k * cells, g->h, g->w, s->mask + (k + 1) * hw, job->h, job->w);
+        ipt_mask_enlarge(mask_of(s, job, k), g->h, g->w, s->mask + (k + 1) * hw, job->h, job->w);
     for (size_t i = 0; i < hw; i++) {
         s->mask[i] = 1;
         for (size_t k = 1; k <= n; k++)

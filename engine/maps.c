@@ -46,7 +46,7 @@ static int32_t rows_at_once(const ipt_run *u)
     for (size_t i = 0; i < r->n; i++)
         n += (r->row[i].want & IPT_WANT_GRAD) != 0;
     size_t chunks = (n + MOST - 1) / MOST;
-    return u->set.h * u->set.w > SMALL ? 1 : (int32_t)((n + chunks - 1) / chunks);
+    return u->set.h * u->set.w > SMALL || chunks == 0 ? 1 : (int32_t)((n + chunks - 1) / chunks);
 }
 
 static ipt_status get_plan(ipt_run *u, const ipt_unet_key *whole)
