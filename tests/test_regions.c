@@ -285,6 +285,7 @@ static void check_kind(fixture *f, const char *name)
         if (i > 0)
             add_lora(&q, ipt_name(path, sizeof path, IPT_TEST_DATA "/kinds/%s.safetensors", name),
                      1, 0);
+        q.lora[0].blocks = "down:0.5/mid:0.8/up:1.2"; /* gates that differ */
         if (i > 1)
             add_region(f, &q, ipt_name(what, sizeof what, "%s@lora:%s", mask[i], name));
         v[i] = prediction(f, &q.r, "eps_step0", &n);
