@@ -74,7 +74,8 @@ static const limit LIMITS[] = {
     {"noise", MAX_DIFF, 2e-6, 2e-6},    /* logarithm and cosine of another library */
     {"text", MAX_RELATIVE, 1e-4, 1e-2},
     {"pooled", MAX_RELATIVE, 1e-4, 1e-2},
-    {"eps_step", NMSE, 1e-8, 1e-3},        /* one evaluation is 1e-11 off, steps add up */
+    {"eps_step", NMSE, 4e-8, 1e-3},        /* one evaluation is 1e-11 off, steps add up; sd2's
+                                              gradient moves the latent: 1.3e-8 */
     {"latent", NMSE, 1e-6, 1e-3},          /* issue: 20-step latents */
     {"image", PICTURE, 1.0 / 255, 3.2e-5}, /* f16: mean square of a PSNR of 45 dB */
     {"map_step", NMSE, 1e-8, 1e-3},        /* the rest: CLoRA */
