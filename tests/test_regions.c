@@ -242,6 +242,12 @@ static void covered_prompts_are_silent(void **state)
     }
     b.r.prompt = "something else";
     assert_true(draws_same(f, &a.r, &b.r));
+    begin(f, &b); /* and is not looked at: the plan is that of two texts */
+    add_region(f, &b, "left.png@a dog");
+    add_region(f, &b, "right.png@a fox");
+    drawn hard = draw(f, &b.r);
+    assert_int_equal(hard.rep.n_plans_recorded, 0);
+    drop(&hard);
     b.r.n_region = a.r.n_region = 1;
     assert_false(draws_same(f, &a.r, &b.r));
 }
