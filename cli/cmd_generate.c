@@ -1,4 +1,5 @@
 /* cli/cmd_generate.c - impasto generate: options to a request, pictures to files, report. */
+#include "cli/beside.h"
 #include "cli/cli.h"
 #include "compose/policy.h"
 #include "sampler/sampler.h"
@@ -14,7 +15,7 @@
 typedef struct gen_args {
     ipt_request q; /* of --request, then of the options */
     cli_list lora, compose_opt, region, lora_dirs, embedding_dirs; /* as given: replace q's */
-    const char *request, *output, *sheet, *preview, *device, *trace;
+    const char *request, *output, *sheet, *preview, *masks, *device, *trace;
     int32_t vram_limit, preview_every;
 } gen_args;
 
@@ -57,13 +58,14 @@ static const cli_option options[] = {
      AT(preview), 0, 0, NULL},
     {"preview-every", 0, CLI_INT, "N", "steps from one preview to the next, default 1",
      AT(preview_every), 1, 1000, NULL},
+    {"masks", 0, CLI_TEXT, "DIR", "write each adapter's mask as a grey PNG, see below", AT(masks),
+     0, 0, NULL},
     {"device", 0, CLI_TEXT, "DEVICE", "index, \"cpu\" or part of a name; see impasto devices",
      AT(device), 0, 0, NULL},
     {"vram-limit", 0, CLI_INT, "MIB", "device memory to take at most", AT(vram_limit), 64, 1 << 24,
      NULL},
     {"trace", 0, CLI_TEXT, "FILE", "write every intermediate as .safetensors", AT(trace), 0, 0,
      NULL},
-    {"masks", 0, CLI_LATER, "DIR", "", 0, 0, 0, NULL},
     {"explain", 0, CLI_LATER, NULL, "", 0, 0, 0, NULL},
     {0},
 };
@@ -157,6 +159,11 @@ static void more_help(void)
         "             2 to 5 are usual, 3 is about twice as fast; N:LEVEL also runs LEVEL more "
         "layers "
         "each way\n"
+        "--masks DIR  of methods that make some (clora): NAME-WORD.png for -o NAME.png and each "
+        "--lora FILE@WORD,\n"
+        "             in the picture's size, white where that LoRA was let in at the last step; to "
+        "look at, or to\n"
+        "             edit in any program.  DIR is made\n"
         "-W, -H       with --init and neither: the model's number of pixels in the picture's "
         "aspect, or its\n"
         "             own size where the model could have made it; one: the other from the "
@@ -184,8 +191,10 @@ typedef struct gen_run {
     char (*file)[PATH_MAX]; /* [count] */
     int32_t count;
     size_t n_done;
-    ipt_image *kept; /* [count] copies for the sheet, NULL without one */
-    ipt_lora *lora;  /* [a->lora.n] */
+    ipt_image *kept;  /* [count] copies for the sheet, NULL without one */
+    ipt_arena *arena; /* of the names in: */
+    cli_list masks;   /* written */
+    ipt_lora *lora;   /* [a->lora.n] */
     char **lora_text;
     char lora_home[PATH_MAX]; /* the user's own LoRA folder */
     cli_progress progress;
@@ -212,6 +221,18 @@ static bool output_name(const gen_args *a, int32_t i, int32_t count, bool direct
                   ? snprintf(buf, n, "%s", name)
                   : snprintf(buf, n, "%.*s-%d%s", (int)(dot - name), name, i + 1, dot);
     return len > 0 && (size_t)len < n;
+}
+
+/* What files beside picture i begin with: its name without folder and ending. */
+static void stem_of(const gen_run *r, int32_t i, char buf[PATH_MAX])
+{
+    const char *name = strrchr(r->file[i], '/'), *dot = NULL;
+    name = name ? name + 1 : r->file[i];
+    dot = strrchr(name, '.');
+    if (ipt_file_is_direct(r->file[i])) /* one name for all pictures */
+        ipt_name(buf, PATH_MAX, "impasto-%" PRIu64, r->a->q.seed + (uint64_t)i);
+    else
+        ipt_name(buf, PATH_MAX, "%.*s", dot ? (int)(dot - name) : (int)strlen(name), name);
 }
 
 /* Two results in one file: the second would replace the first. */
@@ -260,6 +281,11 @@ static int prepare_output(gen_run *r)
     for (size_t i = 0; i < IPT_COUNT(other) && s == IPT_OK; i++)
         if (other[i])
             s = ipt_file_check_write(c->ctx, other[i]);
+    for (int32_t i = 0; a->masks && i < r->count && s == IPT_OK; i++) {
+        char stem[PATH_MAX];
+        stem_of(r, i, stem);
+        s = cli_beside_check(c->ctx, a->masks, stem);
+    }
     return s == IPT_OK ? check_distinct(r) : cli_fail_status(c, s);
 }
 
@@ -404,6 +430,27 @@ static ipt_status save_picture(void *user, int32_t i, const ipt_image *im, const
     return IPT_OK;
 }
 
+/* Names of files beside picture i, from the first-th on. */
+static void show_files(gen_run *r, int32_t i, const cli_list *l, size_t first)
+{
+    bool silent = r->c->json || ipt_file_is_direct(r->file[i]); /* which may be standard output */
+    for (size_t k = first; !silent && k < l->n; k++) {
+        cli_progress_end(&r->progress);
+        cli_path_line(l->item[k]);
+    }
+}
+
+static ipt_status save_masks(void *user, const ipt_masks *m)
+{
+    gen_run *r = user;
+    char stem[PATH_MAX];
+    size_t before = r->masks.n;
+    stem_of(r, m->image, stem);
+    IPT_TRY(cli_masks_save(r->arena, r->a->masks, stem, m, &r->masks));
+    show_files(r, m->image, &r->masks, before);
+    return IPT_OK;
+}
+
 static void show_progress(void *user, const ipt_progress *p)
 {
     gen_run *r = user;
@@ -445,6 +492,14 @@ static json_t *adapters_json(const ipt_report *p)
     return list;
 }
 
+static json_t *files_json(const cli_list *l)
+{
+    json_t *list = json_array();
+    for (size_t i = 0; i < l->n; i++)
+        json_array_append_new(list, ipt_json_text(l->item[i]));
+    return list;
+}
+
 static json_t *report_json(const gen_run *r, const ipt_report *p)
 {
     json_t *o = json_object(), *files = json_array(), *opts = json_array();
@@ -458,6 +513,8 @@ static json_t *report_json(const gen_run *r, const ipt_report *p)
     json_object_set_new(o, "seed", ipt_json_uint(p->seed));
     json_object_set_new(o, "files", files);
     json_object_set_new(o, "sheet", ipt_json_text(r->a->sheet));
+    if (r->a->masks)
+        json_object_set_new(o, "masks", files_json(&r->masks));
     json_object_set_new(o, "width", json_integer(p->width));
     json_object_set_new(o, "height", json_integer(p->height));
     json_object_set_new(o, "steps", json_integer(p->steps));
@@ -571,6 +628,8 @@ static int generate(cli *c, gen_args *a, gen_run *r)
     a->q.progress = show_progress;
     a->q.preview = a->preview ? save_preview : NULL;
     a->q.preview_every = a->preview_every;
+    a->q.masks = a->masks ? save_masks : NULL;
+    a->q.masks_user = r;
     a->q.user = r;
     return make_pictures(r, &a->q);
 }
@@ -607,8 +666,8 @@ static int read_options(cli *c, const cli_command *cmd, int argc, char **argv, i
 static int run(cli *c, const cli_command *cmd, int argc, char **argv)
 {
     gen_args a = {.request = NULL};
-    gen_run r = {.c = c, .a = &a};
     ipt_arena arena;
+    gen_run r = {.c = c, .a = &a, .arena = &arena};
     ipt_arena_init(&arena, c->ctx);
     int rc = read_options(c, cmd, argc, argv, &arena, &a);
     r.count = a.q.count > 0 ? a.q.count : 1;
@@ -622,6 +681,7 @@ static int run(cli *c, const cli_command *cmd, int argc, char **argv)
     ipt_free(r.lora_text);
     ipt_free(r.lora);
     ipt_free(r.file);
+    cli_list_finish(&r.masks);
     finish_lists(&a);
     ipt_arena_finish(&arena);
     return rc;

@@ -58,6 +58,8 @@ static ipt_status emit_picture(ipt_run *u, const float *rgb, int32_t k, ipt_imag
         u->rep->infotext = text;
     if (status == IPT_OK && image)
         status = image(user, k, &im, text, json);
+    if (status == IPT_OK)
+        status = ipt_explain_give(u, k, &im);
     ipt_image_finish(&im);
     return status;
 }

@@ -11,6 +11,12 @@
 
 #include <jpeglib.h>
 
+/* [h,w,channels]: grey, RGB or RGBA. */
+typedef struct pixels {
+    const uint8_t *v;
+    int32_t w, h, channels;
+} pixels;
+
 /* Bytes that grow; the state that survives a longjmp lives here and not in locals. */
 typedef struct sink {
     ipt_ctx *ctx;
@@ -93,27 +99,30 @@ static void png_put(png_structp png, png_bytep p, size_t n)
 static void png_flush_nothing(png_structp png) { (void)png; }
 
 /* Everything that can jump; returns false after a jump. */
-static bool png_encode(png_structp png, png_infop info, sink *s, const ipt_image *im,
-                       png_text *text, int n_text)
+static bool png_encode(png_structp png, png_infop info, sink *s, const pixels *px, png_text *text,
+                       int n_text)
 {
+    static const int colour[] = {0, PNG_COLOR_TYPE_GRAY, 0, PNG_COLOR_TYPE_RGB,
+                                 PNG_COLOR_TYPE_RGB_ALPHA};
     if (setjmp(s->jump))
         return false;
     png_set_write_fn(png, s, png_put, png_flush_nothing);
     png_set_user_limits(png, 0x7fffffff, 0x7fffffff);
-    png_set_IHDR(png, info, (png_uint_32)im->w, (png_uint_32)im->h, 8, PNG_COLOR_TYPE_RGB,
+    png_set_IHDR(png, info, (png_uint_32)px->w, (png_uint_32)px->h, 8, colour[px->channels],
                  PNG_INTERLACE_NONE, PNG_COMPRESSION_TYPE_DEFAULT, PNG_FILTER_TYPE_DEFAULT);
-    png_set_sRGB(png, info, PNG_sRGB_INTENT_PERCEPTUAL);
+    if (px->channels > 1) /* grey is a number here, and no colour */
+        png_set_sRGB(png, info, PNG_sRGB_INTENT_PERCEPTUAL);
     if (n_text)
         png_set_text(png, info, text, n_text);
     png_write_info(png, info);
-    for (int32_t y = 0; y < im->h; y++)
-        png_write_row(png, im->rgb + (size_t)y * (size_t)im->w * 3);
+    for (int32_t y = 0; y < px->h; y++)
+        png_write_row(png, px->v + (size_t)y * (size_t)px->w * (size_t)px->channels);
     png_write_end(png, info);
     return true;
 }
 
 /* "parameters" as A1111 writes it (tEXt, or iTXt where Latin-1 does not suffice) and "impasto". */
-static ipt_status encode_png(sink *s, const ipt_image *im, const char *text, const char *json)
+static ipt_status encode_png(sink *s, const pixels *px, const char *text, const char *json)
 {
     static char key_text[] = "parameters", key_json[] = "impasto", none[] = "";
     png_text chunk[2];
@@ -149,7 +158,7 @@ static ipt_status encode_png(sink *s, const ipt_image *im, const char *text, con
     png = png_create_write_struct(PNG_LIBPNG_VER_STRING, s, png_failed, png_warned);
     info = png ? png_create_info_struct(png) : NULL;
     s->no_memory = !info;
-    ok = info && png_encode(png, info, s, im, chunk, n);
+    ok = info && png_encode(png, info, s, px, chunk, n);
 end:
     png_destroy_write_struct(&png, &info);
     ipt_free(a);
@@ -157,6 +166,30 @@ end:
     return ok             ? IPT_OK
            : s->no_memory ? ipt_fail(s->ctx, IPT_ERR_NOMEM, "no memory for a PNG")
                           : IPT_ERR_OUTPUT;
+}
+
+ipt_status ipt_png_encode(ipt_ctx *ctx, const uint8_t *px, int32_t w, int32_t h, int32_t channels,
+                          uint8_t **out, size_t *n)
+{
+    const pixels p = {px, w, h, channels};
+    if (w < 1 || h < 1 || (channels != 1 && channels != 3 && channels != 4))
+        return ipt_fail(ctx, IPT_ERR_ARG, "a PNG of %d x %d pixels and %d channels", w, h,
+                        channels);
+    sink *s = ipt_calloc(ctx, 1, sizeof *s);
+    if (!s)
+        return IPT_ERR_NOMEM;
+    s->ctx = ctx;
+    ipt_status status = encode_png(s, &p, NULL, NULL);
+    if (status == IPT_ERR_OUTPUT)
+        ipt_fail(ctx, status, "a PNG cannot be made: %s", s->why);
+    if (status == IPT_OK) {
+        *out = s->data;
+        *n = s->n;
+    } else {
+        ipt_free(s->data);
+    }
+    ipt_free(s);
+    return status;
 }
 
 /* --- JPEG ----------------------------------------------------------------------------------------
@@ -332,7 +365,8 @@ ipt_status ipt_image_save(ipt_ctx *ctx, const char *path, const ipt_image *im, c
     s->ctx = ctx;
     ipt_status status;
     if (is_png) {
-        status = encode_png(s, im, text, json);
+        const pixels px = {im->rgb, im->w, im->h, 3};
+        status = encode_png(s, &px, text, json);
         if (status == IPT_ERR_OUTPUT)
             ipt_fail(ctx, status, "%s: cannot write: %s", path, s->why);
         if (status == IPT_OK)

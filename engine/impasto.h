@@ -56,6 +56,10 @@ IPT_CHECKED ipt_status ipt_image_load_memory(ipt_ctx *ctx, const char *name, con
  * Errors: IPT_ERR_ARG (other ending), IPT_ERR_OUTPUT, IPT_ERR_NOMEM. */
 IPT_CHECKED ipt_status ipt_image_save(ipt_ctx *ctx, const char *path, const ipt_image *im,
                                       const char *text, const char *json);
+/* Pixels [h,w,channels], 1 (grey), 3 (RGB) or 4 (RGBA), as a PNG in memory, without texts.
+ * Ownership of *out [n]: caller, ipt_free.  Errors: IPT_ERR_ARG, IPT_ERR_NOMEM. */
+IPT_CHECKED ipt_status ipt_png_encode(ipt_ctx *ctx, const uint8_t *px, int32_t w, int32_t h,
+                                      int32_t channels, uint8_t **out, size_t *n);
 /* Lanczos-3 to w x h (antialiased when shrinking), in place. */
 IPT_CHECKED ipt_status ipt_image_resize(ipt_ctx *ctx, ipt_image *im, int32_t w, int32_t h);
 
@@ -98,6 +102,21 @@ typedef struct ipt_latent {
 } ipt_latent;
 /* A failure ends the request. */
 typedef ipt_status (*ipt_latent_fn)(void *user, const ipt_latent *l);
+
+/* Where a picture's adapters were let in by the method at the last evaluation; borrowed for the
+ * call, as all that it points to. */
+typedef struct ipt_mask {
+    const char *name, *word; /* of the adapter: its file's, and the prompt's as given or NULL */
+    const float *v;          /* [h,w] 0..1 */
+} ipt_mask;
+typedef struct ipt_masks {
+    int32_t image, h, w; /* cells of the latent; a cell is im->h / h pixels high */
+    const ipt_image *im; /* the picture */
+    const ipt_mask *mask;
+    size_t n; /* adapters that have one */
+} ipt_masks;
+/* A failure ends the request. */
+typedef ipt_status (*ipt_masks_fn)(void *user, const ipt_masks *m);
 
 typedef struct ipt_request {
     const char *model;             /* file or folder; NULL: default model */
@@ -145,6 +164,8 @@ typedef struct ipt_request {
     void *user;
     ipt_latent_fn latent;
     void *latent_user;
+    ipt_masks_fn masks; /* after each picture; IPT_ERR_ARG where the method makes none */
+    void *masks_user;
 } ipt_request;
 void ipt_request_init(ipt_request *r); /* the defaults above */
 

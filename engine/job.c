@@ -256,6 +256,7 @@ ipt_status ipt_job_prepare(ipt_run *u)
     IPT_TRY_GOTO(read_prompts(u, tags), done);
     IPT_TRY_GOTO(make_policy(u), done);
     IPT_TRY_GOTO(ipt_regions_read(u), done);
+    IPT_TRY_GOTO(ipt_explain_check(u), done);
 done:
     for (int i = 0; i < 2; i++)
         ipt_prompt_destroy(&tags[i]);

@@ -1,7 +1,7 @@
 /* engine/run.h - one request while it runs, and its stages in the order of the files:
  * job.c (adapters, prompts, the method; texts encoded before the first step), unet.c (its plan, a
  * batch of rows), rows.c (a guided prediction from the rows of an evaluation), loop.c (one
- * picture), report.c, generate.c (all of them). */
+ * picture), explain.c (what acted where), report.c, generate.c (all of them). */
 #ifndef IPT_ENGINE_RUN_H
 #define IPT_ENGINE_RUN_H
 #include "engine/internal.h"
@@ -198,6 +198,12 @@ IPT_CHECKED ipt_status ipt_loop_picture(ipt_run *u, int32_t k, ipt_trace *trace,
  */
 IPT_CHECKED ipt_status ipt_preview_show(ipt_run *u, const ipt_sampler *s, int32_t eval,
                                         int32_t image);
+
+/* --- explain.c -------------------------------------------------------------------------------- */
+/* Whether what the request asks for beside its pictures can be had.  Errors: IPT_ERR_ARG. */
+IPT_CHECKED ipt_status ipt_explain_check(const ipt_run *u);
+/* Gives what was asked for beside picture k, which is done. */
+IPT_CHECKED ipt_status ipt_explain_give(ipt_run *u, int32_t k, const ipt_image *im);
 
 /* --- report.c --------------------------------------------------------------------------------- */
 void ipt_run_progress(ipt_run *u, const char *stage, int32_t done, int32_t total, int32_t image);

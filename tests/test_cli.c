@@ -55,7 +55,7 @@ static void test_usage_errors(void **state)
         {{"generate", "-p", "x", "--compose-opt", "every"}, "KEY=VALUE"},
         {{"generate", "-p", "x", "--region", "m.png"}, "IMG@PROMPT or IMG@lora:NAME"},
         {{"generate", "-p", "x", "--region", "@cat"}, "IMG@PROMPT or IMG@lora:NAME"},
-        {{"generate", "-p", "x", "--masks", "dir"}, "not in this version"},
+        {{"generate", "-p", "x", "--masks", ""}, "--masks is empty"},
         {{"generate", "-p", "x", "--explain"}, "not in this version"},
         {{"generate", "-p", "x", "--mask", "m.png"}, "--init"},
         {{"generate", "-p", "x", "--strength", "0.5"}, "--init"},
