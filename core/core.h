@@ -250,6 +250,8 @@ typedef struct ipt_sha256 {
 void ipt_sha256_init(ipt_sha256 *s);
 void ipt_sha256_update(ipt_sha256 *s, const void *data, size_t n);
 void ipt_sha256_final(ipt_sha256 *s, uint8_t digest[32]);
+/* CRC-32 of PNG and ZIP (ISO 3309). */
+uint32_t ipt_crc32(const void *data, size_t n);
 void ipt_hex(const uint8_t *bytes, size_t n, char *out); /* out: 2n+1 chars */
 
 /* --- JSON (core/json.c, over jansson: callers include <jansson.h> themselves) ---------------- */

@@ -220,6 +220,22 @@ void ipt_sha256_final(ipt_sha256 *s, uint8_t digest[32])
         digest[i] = (uint8_t)(s->h[i / 4] >> (24 - 8 * (i % 4)));
 }
 
+uint32_t ipt_crc32(const void *data, size_t n)
+{
+    static const uint32_t nibble[16] = {0x00000000, 0x1db71064, 0x3b6e20c8, 0x26d930ac,
+                                        0x76dc4190, 0x6b6b51f4, 0x4db26158, 0x5005713c,
+                                        0xedb88320, 0xf00f9344, 0xd6d6a3e8, 0xcb61b38c,
+                                        0x9b64c2b0, 0x86d3d2d4, 0xa00ae278, 0xbdbdf21c};
+    const uint8_t *p = data;
+    uint32_t c = 0xffffffff;
+    for (size_t i = 0; i < n; i++) {
+        c ^= p[i];
+        c = c >> 4 ^ nibble[c & 15];
+        c = c >> 4 ^ nibble[c & 15];
+    }
+    return ~c;
+}
+
 void ipt_hex(const uint8_t *bytes, size_t n, char *out)
 {
     for (size_t i = 0; i < n; i++)

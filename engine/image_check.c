@@ -25,22 +25,6 @@ static ipt_status truncated(const view *v, const char *kind, uint64_t need)
                     v->n, need);
 }
 
-/* CRC-32 of PNG (ISO 3309). */
-static uint32_t crc32_of(const uint8_t *p, size_t n)
-{
-    static const uint32_t nibble[16] = {0x00000000, 0x1db71064, 0x3b6e20c8, 0x26d930ac,
-                                        0x76dc4190, 0x6b6b51f4, 0x4db26158, 0x5005713c,
-                                        0xedb88320, 0xf00f9344, 0xd6d6a3e8, 0xcb61b38c,
-                                        0x9b64c2b0, 0x86d3d2d4, 0xa00ae278, 0xbdbdf21c};
-    uint32_t c = 0xffffffff;
-    for (size_t i = 0; i < n; i++) {
-        c ^= p[i];
-        c = c >> 4 ^ nibble[c & 15];
-        c = c >> 4 ^ nibble[c & 15];
-    }
-    return ~c;
-}
-
 static ipt_status check_png(const view *v)
 {
     size_t at = 8;
@@ -52,7 +36,7 @@ static ipt_status check_png(const view *v)
         const uint8_t *type = v->d + at + 4;
         if (len + 12 > v->n - at)
             return truncated(v, "PNG", at + len + 12);
-        uint32_t found = be32(type + 4 + len), expected = crc32_of(type, (size_t)len + 4);
+        uint32_t found = be32(type + 4 + len), expected = ipt_crc32(type, (size_t)len + 4);
         if (found != expected)
             return ipt_fail(
                 v->ctx, IPT_ERR_FORMAT,
