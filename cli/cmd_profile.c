@@ -1,10 +1,10 @@
 /* cli/cmd_profile.c - impasto lora profile: on which frequencies adapters act, kept beside their
  * files, as a plot and as an order. */
 #include "cli/cli.h"
+#include "cli/draw.h"
 
 #include <jansson.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "engine/profile.h"
 
@@ -22,57 +22,32 @@ typedef struct entry {
 } entry;
 
 /* --- the plot --------------------------------------------------------------------------------- */
-enum { PLOT_W = 640, PLOT_H = 400, MARGIN = 24, N_COLOUR = 8 };
-static const struct {
-    const char *name;
-    uint8_t rgb[3];
-} colours[N_COLOUR] = {{"blue", {31, 119, 180}},    {"orange", {255, 127, 14}},
-                       {"green", {44, 160, 44}},    {"red", {214, 39, 40}},
-                       {"purple", {148, 103, 189}}, {"brown", {140, 86, 75}},
-                       {"pink", {227, 119, 194}},   {"grey", {127, 127, 127}}};
-
-static void dot(ipt_image *im, double x, double y, const uint8_t rgb[3])
-{
-    for (int dy = 0; dy < 2; dy++)
-        for (int dx = 0; dx < 2; dx++) {
-            int32_t px = (int32_t)x + dx, py = (int32_t)y + dy;
-            if (px >= 0 && py >= 0 && px < im->w && py < im->h)
-                memcpy(im->rgb + ((size_t)py * (size_t)im->w + (size_t)px) * 3, rgb, 3);
-        }
-}
-
-static void line(ipt_image *im, double x0, double y0, double x1, double y1, const uint8_t rgb[3])
-{
-    enum { DOTS = 400 };
-    for (int i = 0; i <= DOTS; i++)
-        dot(im, x0 + (x1 - x0) * i / DOTS, y0 + (y1 - y0) * i / DOTS, rgb);
-}
+enum { PLOT_W = 640, PLOT_H = 400, MARGIN = 24 };
 
 /* Steps to the right, the share of high frequencies upwards, from the least to the most. */
 static ipt_status plot(ipt_ctx *ctx, const char *path, const entry *e, size_t n)
 {
     static const uint8_t axis[3] = {60, 60, 60};
-    ipt_image im = {PLOT_W, PLOT_H, ipt_calloc(ctx, (size_t)PLOT_W * PLOT_H, 3)};
+    ipt_image im = {0};
     const double left = MARGIN, bottom = PLOT_H - MARGIN, wide = PLOT_W - 2 * MARGIN,
                  high = PLOT_H - 2 * MARGIN;
     double least = e[0].p.h[0], most = least;
-    if (!im.rgb)
-        return IPT_ERR_NOMEM;
-    memset(im.rgb, 255, (size_t)PLOT_W * PLOT_H * 3);
+    IPT_TRY(cli_draw_create(ctx, PLOT_W, PLOT_H, &im));
     for (size_t k = 0; k < n; k++)
         for (int32_t i = 0; i <= e[k].p.n_step; i++) {
             least = e[k].p.h[i] < least ? e[k].p.h[i] : least;
             most = e[k].p.h[i] > most ? e[k].p.h[i] : most;
         }
     double range = most > least ? most - least : 1;
-    line(&im, left, bottom, left + wide, bottom, axis);
-    line(&im, left, bottom, left, bottom - high, axis);
+    cli_draw_line(&im, left, bottom, left + wide, bottom, 2, axis);
+    cli_draw_line(&im, left, bottom, left, bottom - high, 2, axis);
     for (size_t k = 0; k < n; k++)
         for (int32_t i = 0; i < e[k].p.n_step; i++)
-            line(&im, left + wide * i / e[k].p.n_step,
-                 bottom - high * (e[k].p.h[i] - least) / range,
-                 left + wide * (i + 1) / e[k].p.n_step,
-                 bottom - high * (e[k].p.h[i + 1] - least) / range, colours[k % N_COLOUR].rgb);
+            cli_draw_line(&im, left + wide * i / e[k].p.n_step,
+                          bottom - high * (e[k].p.h[i] - least) / range,
+                          left + wide * (i + 1) / e[k].p.n_step,
+                          bottom - high * (e[k].p.h[i + 1] - least) / range, 2,
+                          cli_series[k % CLI_SERIES].rgb);
     ipt_status s = ipt_image_save(ctx, path, &im, NULL, NULL);
     ipt_image_finish(&im);
     return s;
@@ -98,7 +73,7 @@ static int print_all(const cli *c, const profile_args *a, const entry *e, size_t
         json_array_append_new(list, o);
         if (!c->json)
             cli_line(stdout, "%-8.6f %s%s%s%s", e[k].p.high, e[k].file, a->plot ? " (" : "",
-                     a->plot ? colours[k % N_COLOUR].name : "", a->plot ? ")" : "");
+                     a->plot ? cli_series[k % CLI_SERIES].name : "", a->plot ? ")" : "");
     }
     if (c->json)
         return cli_print_json(c, json_pack("{s:o}", "adapters", list));
