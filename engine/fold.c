@@ -81,7 +81,12 @@ ipt_status ipt_fold_choose(ipt_run *u)
     if (strcmp(how, "never") != 0 && strcmp(how, "auto") != 0 && !always)
         return ipt_fail(e->ctx, IPT_ERR_ARG, "unknown fold '%.40s'; there are: auto always never",
                         how);
-    if (strcmp(how, "never") == 0 || !ipt_bank_has(ipt_engine_bank(e), IPT_COMP_UNET))
+    if (u->r->explain && always)
+        ipt_log(e->ctx, IPT_LOG_WARN,
+                "fold always: what adapters do is measured by leaving them out, so that they stay "
+                "beside the weights");
+    if (strcmp(how, "never") == 0 || u->r->explain ||
+        !ipt_bank_has(ipt_engine_bank(e), IPT_COMP_UNET))
         return IPT_OK;
     size_t n = (size_t)IPT_GATE_ROWS * IPT_MAX_SLOT;
     u->fold_gate = ipt_arena_alloc(&u->arena, n * sizeof *u->fold_gate);

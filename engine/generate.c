@@ -138,6 +138,7 @@ static ipt_status run_request(ipt_run *u, void *to)
     u->rep->ms_load += ipt_now_ms() - t0;
     IPT_TRY(ipt_run_report(u));
     IPT_TRY(ipt_loop_buffers(u));
+    IPT_TRY(ipt_explain_prepare(u));
     if (u->r->trace)
         IPT_TRY(ipt_trace_create(e->ctx, &trace));
     ipt_status status = make_pictures(u, trace, who->image, who->user);

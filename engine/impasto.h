@@ -118,6 +118,39 @@ typedef struct ipt_masks {
 /* A failure ends the request. */
 typedef ipt_status (*ipt_masks_fn)(void *user, const ipt_masks *m);
 
+/* What an adapter did to a picture.  Its contribution to a step is the guided prediction [C,h,w] of
+ * the step's first evaluation less what it is when every row of the UNet in which the adapter acts
+ * is evaluated without it, in the UNet and in the text encoder (compose option te=merged: in the
+ * UNet alone), all else the same.  Rows that ran on kept features are evaluated whole for it. */
+enum { IPT_BANDS = 8 };
+typedef struct ipt_effect {
+    const char *name, *file, *word; /* word: as ipt_mask's; file NULL: an adapter that the method,
+                                       by which it is called, made of all */
+    const float *energy;   /* [h,w] mean over channels and steps of the contribution's square */
+    const float *when;     /* [n_step] mean over channels and cells of it */
+    const float *share;    /* [n_step] the same over that of the whole prediction */
+    float band[IPT_BANDS]; /* its amplitude at frequencies of radius k/8..(k+1)/8 of the largest:
+                              mean over the ring and steps of the root of the mean over channels of
+                              |F|^2, F its unitary Fourier transform */
+    float high;            /* share of its energy at radii from 0.2 of the largest on, 0..1 */
+    int32_t words_h, words_w;
+    const float *words; /* [words_h,words_w] attention that its words drew in its own rows, mean of
+                           heads, layers, tokens and steps; NULL: the method reads no attention, or
+                           there is no word */
+    const float *mask;  /* [h,w] as ipt_mask's; NULL: it has none */
+} ipt_effect;
+typedef struct ipt_explanation {
+    int32_t image, h, w;
+    int32_t n_step;
+    const int32_t *step; /* [n_step] of the request's steps, from 0; img2img begins late */
+    const float *power;  /* [n_step] mean square of the guided prediction */
+    const ipt_image *im; /* the picture */
+    const ipt_effect *effect;
+    size_t n; /* adapters */
+} ipt_explanation;
+/* A failure ends the request. */
+typedef ipt_status (*ipt_explain_fn)(void *user, const ipt_explanation *x);
+
 typedef struct ipt_request {
     const char *model;             /* file or folder; NULL: default model */
     const char *vae, *taesd;       /* NULL: the model's own */
@@ -166,6 +199,9 @@ typedef struct ipt_request {
     void *latent_user;
     ipt_masks_fn masks; /* after each picture; IPT_ERR_ARG where the method makes none */
     void *masks_user;
+    ipt_explain_fn explain; /* after each picture, which stays the same to the bit; adapters stay
+                               beside the weights (fold "never"); costs rows_explain rows */
+    void *explain_user;
 } ipt_request;
 void ipt_request_init(ipt_request *r); /* the defaults above */
 
@@ -206,6 +242,7 @@ typedef struct ipt_report {
     /* UNet rows evaluated: whole, outer layers on kept features, up to the last tapped layer, from
      * there back to the latent */
     uint64_t rows_full, rows_shallow, rows_maps, rows_backward;
+    uint64_t rows_explain; /* evaluated whole for ipt_request.explain, beside those */
     uint64_t peak_device_bytes, peak_host_bytes;
     bool is_folded; /* the adapters were in the UNet's weights */
     double ms_fold; /* of bringing them in, and what an earlier request left out */

@@ -367,6 +367,7 @@ ipt_status ipt_job_encode(ipt_run *u)
                 IPT_TRY(ipt_job_text(u, &seen, &index));
             }
         }
+        IPT_TRY(ipt_explain_plan(u));
     }
     if (u->r->trace)
         IPT_TRY(trace_texts(u));

@@ -43,6 +43,7 @@ static ipt_status run_round(ipt_run *u, double t, int32_t eval, int32_t round, b
     *again = false;
     IPT_TRY(ipt_policy_step(u->policy, eval, round, rows));
     ipt_cache_mark(u, eval);
+    ipt_explain_input(u); /* a round's update may move the latent behind it */
     if (rows->n > u->max_rows)
         return ipt_fail(u->e->ctx, IPT_ERR_ARG, "compose method %s: %zu rows, planned were %zu",
                         ipt_policy_method(u->policy)->name, rows->n, u->max_rows);
@@ -60,6 +61,13 @@ static ipt_status run_round(ipt_run *u, double t, int32_t eval, int32_t round, b
     return is_update ? ipt_maps_update(u, t, eval, round, again) : IPT_OK;
 }
 
+void ipt_rows_guide(ipt_run *u, int32_t eval, const ipt_result *res, float *eps_u, float *eps)
+{
+    ipt_policy_blend(u->policy, eval, &u->rows, res, eps_u, eps);
+    if (u->set.two_rows)
+        ipt_cfg(eps_u, eps, u->set.n, u->set.cfg, u->r->cfg_rescale, eps);
+}
+
 ipt_status ipt_rows_predict(ipt_run *u, double t, int32_t eval)
 {
     const ipt_buffers *b = &u->buf;
@@ -69,9 +77,8 @@ ipt_status ipt_rows_predict(ipt_run *u, double t, int32_t eval)
     u->maps.n_round = 0;
     for (int32_t round = 0; again; round++)
         IPT_TRY(run_round(u, t, eval, round, &again));
-    ipt_policy_blend(u->policy, eval, &u->rows, u->result, b->eps_u, b->eps);
-    if (u->set.two_rows)
-        ipt_cfg(b->eps_u, b->eps, u->set.n, u->set.cfg, u->r->cfg_rescale, b->eps);
+    IPT_TRY(ipt_explain_step(u, t, eval));
+    ipt_rows_guide(u, eval, u->result, b->eps_u, b->eps);
     for (size_t i = 0; i < u->set.n; i++)
         if (!isfinite(b->eps[i]))
             return ipt_fail(u->e->ctx, IPT_ERR_FORMAT,

@@ -4,6 +4,7 @@
  * picture), explain.c (what acted where), report.c, generate.c (all of them). */
 #ifndef IPT_ENGINE_RUN_H
 #define IPT_ENGINE_RUN_H
+#include "compose/concepts.h"
 #include "engine/internal.h"
 #include "unet/blocks.h"
 
@@ -67,6 +68,25 @@ typedef struct ipt_regions {
     float *place[IPT_MAX_SLOT]; /* [H*W]; NULL: everywhere */
 } ipt_regions;
 
+/* What adapters did to the picture that runs; only where the request asks. */
+typedef struct ipt_explain {
+    int32_t n_step, at; /* steps that run, and which of them it is */
+    int32_t *step;
+    float *in;    /* [n] what the last round's rows were evaluated on */
+    ipt_row *row; /* [n_row] evaluated beside the method's, [max_row] at most */
+    float *eps;   /* [max_row][n] */
+    size_t n_row, max_row;
+    ipt_result *with, *without;           /* [max_rows] of the method's rows, some replaced */
+    float *eps_u, *whole, *base, *lack;   /* [n] guided predictions */
+    float *gate_a, *gate_b;               /* [IPT_GATE_ROWS][n_slot] */
+    float *power;                         /* [n_step] */
+    float *energy, *words, *when, *share; /* [n_slot][h*w], [n_slot][cells], [n_slot][n_step] */
+    double *band, *high, *all;            /* [n_slot][IPT_BANDS], sums over steps; [n_slot] */
+    int32_t *n_words;                     /* [n_slot] steps in which words were read */
+    size_t cells;                         /* of the maps */
+    ipt_concepts *concepts;               /* where words stand; NULL: no maps, or no words */
+} ipt_explain;
+
 typedef struct ipt_run {
     ipt_engine *e;
     ipt_request request;  /* with the pictures of its files */
@@ -101,6 +121,7 @@ typedef struct ipt_run {
     ipt_cache cache;
     ipt_maps maps;
     ipt_regions regions;
+    ipt_explain explain;
     float *fold_gate; /* fold.c: [IPT_GATE_ROWS][n_slot] of all rows */
     ipt_start start;  /* img2img and inpainting */
     ipt_paste paste;
@@ -186,6 +207,9 @@ IPT_CHECKED ipt_status ipt_rows_possible(ipt_ctx *ctx, const ipt_method *m, cons
 /* Guided prediction of evaluation `eval` for the model's input u->buf.in into u->buf.eps. */
 IPT_CHECKED ipt_status ipt_rows_predict(ipt_run *u, double t, int32_t eval);
 
+/* The method's blend of results of u->rows, then guidance, into eps; eps_u: room. */
+void ipt_rows_guide(ipt_run *u, int32_t eval, const ipt_result *res, float *eps_u, float *eps);
+
 /* --- loop.c ----------------------------------------------------------------------------------- */
 IPT_CHECKED ipt_status ipt_loop_buffers(ipt_run *u);
 /* What a trace holds of the texts. */
@@ -201,7 +225,15 @@ IPT_CHECKED ipt_status ipt_preview_show(ipt_run *u, const ipt_sampler *s, int32_
 
 /* --- explain.c -------------------------------------------------------------------------------- */
 /* Whether what the request asks for beside its pictures can be had.  Errors: IPT_ERR_ARG. */
-IPT_CHECKED ipt_status ipt_explain_check(const ipt_run *u);
+IPT_CHECKED ipt_status ipt_explain_check(ipt_run *u);
+/* What it needs of the evaluation whose rows are in u->rows: texts are encoded, rows counted. */
+IPT_CHECKED ipt_status ipt_explain_plan(ipt_run *u);
+IPT_CHECKED ipt_status ipt_explain_prepare(ipt_run *u);
+/* Keeps u->buf.in, on which a round is evaluated. */
+void ipt_explain_input(ipt_run *u);
+/* Measures the first evaluation of a step, after its rounds and before its blend: the method's
+ * results are what they were. */
+IPT_CHECKED ipt_status ipt_explain_step(ipt_run *u, double t, int32_t eval);
 /* Gives what was asked for beside picture k, which is done. */
 IPT_CHECKED ipt_status ipt_explain_give(ipt_run *u, int32_t k, const ipt_image *im);
 
