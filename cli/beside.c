@@ -39,11 +39,19 @@ const char *cli_safe_name(const char *text, char buf[CLI_NAME])
     return buf;
 }
 
+/* Whether a is b, or b and the ending of a heat map. */
+static bool clash(const char *a, const char *b)
+{
+    size_t n = strlen(b);
+    return strcasecmp(a, b) == 0 ||
+           (strncasecmp(a, b, n) == 0 && strcasecmp(a + n, CLI_WHERE) == 0);
+}
+
 static bool is_taken(const char *name, char (*taken)[CLI_NAME], size_t n)
 {
-    bool any = false;
+    bool any = strcasecmp(name, CLI_WHEN + 1) == 0;
     for (size_t i = 0; i < n; i++)
-        any = any || strcasecmp(name, taken[i]) == 0;
+        any = any || clash(name, taken[i]) || clash(taken[i], name);
     return any;
 }
 
@@ -70,13 +78,13 @@ ipt_status cli_beside_check(ipt_ctx *ctx, const char *dir, const char *stem)
     if (strlen(stem) + MORE > NAME_MAX || strlen(dir) + strlen(stem) + MORE + 1 >= PATH_MAX)
         return ipt_fail(ctx, IPT_ERR_OUTPUT, "%.200s/%.100s...: cannot write: name too long", dir,
                         stem);
-    if (!ipt_is_dir(dir) && ipt_file_stamp(dir) != 0)
-        return ipt_fail(ctx, IPT_ERR_OUTPUT, "%s: cannot write: is no folder", dir);
     if (ipt_is_dir(dir))
         return ipt_file_check_write(ctx, ipt_name(path, sizeof path, "%s/%s.png", dir, stem));
     ipt_name(path, sizeof path, "%s", dir);
     for (size_t n = strlen(path); n > 1 && path[n - 1] == '/'; n--)
         path[n - 1] = 0;
+    if (ipt_file_stamp(path) != 0)
+        return ipt_fail(ctx, IPT_ERR_OUTPUT, "%s: cannot write: is no folder", dir);
     return ipt_file_check_write(ctx, path); /* a file there could be made: so can a folder */
 }
 
@@ -94,6 +102,15 @@ ipt_status cli_beside_write(ipt_arena *arena, const char *dir, const char *stem,
 }
 
 /* --- masks ------------------------------------------------------------------------------------ */
+void cli_mask_pixels(const float *mask, int32_t h, int32_t w, const ipt_image *im, uint8_t *grey)
+{
+    size_t W = (size_t)im->w, H = (size_t)im->h;
+    for (size_t i = 0; i < W * H; i++) {
+        size_t y = i / W * (size_t)h / H, x = i % W * (size_t)w / W;
+        grey[i] = (uint8_t)lrintf(255.0F * mask[y * (size_t)w + x]);
+    }
+}
+
 static ipt_status save_mask(ipt_arena *arena, const char *dir, const char *stem, const char *name,
                             const ipt_masks *m, size_t k, cli_list *files)
 {
@@ -102,10 +119,7 @@ static ipt_status save_mask(ipt_arena *arena, const char *dir, const char *stem,
     char rest[CLI_NAME + 8];
     if (!grey)
         return IPT_ERR_NOMEM;
-    for (size_t i = 0; i < w * h; i++) {
-        size_t y = i / w * (size_t)m->h / h, x = i % w * (size_t)m->w / w;
-        grey[i] = (uint8_t)lrintf(255.0F * m->mask[k].v[y * (size_t)m->w + x]);
-    }
+    cli_mask_pixels(m->mask[k].v, m->h, m->w, m->im, grey);
     ipt_status status = ipt_png_encode(arena->ctx, grey, m->im->w, m->im->h, 1, &png, &n);
     if (status == IPT_OK)
         status = cli_beside_write(arena, dir, stem, ipt_name(rest, sizeof rest, "-%s.png", name),

@@ -15,7 +15,7 @@
 typedef struct gen_args {
     ipt_request q; /* of --request, then of the options */
     cli_list lora, compose_opt, region, lora_dirs, embedding_dirs; /* as given: replace q's */
-    const char *request, *output, *sheet, *preview, *masks, *device, *trace;
+    const char *request, *output, *sheet, *preview, *masks, *explain, *device, *trace;
     int32_t vram_limit, preview_every;
 } gen_args;
 
@@ -60,13 +60,15 @@ static const cli_option options[] = {
      AT(preview_every), 1, 1000, NULL},
     {"masks", 0, CLI_TEXT, "DIR", "write each adapter's mask as a grey PNG, see below", AT(masks),
      0, 0, NULL},
+    {"explain", 0, CLI_TEXT, "DIR",
+     "write where, when and at which frequencies each LoRA acted, see below", AT(explain), 0, 0,
+     NULL},
     {"device", 0, CLI_TEXT, "DEVICE", "index, \"cpu\" or part of a name; see impasto devices",
      AT(device), 0, 0, NULL},
     {"vram-limit", 0, CLI_INT, "MIB", "device memory to take at most", AT(vram_limit), 64, 1 << 24,
      NULL},
     {"trace", 0, CLI_TEXT, "FILE", "write every intermediate as .safetensors", AT(trace), 0, 0,
      NULL},
-    {"explain", 0, CLI_LATER, NULL, "", 0, 0, 0, NULL},
     {0},
 };
 #undef AT
@@ -163,7 +165,23 @@ static void more_help(void)
         "--lora FILE@WORD,\n"
         "             in the picture's size, white where that LoRA was let in at the last step; to "
         "look at, or to\n"
-        "             edit in any program.  DIR is made\n"
+        "             edit and give back as --region MASK.png@lora:NAME.  DIR is made\n"
+        "--explain DIR  for -o NAME.png: NAME-LORA-where.png, a heat map of what that LoRA "
+        "changed, "
+        "on the picture\n"
+        "             (with clora also of what its words looked at); NAME-when.png, over the steps "
+        "and "
+        "frequencies;\n"
+        "             NAME.json, all numbers; NAME.ora, everything as layers for GIMP or Krita.  "
+        "The "
+        "UNet is\n"
+        "             evaluated once more without each LoRA in every step: merge of N takes N "
+        "times "
+        "longer in\n"
+        "             addition, composite a second world, clora often nothing.  The picture is "
+        "that "
+        "of --fold never,\n"
+        "             to the bit\n"
         "-W, -H       with --init and neither: the model's number of pixels in the picture's "
         "aspect, or its\n"
         "             own size where the model could have made it; one: the other from the "
@@ -191,10 +209,10 @@ typedef struct gen_run {
     char (*file)[PATH_MAX]; /* [count] */
     int32_t count;
     size_t n_done;
-    ipt_image *kept;  /* [count] copies for the sheet, NULL without one */
-    ipt_arena *arena; /* of the names in: */
-    cli_list masks;   /* written */
-    ipt_lora *lora;   /* [a->lora.n] */
+    ipt_image *kept;         /* [count] copies for the sheet, NULL without one */
+    ipt_arena *arena;        /* of the names in: */
+    cli_list masks, explain; /* written */
+    ipt_lora *lora;          /* [a->lora.n] */
     char **lora_text;
     char lora_home[PATH_MAX]; /* the user's own LoRA folder */
     cli_progress progress;
@@ -281,10 +299,12 @@ static int prepare_output(gen_run *r)
     for (size_t i = 0; i < IPT_COUNT(other) && s == IPT_OK; i++)
         if (other[i])
             s = ipt_file_check_write(c->ctx, other[i]);
-    for (int32_t i = 0; a->masks && i < r->count && s == IPT_OK; i++) {
+    const char *folder[] = {a->masks, a->explain};
+    for (int32_t i = 0; i < 2 * r->count && s == IPT_OK; i++) {
         char stem[PATH_MAX];
-        stem_of(r, i, stem);
-        s = cli_beside_check(c->ctx, a->masks, stem);
+        stem_of(r, i / 2, stem);
+        if (folder[i % 2])
+            s = cli_beside_check(c->ctx, folder[i % 2], stem);
     }
     return s == IPT_OK ? check_distinct(r) : cli_fail_status(c, s);
 }
@@ -451,6 +471,17 @@ static ipt_status save_masks(void *user, const ipt_masks *m)
     return IPT_OK;
 }
 
+static ipt_status save_explanation(void *user, const ipt_explanation *x)
+{
+    gen_run *r = user;
+    char stem[PATH_MAX];
+    size_t before = r->explain.n;
+    stem_of(r, x->image, stem);
+    IPT_TRY(cli_explain_save(r->arena, r->a->explain, stem, r->file[x->image], x, &r->explain));
+    show_files(r, x->image, &r->explain, before);
+    return IPT_OK;
+}
+
 static void show_progress(void *user, const ipt_progress *p)
 {
     gen_run *r = user;
@@ -515,6 +546,8 @@ static json_t *report_json(const gen_run *r, const ipt_report *p)
     json_object_set_new(o, "sheet", ipt_json_text(r->a->sheet));
     if (r->a->masks)
         json_object_set_new(o, "masks", files_json(&r->masks));
+    if (r->a->explain)
+        json_object_set_new(o, "explain", files_json(&r->explain));
     json_object_set_new(o, "width", json_integer(p->width));
     json_object_set_new(o, "height", json_integer(p->height));
     json_object_set_new(o, "steps", json_integer(p->steps));
@@ -530,11 +563,11 @@ static json_t *report_json(const gen_run *r, const ipt_report *p)
     json_object_set_new(o, "ms_per_step", json_real(p->ms_per_step));
     json_object_set_new(o, "ms_first_step", json_real(p->ms_first_step));
     json_object_set_new(o, "unet_evaluations", json_integer(p->n_eval));
-    json_object_set_new(o, "unet_rows",
-                        json_pack("{s:I, s:I, s:I, s:I}", "full", (json_int_t)p->rows_full,
-                                  "shallow", (json_int_t)p->rows_shallow, "maps",
-                                  (json_int_t)p->rows_maps, "backward",
-                                  (json_int_t)p->rows_backward));
+    json_object_set_new(
+        o, "unet_rows",
+        json_pack("{s:I, s:I, s:I, s:I, s:I}", "full", (json_int_t)p->rows_full, "shallow",
+                  (json_int_t)p->rows_shallow, "maps", (json_int_t)p->rows_maps, "backward",
+                  (json_int_t)p->rows_backward, "explain", (json_int_t)p->rows_explain));
     json_object_set_new(o, "peak_device_mib", json_real((double)p->peak_device_bytes / 1048576.0));
     json_object_set_new(o, "peak_host_mib", json_real((double)p->peak_host_bytes / 1048576.0));
     json_object_set_new(o, "plans_recorded", json_integer((json_int_t)p->n_plans_recorded));
@@ -629,7 +662,8 @@ static int generate(cli *c, gen_args *a, gen_run *r)
     a->q.preview = a->preview ? save_preview : NULL;
     a->q.preview_every = a->preview_every;
     a->q.masks = a->masks ? save_masks : NULL;
-    a->q.masks_user = r;
+    a->q.explain = a->explain ? save_explanation : NULL;
+    a->q.masks_user = a->q.explain_user = r;
     a->q.user = r;
     return make_pictures(r, &a->q);
 }
@@ -682,6 +716,7 @@ static int run(cli *c, const cli_command *cmd, int argc, char **argv)
     ipt_free(r.lora);
     ipt_free(r.file);
     cli_list_finish(&r.masks);
+    cli_list_finish(&r.explain);
     finish_lists(&a);
     ipt_arena_finish(&arena);
     return rc;
@@ -704,6 +739,9 @@ const cli_command cli_cmd_generate = {
         "  impasto generate -m sd15.safetensors -p \"a cat\" --lora ink.safetensors:0.8 --lora "
         "cat.safetensors@cat \\\n"
         "      --compose switch -o cat.png\n"
+        "  impasto generate -m sd15.safetensors -p \"a cat and a dog\" --lora cat.safetensors@cat "
+        "--lora dog.safetensors@dog \\\n"
+        "      --compose clora --masks parts --explain parts -o pets.png\n"
         "  impasto generate -m sdxl/ -p \"a fox\" --init sketch.png --strength 0.6 -W 1024 -H 1024 "
         "-o fox.jpg\n"
         "  impasto generate -p \"a green pear\" --count 9 --sheet pears.png -o pear.png --json\n"

@@ -56,7 +56,7 @@ static void test_usage_errors(void **state)
         {{"generate", "-p", "x", "--region", "m.png"}, "IMG@PROMPT or IMG@lora:NAME"},
         {{"generate", "-p", "x", "--region", "@cat"}, "IMG@PROMPT or IMG@lora:NAME"},
         {{"generate", "-p", "x", "--masks", ""}, "--masks is empty"},
-        {{"generate", "-p", "x", "--explain"}, "not in this version"},
+        {{"generate", "-p", "x", "--explain"}, "--explain needs a value"},
         {{"generate", "-p", "x", "--mask", "m.png"}, "--init"},
         {{"generate", "-p", "x", "--strength", "0.5"}, "--init"},
         {{"generate", "-p", "x", "--vae-tile", "7"}, "from 64 to 8192"},
