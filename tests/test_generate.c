@@ -74,8 +74,7 @@ static const limit LIMITS[] = {
     {"noise", MAX_DIFF, 2e-6, 2e-6},    /* logarithm and cosine of another library */
     {"text", MAX_RELATIVE, 1e-4, 1e-2},
     {"pooled", MAX_RELATIVE, 1e-4, 1e-2},
-    {"eps_step", NMSE, 4e-8, 1e-3},        /* one evaluation is 1e-11 off, steps add up; sd2's
-                                              gradient moves the latent: 1.3e-8 */
+    {"eps_step", NMSE, 1e-8, 1e-3},        /* one evaluation is 1e-11 off, steps add up */
     {"latent", NMSE, 1e-6, 1e-3},          /* issue: 20-step latents */
     {"image", PICTURE, 1.0 / 255, 3.2e-5}, /* f16: mean square of a PSNR of 45 dB */
     {"map_step", NMSE, 1e-8, 1e-3},        /* the rest: CLoRA */
@@ -158,8 +157,10 @@ static void compare_one(fixture *f, const char *name, const ipt_safetensors *wan
     match_shapes(ipt_safetensors_find(want, key), ipt_safetensors_find(got, traced(key)), a, &n, b,
                  &m);
     assert_int_equal(n, m);
+    /* a moved latent is off by what its gradient is: tiny SD 2 makes 1.3e-8 of it */
+    const double slack = strstr(name, "_clora") ? 4 : 1;
     golden_at_most(measured(&LIMITS[which], f16, a, b, n),
-                   f16 ? LIMITS[which].f16 : LIMITS[which].f32, "%s: %s", name, key);
+                   slack * (f16 ? LIMITS[which].f16 : LIMITS[which].f32), "%s: %s", name, key);
     ipt_free(a);
     ipt_free(b);
 }
