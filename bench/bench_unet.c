@@ -359,7 +359,7 @@ end:
 
 ipt_status bench_unet(bench *b)
 {
-    ipt_unet_config c;
+    ipt_unet_config c = {0};
     ipt_plan *p = NULL;
     bench_time t;
     json_t *ops = NULL;

@@ -156,7 +156,7 @@ static ipt_status read_text(reader *r, const char *given, const char *what, cons
 static ipt_status read_spec(reader *r, size_t i)
 {
     const ipt_request *q = r->u->r;
-    const char *given = q->region[i], *file = NULL, *what = NULL;
+    const char *given = q->region[i], *file = "", *what = "";
     ipt_image im = {0};
     spec *s = &r->spec[r->n++];
     IPT_TRY(split(r, given, &file, &what));
