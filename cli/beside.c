@@ -49,7 +49,7 @@ static bool clash(const char *a, const char *b)
 
 static bool is_taken(const char *name, char (*taken)[CLI_NAME], size_t n)
 {
-    bool any = strcasecmp(name, CLI_WHEN + 1) == 0;
+    bool any = strcasecmp(name, &CLI_WHEN[1]) == 0;
     for (size_t i = 0; i < n; i++)
         any = any || clash(name, taken[i]) || clash(taken[i], name);
     return any;
