@@ -33,7 +33,7 @@ static ipt_status make_field(ipt_ctx *ctx, const float *v, int32_t h, int32_t w,
                              field *out)
 {
     size_t n = (size_t)h * (size_t)w;
-    field f = {ipt_calloc(ctx, n, sizeof *f.v), h, w, INFINITY, 0};
+    field f = {ipt_calloc(ctx, n, sizeof *f.v), h, w, (double)INFINITY, 0};
     if (!f.v)
         return IPT_ERR_NOMEM;
     for (size_t i = 0; i < n; i++) {
