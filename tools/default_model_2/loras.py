@@ -11,13 +11,15 @@ import time
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 
+import fast
 from common import COLOURS, SEED, STYLES, TRAIN_STYLES, WORK, Drawings, concepts, training_concepts
-from nets import alphas_cumprod
-from optim import awaited, mixed, tuned
+from nets import Vae, alphas_cumprod
+from optim import awaited, laid_out, mixed, tuned
 from sample import of_training
-from scenes import LAYOUT_NAMES, LAYOUTS, Plan, Source, ground
+from scenes import LAYOUT_NAMES, LAYOUTS, Plan, Source, Words, ground
 from train import noised, timesteps, weight
 
 # name -> what it teaches; triggers are words that no training caption holds
@@ -48,7 +50,13 @@ class Adapter(nn.Module):
 
     def forward(self, x):
         y = self.base(x)
-        return y + self.b(self.a(x)) if self.used else y
+        return y + self.small(self.b, self.small(self.a, x)) if self.used else y
+
+    @staticmethod
+    def small(m, x):
+        """The factor in x's precision; its weights stay in f32."""
+        w = m.weight.to(x.dtype)
+        return F.linear(x, w) if isinstance(m, nn.Linear) else F.conv2d(x, w, None, m.stride, m.padding)
 
 
 def adapted(unet, rank):
@@ -142,53 +150,86 @@ def scenes(name, count, drawings, words, rng):
     return plan, acting
 
 
-def steps_of(model, adapters, plan, acting, drawings, args, log, name):
-    """The training itself; losses as means of 50 steps."""
-    device = model.device
+def frozen_low(unet):
+    """Everything but factors and group norms to bfloat16."""
+    for name, m in unet.named_modules():
+        if not isinstance(m, (nn.GroupNorm, Adapter)) and not name.endswith((".a", ".b")):
+            for key, p in list(m.named_parameters(recurse=False)):
+                setattr(m, key, nn.Parameter(p.detach().bfloat16(), False))
+
+
+@torch.no_grad()
+def pictured(vae, scale, plan, drawings, device):
+    """Scaled latents of a plan's scenes."""
+    source = Source(drawings, plan, device)
+    return torch.cat([vae.encode(source.at(torch.arange(i, min(i + 100, len(source)), device=device)))[0]
+                      for i in range(0, len(source), 100)]) * scale
+
+
+@torch.no_grad()
+def worded(model, plan):
+    """(text states of a plan's captions, the empty prompt's)."""
+    ids = torch.from_numpy(plan.ids).to(model.device).long()
+    none = model.text(torch.tensor([model.words.ids("")], device=model.device))
+    return torch.cat([model.text(ids[i:i + 200]) for i in range(0, len(ids), 200)]), none
+
+
+def steps_of(model, adapters, plan, acting, latents, args, log, name):
+    """The training itself on a plan's scaled latents; (losses as means of 50 steps, steps, seconds).
+
+    `acting` [scenes,1,32,32]: elsewhere the adapter has to leave the model's own guess alone;
+    None: the plain loss over the whole picture.
+    """
+    device, n = model.device, args.lora_batch
+    cond, none = worded(model, plan)
+    acting = None if acting is None else acting.to(device)
+    if fast.usable:
+        frozen_low(model.unet)
     params = [p for a in adapters.values() for p in (a.a.weight, a.b.weight)]
-    opt = torch.optim.AdamW(params, lr=args.lora_rate, betas=(0.9, 0.99), weight_decay=1e-3)
-    source, acting, alphas = Source(drawings, plan, device), acting.to(device), alphas_cumprod(device)
-    latents, cond = [], []
-    with torch.no_grad():
-        none = model.text(torch.tensor([model.words.ids("")], device=device))
-        ids = torch.from_numpy(plan.ids).to(device).long()
-        for i in range(0, len(source), 100):
-            take = torch.arange(i, min(i + 100, len(source)), device=device)
-            latents.append(model.vae.encode(source.at(take))[0] * model.scale)
-            cond.append(model.text(ids[take]))
-    latents, cond = torch.cat(latents), torch.cat(cond)
-    start, total, losses, n = time.time(), torch.zeros((), device=device), [], args.lora_batch
-    chunk = min(50, args.lora_steps)
-    while len(losses) * chunk < args.lora_steps and time.time() < args.lora_end:
+    on_gpu = device != "cpu"
+    lr, alphas = torch.zeros((), device=device), alphas_cumprod(device)
+    opt = torch.optim.AdamW(params, lr=lr, betas=(0.9, 0.99), weight_decay=1e-3, foreach=on_gpu,
+                            capturable=on_gpu)
+    total = torch.zeros((), device=device)
+
+    def guessed(x, t, c):
+        with torch.autocast(device, torch.bfloat16, enabled=mixed(device) and not fast.usable):
+            return model.unet(x, t, c).float()
+
+    def step():
+        take, t = torch.randint(len(latents), (n,), device=device), timesteps(n, device)
+        x, v = noised(latents[take], torch.randn(n, 4, 32, 32, device=device), alphas[t])
+        dropped = torch.rand(n, 1, 1, 1, device=device) < 0.1
+        c = torch.where(dropped[:, 0], none, cond[take])
+        if acting is not None:
+            with torch.no_grad():
+                for a in adapters.values():
+                    a.used = False
+                own = guessed(x, t, c)
+                for a in adapters.values():
+                    a.used = True
+            act = torch.where(dropped, 0.0, acting[take])
+            v = act * v + (1 - act) * own
+        each = (guessed(x, t, c) - v).square().mean(dim=(1, 2, 3))
+        loss = (each * weight(alphas[t] / (1 - alphas[t]))).mean()
+        for p in params:
+            p.grad = None
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(params, 1.0)
+        opt.step()
+        total.add_(loss.detach())
+
+    run = fast.recorded(step, log, device)      # the tries run at a rate of zero
+    total.zero_()
+    start, losses, chunk = time.time(), [], min(50, args.lora_steps)
+    while not losses or (len(losses) * chunk < args.lora_steps and time.time() < args.lora_end):
         for k in range(chunk):
             # the clock counts as well as the steps: the rate must have reached zero at the end
             p = max((len(losses) * chunk + k) / args.lora_steps,
                     (time.time() - start) / max(args.lora_end - start, 1e-3))
-            for g in opt.param_groups:
-                g["lr"] = args.lora_rate * min(1.0, (p + 0.005) / 0.04) * 0.5 * (
-                    1 + math.cos(math.pi * min(1.0, p)))
-            take = torch.randint(len(latents), (n,), device=device)
-            t = timesteps(n, device)
-            x, v = noised(latents[take], torch.randn(n, 4, 32, 32, device=device), alphas[t])
-            dropped = torch.rand(n, 1, 1, 1, device=device) < 0.1
-            c = torch.where(dropped[:, 0], none, cond[take])
-            act = torch.where(dropped, 0.0, acting[take])
-            with torch.autocast(device, torch.bfloat16, enabled=mixed(device)):
-                with torch.no_grad():
-                    for a in adapters.values():
-                        a.used = False
-                    own = model.unet(x, t, c).float()
-                for a in adapters.values():
-                    a.used = True
-                guess = model.unet(x, t, c).float()
-            v = act * v + (1 - act) * own
-            each = (guess - v).square().mean(dim=(1, 2, 3))
-            loss = (each * weight(alphas[t] / (1 - alphas[t]))).mean()
-            opt.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(params, 1.0)
-            opt.step()
-            total += loss.detach()
+            lr.fill_(args.lora_rate * min(1.0, (p + 0.005) / 0.04) * 0.5 * (
+                1 + math.cos(math.pi * min(1.0, p))))
+            run()
         losses.append(round(total.item() / chunk, 4))
         total.zero_()
     log(f"{name}: {len(losses) * chunk} steps of {n} in {time.time() - start:.0f} s, {losses[0]} to {losses[-1]}")
@@ -217,19 +258,26 @@ def main(args, log, name):
     """Role of run.py: waits for the denoiser, then trains one adapter until args.lora_end."""
     device, what = args.device, LORAS[name]
     tuned(device)
+    fast.checked(device, log)
+    torch.backends.cudnn.benchmark = False      # its tries would be half of the time
     held = {c.index for c in concepts() if c.held}
     train = {c.index for c in training_concepts()}
     styles = [what["style"]] if "style" in what else TRAIN_STYLES
     drawings = Drawings(device, lambda i, s: s in styles and i in train | held)
+    torch.manual_seed(SEED + 500)
+    plan, acting = scenes(name, args.lora_scenes, drawings, Words(), np.random.default_rng(SEED + 501))
+    awaited(os.path.join(WORK, "vae.pt"))
+    state = torch.load(os.path.join(WORK, "vae.pt"), weights_only=True)
+    vae = laid_out(Vae(), device).requires_grad_(False)
+    vae.load_state_dict(state["vae"])
+    latents = pictured(vae, state["scale"], plan, drawings, device)
+    log(f"{name}: {len(latents)} scenes")
     if not awaited(os.path.join(WORK, "unet.done"), args.unet_end + args.patience):
         log("no denoiser to adapt")
         return
     model = of_training(device)
-    torch.manual_seed(SEED + 500)
-    rng = np.random.default_rng(SEED + 501)
-    plan, acting = scenes(name, args.lora_scenes, drawings, model.words, rng)
-    adapters = adapted(model.unet, args.lora_rank)
+    adapters = adapted(laid_out(model.unet, device), args.lora_rank)
     log(f"{name}: {sum(a.a.weight.numel() + a.b.weight.numel() for a in adapters.values()) / 1e3:.0f} k "
         "parameters")
-    losses, steps, seconds = steps_of(model, adapters, plan, acting, drawings, args, log, name)
+    losses, steps, seconds = steps_of(model, adapters, plan, acting, latents, args, log, name)
     written(name, adapters, args, losses, steps, seconds, os.path.join(WORK, "loras"))

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fast import normed
+
 VAE_CONFIG = dict(
     in_channels=3, out_channels=3, latent_channels=4, sample_size=128, layers_per_block=1,
     block_out_channels=(32, 64, 96), norm_num_groups=16,
@@ -38,10 +40,10 @@ class Resnet(nn.Module):
             self.conv_shortcut = nn.Conv2d(c_in, c_out, 1)
 
     def forward(self, x, temb=None):
-        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv1(normed(x, self.norm1))
         if temb is not None:
             h = h + self.time_emb_proj(F.silu(temb))[:, :, None, None]
-        h = self.conv2(F.silu(self.norm2(h)))
+        h = self.conv2(normed(h, self.norm2))
         return h + (self.conv_shortcut(x) if hasattr(self, "conv_shortcut") else x)
 
 
@@ -79,7 +81,7 @@ class PictureAttention(Attention):
         super().__init__(c, None, 1, True, groups)
 
     def forward(self, x):
-        return x + as_picture(super().forward(as_tokens(self.group_norm(x))), x)
+        return x + as_picture(super().forward(as_tokens(normed(x, self.group_norm, False))), x)
 
 
 class GatedProjection(nn.Module):
@@ -124,7 +126,7 @@ class Transformer(nn.Module):
         self.proj_out = nn.Conv2d(c, c, 1)
 
     def forward(self, x, context):
-        h = self.proj_in(self.norm(x))
+        h = self.proj_in(normed(x, self.norm, False))
         tokens = as_tokens(h)
         for block in self.transformer_blocks:
             tokens = block(tokens, context)
@@ -200,7 +202,7 @@ class Encoder(nn.Module):
                 x = level.step(i, x, None, None)
             if hasattr(level, "downsamplers"):
                 x = level.downsamplers[0](x)
-        return self.conv_out(F.silu(self.conv_norm_out(self.mid_block(x))))
+        return self.conv_out(normed(self.mid_block(x), self.conv_norm_out))
 
 
 class Decoder(nn.Module):
@@ -223,7 +225,7 @@ class Decoder(nn.Module):
                 x = level.step(i, x, None, None)
             if hasattr(level, "upsamplers"):
                 x = level.upsamplers[0](x)
-        return self.conv_out(F.silu(self.conv_norm_out(x)))
+        return self.conv_out(normed(x, self.conv_norm_out))
 
 
 class Vae(nn.Module):
@@ -293,7 +295,9 @@ class Unet(nn.Module):
         self.conv_out = nn.Conv2d(ch[0], k["out_channels"], 3, 1, 1)
 
     def forward(self, x, t, context):
-        temb = self.time_embedding(timestep_waves(t, self.conv_in.out_channels))
+        kind = self.conv_in.weight.dtype
+        x, context = x.to(kind), context.to(kind)
+        temb = self.time_embedding(timestep_waves(t, self.conv_in.out_channels).to(kind))
         x = self.conv_in(x)
         skips = [x]
         for level in self.down_blocks:
@@ -309,7 +313,7 @@ class Unet(nn.Module):
                 x = level.step(i, torch.cat([x, skips.pop()], 1), temb, context)
             if hasattr(level, "upsamplers"):
                 x = level.upsamplers[0](x)
-        return self.conv_out(F.silu(self.conv_norm_out(x)))
+        return self.conv_out(normed(x, self.conv_norm_out))
 
 
 class TextAttention(nn.Module):
@@ -354,7 +358,9 @@ class TextEmbeddings(nn.Module):
         self.position_embedding = nn.Embedding(length, c)
 
     def forward(self, ids):
-        return self.token_embedding(ids) + self.position_embedding.weight[:ids.shape[1]]
+        # index_select: its gradient is one kernel that needs no word from the host
+        tokens = self.token_embedding.weight.index_select(0, ids.flatten()).view(*ids.shape, -1)
+        return tokens + self.position_embedding.weight[:ids.shape[1]]
 
 
 class TextModel(nn.Module):

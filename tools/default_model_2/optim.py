@@ -47,6 +47,7 @@ class Optimizer:
         self.adam = torch.optim.AdamW(rest, lr=rest_rate, betas=(0.9, 0.99), weight_decay=1e-3,
                                       fused=True)
         self.ema = [p.detach().clone() for p in self.params]
+        self.clears = True      # False where a recorded step writes the gradients in place
 
     @torch.no_grad()
     def step(self, factor):
@@ -70,8 +71,9 @@ class Optimizer:
         if self.count % 4 == 0:
             keep = min(self.keep, (1 + self.count) / (10 + self.count)) ** 4
             torch._foreach_lerp_(self.ema, self.params, 1 - keep)
-        for p in self.params:
-            p.grad = None
+        if self.clears:
+            for p in self.params:
+                p.grad = None
 
     def averaged(self, named):
         """name -> EMA of the parameters that this optimizer was made with."""
@@ -87,6 +89,7 @@ def tuned(device):
     """Settings that every training process begins with."""
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.benchmark_limit = 3    # more cost more than they bring within minutes
     if device == "cpu":
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
@@ -99,26 +102,6 @@ def laid_out(module, device):
             if isinstance(m, torch.nn.Conv2d) and m.kernel_size != (1, 1):
                 m.weight.data = m.weight.data.contiguous(memory_format=torch.channels_last)
     return module
-
-
-def compiled(f, example, log, eager=False):
-    """f under torch.compile, tried on the example with its gradient; f itself when that fails."""
-    if eager:
-        return f
-    start = time.time()
-    try:
-        fast = torch.compile(f, dynamic=False)
-        out = fast(*example)
-        out = out[0] if isinstance(out, tuple) else out
-        if out.requires_grad:
-            out.backward()
-        if out.is_cuda:
-            torch.cuda.synchronize()
-        log(f"compiled in {time.time() - start:.0f} s")
-        return fast
-    except Exception as e:      # any failure of the compiler: slower is better than nothing
-        log(f"not compiled ({type(e).__name__}: {str(e)[:300]}): eager")
-        return f
 
 
 def saved(value, path):

@@ -14,7 +14,7 @@ from PIL import Image
 
 from common import HERE, PACK, WORK, for_training
 
-FILES = ("common.py", "scenes.py", "nets.py", "optim.py", "vae.py", "train.py", "score.py", "sample.py",
+FILES = ("common.py", "scenes.py", "nets.py", "fast.py", "optim.py", "vae.py", "train.py", "score.py", "sample.py",
          "loras.py", "run.py", "run.sh", "concepts.txt", "held_out.json")
 
 
@@ -38,6 +38,7 @@ def main():
     shutil.copytree(os.path.join(WORK, "tokenizer"), os.path.join(PACK, "tokenizer"), dirs_exist_ok=True)
     print(len(out), "drawings,", at, "bytes")
     if len(sys.argv) > 1:
+        os.makedirs(sys.argv[1], exist_ok=True)
         for name in FILES:
             shutil.copy(os.path.join(HERE, name), sys.argv[1])
         shutil.copytree(PACK, os.path.join(sys.argv[1], "pack"), dirs_exist_ok=True)

@@ -1,9 +1,9 @@
 """All training in one call on one GPU: run.py smoke|full SECONDS OUT.
 
-Processes share the device. `judge` trains the judge while the others compile; `vae` trains the VAE, and at
-the end its decoder; `unet` compiles meanwhile, then trains UNet and text encoder; each adapter has one,
-which waits for the denoiser. This one plans the scenes, restarts a process without the compiler when it fails or dawdles, and ends all at
-the deadline. Every stage's end is a share of SECONDS; results are written as they come.
+Processes share the device. `vae` trains the VAE, and at the end its decoder; `unet` then trains UNet and text
+encoder; each adapter has one, which waits for the denoiser, as `judge` does, which trains the judge before. This one plans
+the scenes, restarts a process that fails once, and ends all at the deadline. Every stage's end is a share of SECONDS;
+results are written as they come. A vae.safetensors or judge.safetensors of an earlier call beside this file is taken as it is.
 """
 import argparse
 import json
@@ -13,14 +13,12 @@ import subprocess
 import sys
 import time
 
-from common import WORK, concepts, drawn_styles
+from common import HERE, WORK, concepts, drawn_styles
 from scenes import SCENES, vocabulary
 
 # stage: share of SECONDS after which it ends (full, smoke); the pool of latents in seconds
-ENDS = {"judge": (0.11, 0.30), "vae": (0.25, 0.50), "unet": (0.855, 0.78), "decoder": (0.945, 0.90),
-        "lora": (0.955, 0.92)}
-# a process that is not past its compiler by this share begins again without it
-READY = {"vae": 0.16, "unet": 0.38}
+ENDS = {"judge": (0.11, 0.30), "vae": (0.25, 0.50), "unet": (0.87, 0.78), "decoder": (0.945, 0.90),
+        "lora": (0.97, 0.92)}
 LATER = 0.45    # when the roles begin that wait for the denoiser
 ADAPTERS = ("pineapple", "snowman", "fxemoji")
 ROLES = ("judge", "vae", "unet", *ADAPTERS)
@@ -33,13 +31,12 @@ def settings(argv):
     ap.add_argument("out")
     ap.add_argument("--role", choices=ROLES)
     ap.add_argument("--start", type=float, default=time.time())
-    ap.add_argument("--compile", action="store_true", help="try torch.compile first")
-    ap.add_argument("--eager", action="store_true", help=argparse.SUPPRESS)
     ap.add_argument("--device", default="cuda")
+    ap.add_argument("--share", type=float, default=1.0, help="of the judge's prompts")
     ap.add_argument("--tiny", action="store_true", help="small batches: to try the script on a CPU")
     ap.add_argument("--scenes", type=int, default=SCENES)
     ap.add_argument("--vae-batch", type=int, default=64)
-    ap.add_argument("--unet-batch", type=int, default=384)
+    ap.add_argument("--unet-batch", type=int, default=256)
     ap.add_argument("--pool-batch", type=int, default=256)
     ap.add_argument("--judge-batch", type=int, default=256)
     ap.add_argument("--judge-scenes", type=int, default=60000)
@@ -57,7 +54,7 @@ def settings(argv):
     for stage, shares in ENDS.items():
         setattr(args, stage + "_end", args.start + shares[smoke] * args.seconds)
     args.pool_seconds = 2 if smoke else 0.024 * args.seconds
-    args.ddim, args.cfg, args.share, args.spread_prompts = 20, 5.0, 1.0, 6
+    args.ddim, args.cfg, args.spread_prompts = 20, 5.0, max(1, round(6 * args.share))
     args.least, args.probe = 5, 4096     # steps of a stage at least; pictures that measure the VAE
     args.patience = 90 if smoke else 15  # how late one stage may be before the next goes on
     if smoke:
@@ -139,39 +136,46 @@ def plan_scenes(args, log):
         json.dump(sorted(set(plan.texts)), f)
 
 
-def begun(args, name, eager):
+def vae_of_before(log):
+    """The VAE of an earlier call becomes this one's; whether there is one."""
+    path = os.path.join(HERE, "vae.safetensors")
+    if not os.path.exists(path):
+        return False
+    from safetensors.torch import safe_open
+    with safe_open(path, "pt") as f:
+        scale = float(f.metadata()["scale"])
+        state = {k.removeprefix("vae."): f.get_tensor(k).float() for k in f.keys()}
+    from optim import saved
+    for name in ("vae.pt", "vae2.pt"):
+        saved({"vae": state, "scale": scale}, os.path.join(WORK, name))
+    log("the VAE of an earlier call")
+    return True
+
+
+def begun(args, name):
     command = [sys.executable, os.path.abspath(__file__), *sys.argv[1:], "--role", name,
                "--start", str(args.start)]
-    return subprocess.Popen(command + (["--eager"] if eager else []))
+    return subprocess.Popen(command)
 
 
 def watch(args, log):
     """Runs the roles until the judge's end or the deadline."""
-    # a cold compiler took over 110 s on 16 cores, more than it brings within a lease (LOG.md)
-    eager = {name: not args.compile for name in ROLES}
-    later = [name for name in ROLES if name not in ("vae", "unet")]
-    running = {name: begun(args, name, eager[name]) for name in ("vae", "unet")}
+    running = {name: begun(args, name) for name in (["unet"] if vae_of_before(log) else ["vae", "unet"])}
+    later, again = ["judge", *ADAPTERS], set()
     plan_scenes(args, log)
     limit = args.start + args.seconds + (60 if args.mode == "smoke" else 4)
-    while time.time() < limit and running:
+    while time.time() < limit and (running or later):
         if later and time.time() > args.start + LATER * args.seconds:
-            running.update({name: begun(args, name, eager[name]) for name in later})
+            running.update({name: begun(args, name) for name in later})
             later = []
         for name, process in list(running.items()):
             code = process.poll()
-            late = (name in READY and not eager[name] and code is None and args.mode == "full"
-                    and time.time() > args.start + READY[name] * args.seconds
-                    and not os.path.exists(os.path.join(WORK, name + ".ready")))
-            if code == 0:
+            if code is not None:
                 del running[name]
-            elif late or code is not None:
-                log(f"{name} {'is late' if late else f'failed ({code})'}")
-                process.kill()
-                process.wait()
-                del running[name]
-                if not eager[name]:
-                    eager[name] = True
-                    running[name] = begun(args, name, True)
+            if code and name not in again:
+                log(f"{name} failed ({code}), once more")
+                again.add(name)
+                running[name] = begun(args, name)
         time.sleep(0.2)
     for name, process in running.items():
         log(f"{name} ended by the deadline")

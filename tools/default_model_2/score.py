@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import fast
 from common import (COLOURS, HERE, MODELS, SEED, STYLE_NAMES, STYLES, TRAIN_STYLES, WORK, Drawings, concepts,
                     threads, training_concepts)
 from optim import Clock, Optimizer, awaited, laid_out, mixed, saved, tuned
@@ -254,6 +255,7 @@ def main_role(args, log, publish):
     """Role of run.py: trains the judge while compilers run, judges when the decoder is done."""
     device = args.device
     tuned(device)
+    fast.checked(device, log)
     ready = os.path.join(HERE, "judge.safetensors")     # of an earlier call
     if os.path.exists(ready):
         from safetensors.torch import load_file
@@ -266,7 +268,7 @@ def main_role(args, log, publish):
                                       args.least)
         publish({"judge." + n: v for n, v in judge.state_dict().items()})
     awaited(os.path.join(WORK, "vae2.pt"), args.decoder_end + args.patience)
-    if not awaited(os.path.join(WORK, "unet.pt"), args.decoder_end + args.patience):
+    if not awaited(os.path.join(WORK, "unet.done"), args.decoder_end + args.patience):
         log("nothing to judge")
         return
     model = of_training(device)

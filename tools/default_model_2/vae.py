@@ -11,9 +11,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+import fast
 from common import SEED, WORK, Drawings, for_training
 from nets import Vae
-from optim import Clock, Optimizer, awaited, compiled, laid_out, mixed, saved, tuned
+from optim import Clock, Optimizer, awaited, laid_out, mixed, saved, tuned
 from scenes import Plan, Source
 
 KL = 5e-4
@@ -177,28 +178,17 @@ def main(args, log, publish):
     torch.manual_seed(SEED)
     vae = laid_out(Vae(), device)
     log(f"{sum(p.numel() for p in vae.parameters()) / 1e6:.2f} M parameters, batch {batch}")
-    zeros = torch.zeros(batch, 3, 128, 128, device=device)
-    z = torch.zeros(batch, 4, 32, 32, device=device)
-    step = compiled(joint_loss(vae, device),
-                    (zeros, z, torch.zeros(48, device=device), torch.zeros(4, 48, device=device),
-                     torch.tensor(0.0, device=device)), log, args.eager)
-    vae.zero_grad(set_to_none=True)
-    open(os.path.join(WORK, "vae.ready"), "w").close()
+    fast.checked(device, log)
     awaited(os.path.join(WORK, "plan.npz"))
     pictures = source(device)
     torch.manual_seed(SEED + 1)
     log(f"{len(pictures)} scenes")
-    train_joint(vae, step, pictures, batch, args.vae_end, device, log, args.least, args.probe // 2)
+    train_joint(vae, joint_loss(vae, device), pictures, batch, args.vae_end, device, log, args.least, args.probe // 2)
     scale = scaling(vae, pictures, device, log, args.probe)
     keep(vae, scale, "vae.pt", publish)
     vae.encoder.requires_grad_(False)
     vae.quant_conv.requires_grad_(False)
-    awaited(os.path.join(WORK, "pool.done"))    # the compiler's run takes the GPU for a moment
-    step = compiled(decoder_loss(vae, device),
-                    (zeros, z, torch.zeros(batch, 4, 16, 16, device=device),
-                     torch.zeros(2, batch, device=device)), log, args.eager)
-    vae.zero_grad(set_to_none=True)
     awaited(os.path.join(WORK, "unet.done"), args.unet_end + args.patience)
-    train_decoder(vae, step, pictures, batch, args.decoder_end, device, log, args.least)
+    train_decoder(vae, decoder_loss(vae, device), pictures, batch, args.decoder_end, device, log, args.least)
     scaling(vae, pictures, device, log, args.probe)
     keep(vae, scale, "vae2.pt", publish)
