@@ -8,7 +8,7 @@
 #include <math.h>
 #include <string.h>
 
-enum { FIT_SIDE = 16, PATCH = 2, FIT_CELLS = FIT_SIDE * FIT_SIDE };
+enum { FIT_SIDE = 16, PATCH = 4, FIT_CELLS = FIT_SIDE * FIT_SIDE };
 
 /* --- the map ---------------------------------------------------------------------------------- */
 /* Patches of random latents, decoded: colours in -0.5..0.5 as means of what a latent cell becomes.

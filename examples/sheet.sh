@@ -17,35 +17,36 @@ mkdir -p "$out/single"
 
 heading() { echo "<h2>$1</h2>" >>"$out/index.html"; }
 
-make() { # make NAME CAPTION PROMPT [options]: four pictures, seeds 1 to 4, in one sheet NAME.png
-    name=$1
-    caption=$2
-    prompt=$3
-    shift 3
+make() { # make COUNT NAME CAPTION PROMPT [options]: pictures of seeds 1 to COUNT in one sheet NAME.png
+    count=$1
+    name=$2
+    caption=$3
+    prompt=$4
+    shift 4
     echo "$caption"
-    "$program" generate -q -p "$prompt" --seed 1 --count 4 -o "$out/single/$name.png" \
+    "$program" generate -q -p "$prompt" --sampler dpmpp_2m --steps 12 --cfg 5 --seed 1 --count "$count" -o "$out/single/$name.png" \
         --sheet "$out/$name.png" "$@" >/dev/null
     echo "<figure><img src=\"$name.png\"><figcaption>$caption</figcaption></figure>" >>"$out/index.html"
 }
 
-plain() { make "$1" "$2" "$2"; }
+plain() { make 4 "$1" "$2" "$2"; }
 
 heading "The default model"
 plain apple "a red apple, noto style, on a blue background"
-plain dog-and-rocket "a dog and a rocket"
-plain cat "a cat, twemoji style, on a green background"
+plain panda-and-rocket "a panda and a rocket, fluent 3d style"
+plain bee-cat-bus "a bee above a cat and a bus, twemoji style, on a green background"
 
 heading "Two LoRAs in one picture: a pineapple and a snowman that the model was never shown"
-both="a zorp pineapple and a quib snowman"
+both="a zorp pineapple and a quib snowman, on a blue background"
 for method in merge switch composite; do
-    make "two-$method" "$method: $both" "$both" --compose "$method" \
+    make 2 "two-$method" "$method: $both" "$both" --compose "$method" \
         --lora "$loras/pineapple.safetensors:1" --lora "$loras/snowman.safetensors:1"
 done
 
 heading "A concept and a style"
 style="a zorp pineapple, fex style"
 for method in merge switch composite; do
-    make "style-$method" "$method: $style" "$style" --compose "$method" \
+    make 2 "style-$method" "$method: $style" "$style" --compose "$method" \
         --lora "$loras/pineapple.safetensors:1" --lora "$loras/fxemoji.safetensors:0.6"
 done
 

@@ -12,13 +12,13 @@
 #include <unistd.h>
 
 #define DATA IPT_TEST_DATA
-enum { SIDE = 16 };
+enum { SIDE = 16, LOOK = 64 }; /* the default model draws nothing on 16 pixels */
 
 typedef struct fixture {
     ipt_ctx *ctx;
     ipt_engine *engine;
     ipt_report rep;
-    uint8_t rgb[4 * SIDE * SIDE * 3];
+    uint8_t rgb[LOOK * LOOK * 3];
 } fixture;
 
 static void print_line(void *user, ipt_log_level level, const char *line)
@@ -357,7 +357,7 @@ typedef struct previews {
     fixture *f;
     int n, last, refuse_at;
     int32_t w, h;
-    uint8_t rgb[4 * SIDE * SIDE * 3];
+    uint8_t rgb[LOOK * LOOK * 3];
 } previews;
 
 static ipt_status take_preview(void *user, const ipt_preview *p)
@@ -412,7 +412,7 @@ static void previews_look_ahead(void **state)
     small_request(&r, ipt_name(model, sizeof model, "%s/models/default", IPT_SOURCE_DIR));
     r.prompt = "a red apple, noto style, on a blue background";
     r.sampler = NULL;
-    r.width = r.height = SIDE;
+    r.width = r.height = LOOK;
     r.steps = 7;
     r.user = &v;
     assert_ok(f->ctx, ipt_generate(f->engine, &r, keep_any, &v, NULL));
@@ -421,13 +421,13 @@ static void previews_look_ahead(void **state)
         v.n = v.last = 0;
         r.preview = take_preview;
         assert_ok(f->ctx, ipt_generate(f->engine, &r, keep_any, &v, NULL));
-        assert_memory_equal(first, f->rgb, SIDE * SIDE * 3);
+        assert_memory_equal(first, f->rgb, LOOK * LOOK * 3);
         assert_int_equal(v.n, r.preview_every > 1 ? 7 / r.preview_every : 7);
         if (r.preview_every > 1)
             continue;
-        assert_int_equal(v.w, SIDE / 4);
-        double like = likeness(first, v.rgb, v.w, v.h, SIDE / v.w);
-        if (!(like > 0.9))
+        assert_int_equal(v.w, LOOK / 4);
+        double like = likeness(first, v.rgb, v.w, v.h, LOOK / v.w);
+        if (!(like > 0.84)) /* the best linear map of this VAE: 0.95 */
             fail_msg("the last preview is not like the picture: %g", like);
     }
     v.n = v.last = 0;

@@ -1,88 +1,44 @@
-"""Stage 6: trains text encoder and UNet jointly on the cached latents; writes unet.pt (resumable).
-
-The learning rate depends on the step alone: warm-up, constant, then a cosine to zero over the last
-42 %. The number of steps is read from control.json in the working folder when it is there, so that
-a run can be lengthened or shortened before its decay begins.
-"""
-import argparse
-import json
+"""Trains UNet and text encoder jointly (v prediction) on a pool of encoded scenes."""
 import math
 import os
 import time
 
 import torch
-from diffusers import DDIMScheduler, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel
 
-import workers
-from common import SEED, WORK
+import fast
+from common import HERE, SEED, WORK
+from nets import Text, Unet, Vae, alphas_cumprod, started
+from optim import Clock, Optimizer, awaited, laid_out, mixed, saved, tuned
+from scenes import Words
+from vae import load_plan, source
 
-UNET_CONFIG = dict(
-    sample_size=16, in_channels=4, out_channels=4, layers_per_block=1,
-    block_out_channels=(96, 128, 128), cross_attention_dim=192, attention_head_dim=4,
-    norm_num_groups=32,
-    down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-    up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"))
-TEXT_CONFIG = dict(
-    vocab_size=2000, hidden_size=192, intermediate_size=768, projection_dim=192,
-    num_hidden_layers=4, num_attention_heads=4, hidden_act="quick_gelu",
-    max_position_embeddings=77, bos_token_id=1998, eos_token_id=1999, pad_token_id=1999)
-SCHEDULER_CONFIG = dict(
-    num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
-    clip_sample=False, set_alpha_to_one=False, steps_offset=1, prediction_type="v_prediction")
+REPEATS = 2     # timesteps a caption
 
 
-def build():
-    torch.manual_seed(SEED)
-    return UNet2DConditionModel(**UNET_CONFIG), CLIPTextModel(CLIPTextConfig(**TEXT_CONFIG))
+def rate(p, warm=0.02):
+    """Factor of the learning rate after the share p of the time: warm-up, cosine to zero."""
+    return min(1.0, (p + 1e-4) / warm) * 0.5 * (1 + math.cos(math.pi * p))
 
 
-def rate(step, steps, warm=200, tail=0.42):
-    up = min(1.0, (step + 1) / warm)
-    left = max(0.0, (steps - step) / (tail * steps))
-    return up * (1.0 if left >= 1.0 else 0.5 * (1 - math.cos(math.pi * left)))
+def build(device, log=print):
+    """Fresh networks, or those of an earlier call, where its files lie beside this one."""
+    torch.manual_seed(SEED + 2)
+    unet, text = started(Unet(), Text())
+    paths = [os.path.join(HERE, f"denoiser-{i}.safetensors") for i in (1, 2)]
+    if all(os.path.exists(path) for path in paths):
+        from safetensors.torch import load_file
+        state = {k: v.float() for path in paths for k, v in load_file(path).items()}
+        for name, module in (("unet.", unet), ("text.", text)):
+            module.load_state_dict({k.removeprefix(name): v for k, v in state.items() if k.startswith(name)})
+        log("goes on from an earlier call")
+    return laid_out(unet, device), text.to(device)
 
 
-def total_steps(default):
-    try:
-        with open(os.path.join(WORK, "control.json"), encoding="utf-8") as f:
-            return int(json.load(f)["steps"])
-    except (OSError, ValueError, KeyError):
-        return default
-
-
-class Batches:
-    """Shuffled passes over the cache."""
-
-    def __init__(self, data, size, seed):
-        self.data, self.size = data, size
-        self.gen = torch.Generator().manual_seed(seed)
-        self.order = torch.empty(0, dtype=torch.long)
-
-    def next(self, drop=0.1):
-        if len(self.order) < self.size:
-            self.order = torch.randperm(len(self.data["mean"]), generator=self.gen)
-        take, self.order = self.order[:self.size], self.order[self.size:]
-        ids = self.data["ids"][take].long()
-        ids[torch.rand(self.size, generator=self.gen) < drop] = self.data["empty"][0].long()
-        mean, std = self.data["mean"][take].float(), self.data["std"][take].float()
-        return ids, (mean + std * torch.randn_like(mean)) * self.data["scale"]
-
-
-def noised(x0, alphas, repeats):
-    """Each latent at `repeats` stratified timesteps, the noisier ones oftener: (x, v, t, snr).
-
-    The network predicts v = a eps - s x0. With eps as its target the noisiest steps, where text
-    decides everything, hardly learn: there an eps error of 0.006 is as large an error of the picture
-    as the picture itself, and the network has to hand its input through to better than that.
-    """
-    n = len(x0) * repeats
-    x0 = x0.repeat_interleave(repeats, 0)
-    t = (((torch.randperm(n) + torch.rand(n)) / n) ** 0.7 * 1000).long().clamp_(0, 999)
-    a2 = alphas[t].view(-1, 1, 1, 1)
-    a, s = a2.sqrt(), (1 - a2).sqrt()
-    noise = torch.randn_like(x0)
-    return a * x0 + s * noise, a * noise - s * x0, t, (a2 / (1 - a2)).flatten()
+def timesteps(n, device):
+    """Stratified, the noisier ones oftener; a caption's REPEATS are far apart."""
+    order = torch.arange(n, device=device).view(REPEATS, -1).t().reshape(-1) if n % REPEATS == 0 else (
+        torch.arange(n, device=device))
+    return (((order + torch.rand(n, device=device)) / n) ** 0.7 * 1000).long().clamp_(0, 999)
 
 
 def weight(snr):
@@ -90,85 +46,152 @@ def weight(snr):
     return (5 / snr).clamp(max=1.0)
 
 
-def worker(rank, shared, job):
-    unet, text, data, args, trained = job
-    torch.set_num_threads(1)
-    alphas = DDIMScheduler(**SCHEDULER_CONFIG).alphas_cumprod
-    params = [*unet.parameters(), *text.parameters()]
-    step = last = shared.step.value
-    torch.manual_seed(SEED + 100 + 1000 * rank + step)
-    batches = Batches(data, args.captions, SEED + 200 + 1000 * rank + step)
-    start = last_save = time.time()
-    sums, count, steps = [0.0, 0.0], 0, total_steps(args.steps)
-    while True:
-        step = shared.ticket()
-        if step >= steps:
-            return
-        if step // 50 > last // 50:
-            steps = total_steps(args.steps)
-            if rank == 0:
-                print(f"step {step}/{steps} v mse {sums[0] / count:.4f} "
-                      f"weighted {sums[1] / count:.4f} lr {args.lr * rate(step, steps):.2e} "
-                      f"{trained + time.time() - start:.0f} s", flush=True)
-                sums, count = [0.0, 0.0], 0
-        if rank == 0 and step > last and time.time() - last_save > 60 * args.save_minutes:
-            save(unet, text, shared, data["scale"], trained + time.time() - start)
-            last_save = time.time()
-        last = step
-        ids, x0 = batches.next()
-        x, v, t, snr = noised(x0, alphas, args.repeats)
-        with torch.autocast("cpu", torch.bfloat16):
-            cond = text(ids).last_hidden_state.repeat_interleave(args.repeats, 0)
-            guess = unet(x, t, cond).sample.float()
+def noised(x0, noise, a2):
+    """(noisy latents, v) at alphas_cumprod a2 [n].
+
+    The network predicts v = a eps - s x0. With eps as its target the noisiest steps, where text
+    decides everything, hardly learn: there an eps error of 0.006 is as large an error of the picture
+    as the picture itself, and the network has to hand its input through to better than that.
+    """
+    a2 = a2.view(-1, 1, 1, 1)
+    a, s = a2.sqrt(), (1 - a2).sqrt()
+    return a * x0 + s * noise, a * noise - s * x0
+
+
+def loss_of(unet, text, device):
+    alphas = alphas_cumprod(device)
+
+    def f(z, noise, t, ids):
+        """z [n], noise and t [REPEATS n], ids [n,77]; (weighted v error, plain)."""
+        a2 = alphas[t]
+        x, v = noised(z.float().repeat_interleave(REPEATS, 0), noise, a2)
+        with torch.autocast(device, torch.bfloat16, enabled=mixed(device)):
+            cond = text(ids).repeat_interleave(REPEATS, 0)
+        # weights in bfloat16 need no autocast, which would run the layer norms in f32
+        with torch.autocast(device, torch.bfloat16, enabled=mixed(device) and not fast.usable):
+            guess = unet(x, t, cond).float()
         each = (guess - v).square().mean(dim=(1, 2, 3))
-        loss = (each * weight(snr)).mean()
-        grads = torch.autograd.grad(loss, params)
-        shared.add(list(grads), lambda n: args.lr * rate(n, steps))
-        sums = [sums[0] + each.mean().item(), sums[1] + loss.item()]
-        count += 1
+        return (each * weight(a2 / (1 - a2))).mean(), each.mean().detach()
+    return f
 
 
-def save(unet, text, shared, scale, seconds):
-    path = os.path.join(WORK, "unet.pt")
-    torch.save({"unet": unet.state_dict(), "text": text.state_dict(), "scale": scale,
-                "seconds": seconds, **shared.state()}, path + ".tmp")
-    os.replace(path + ".tmp", path)
+@torch.no_grad()
+def pool_of(pictures, vae, scale, encode, device, end, batch, log):
+    """Scaled latents [n,4,32,32] of as many scenes as can be encoded until `end`."""
+    out, start, total = [], time.time(), len(pictures)
+    for i in range(0, total - batch + 1, batch):
+        mean, logvar = encode(pictures.at(torch.arange(i, i + batch, device=device)))
+        z = mean.float() + torch.exp(0.5 * logvar.float()) * torch.randn(mean.shape, device=device)
+        out.append((scale * z).half().contiguous())
+        if i // batch % 8 == 7:
+            if device != "cpu":
+                torch.cuda.synchronize()
+            if time.time() > end and i:
+                break
+    z = torch.cat(out)
+    log(f"{len(z)} of {total} scenes encoded in {time.time() - start:.1f} s, "
+        f"deviation {float(z.float().std()):.3f}")
+    return z
 
 
-def main():
-    ap = argparse.ArgumentParser()
-    ap.add_argument("--steps", type=int, default=9000)
-    ap.add_argument("--captions", type=int, default=8, help="captions a small batch")
-    ap.add_argument("--micro", type=int, default=2, help="small batches an update")
-    ap.add_argument("--repeats", type=int, default=4, help="timesteps a caption")
-    ap.add_argument("--init", help="an earlier run's checkpoint: begin from its EMA at step 0")
-    ap.add_argument("--lr", type=float, default=1e-3)
-    ap.add_argument("--save-minutes", type=float, default=4)
-    args = ap.parse_args()
-    torch.set_num_threads(1)
-    unet, text = build()
-    print(f"UNet {sum(p.numel() for p in unet.parameters()) / 1e6:.2f} M, text encoder "
-          f"{sum(p.numel() for p in text.parameters()) / 1e6:.2f} M", flush=True)
-    data = torch.load(os.path.join(WORK, "latents.pt"), weights_only=True)
-    old, path = None, os.path.join(WORK, "unet.pt")
-    if os.path.exists(path):
-        old = torch.load(path, weights_only=True)
-        unet.load_state_dict(old["unet"])
-        text.load_state_dict(old["text"])
-    elif args.init:
-        first = torch.load(args.init, weights_only=True)["ema"]
-        for p, e in zip([*unet.parameters(), *text.parameters()], first):
-            p.data.copy_(e)
-    named = [*unet.named_parameters(), *text.named_parameters()]
-    shared = workers.Shared([p for _, p in named], 0.998, args.micro,
-                            matrices=workers.matrices(named, ("conv_in", "conv_out")))
-    if old:
-        shared.restore(old)
-        print("resumed at step", old["step"], flush=True)
-    trained, start = old["seconds"] if old else 0.0, time.time()
-    workers.run(worker, shared, (unet, text, data, args, trained))
-    save(unet, text, shared, data["scale"], trained + time.time() - start)
+def keep(named, opt, scale, log, start, publish):
+    """The EMA, to the work folder and to the results."""
+    state = {n: e.cpu() for n, e in opt.averaged(named).items()}
+    saved({"ema": state, "scale": scale, "step": opt.count}, os.path.join(WORK, "unet.pt"))
+    publish(state, scale)
+    log(f"saved step {opt.count} after {time.time() - start:.0f} s")
 
 
-if __name__ == "__main__":
-    main()
+def stepper(unet, text, pool, ids, empty, n, device, log, record=True):
+    """(step, sums, whether gradients stay in place): step() leaves the gradients of a random batch.
+
+    sums [3] adds up both losses and a count.
+    """
+    halves = [fast.Half(unet), fast.Half(text, torch.float32)] if fast.usable else []
+    loss_at = loss_of(*([h.low for h in halves] or (unet, text)), device)
+    sums, one = torch.zeros(3, device=device), torch.ones((), device=device)
+
+    def step():
+        for h in halves:
+            h.refresh()
+        take = torch.randint(len(pool), (n,), device=device)
+        words = torch.where(torch.rand(n, 1, device=device) < 0.1, empty, ids[take])
+        noise = torch.randn(REPEATS * n, 4, 32, 32, device=device)
+        loss, plain = loss_at(pool[take], noise, timesteps(REPEATS * n, device), words)
+        loss.backward()
+        for h in halves:
+            h.hand_back()
+        sums.add_(torch.stack([loss.detach(), plain, one]))
+
+    return fast.recorded(step, log, device) if halves and record else step, sums, bool(halves)
+
+
+def begun(args, log, pool, ids, empty, n):
+    """(named parameters, networks, optimizer, step, sums) after the first steps.
+
+    The fastest way whose loss is a number: recorded, not recorded, plain autocast.
+    """
+    device = args.device
+    for record in (True, False, None):
+        fast.usable = fast.usable and record is not None
+        unet, text = build(device, log)
+        step, sums, in_place = stepper(unet, text, pool, ids, empty, n, device, log, bool(record))
+        named = [("unet." + k, p) for k, p in unet.named_parameters()]
+        named += [("text." + k, p) for k, p in text.named_parameters()]
+        opt = Optimizer(named, args.muon_rate, args.adam_rate, 0.998, 1e-2, ("unet.conv_in", "unet.conv_out"))
+        opt.clears = not in_place
+        sums.zero_()
+        while opt.count < args.least:
+            step()
+            opt.step(rate(0))
+        a, b, k = sums.tolist()
+        log(f"first steps: weighted {a / k:.4f} v mse {b / k:.4f}")
+        if math.isfinite(a):
+            break
+    sums.zero_()
+    return named, (unet, text), opt, step, sums
+
+
+def main(args, log, publish):
+    """Role of run.py: from vae.pt's arrival to args.unet_end."""
+    device, n = args.device, args.unet_batch // REPEATS
+    tuned(device)
+    vae = laid_out(Vae(), device).requires_grad_(False)
+    fast.checked(device, log)
+
+    def encode(x):
+        with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=mixed(device)):
+            return vae.encode(x)
+
+    awaited(os.path.join(WORK, "vae.pt"))
+    awaited(os.path.join(WORK, "plan.npz"))
+    state = torch.load(os.path.join(WORK, "vae.pt"), weights_only=True)
+    vae.load_state_dict(state["vae"])
+    pictures = source(device)
+    scale = state["scale"]
+    torch.manual_seed(SEED + 3)
+    pool = pool_of(pictures, vae, scale, encode, device, time.time() + args.pool_seconds,
+                   args.pool_batch, log)
+    ids = torch.from_numpy(load_plan().ids[:len(pool)]).to(device).long()
+    empty = torch.tensor(Words().ids(""), device=device)
+    del pictures
+    open(os.path.join(WORK, "pool.done"), "w").close()
+    named, (unet, text), opt, step, sums = begun(args, log, pool, ids, empty, n)
+    log(f"UNet {sum(p.numel() for p in unet.parameters()) / 1e6:.2f} M, text encoder "
+        f"{sum(p.numel() for p in text.parameters()) / 1e6:.2f} M, batch {args.unet_batch}")
+    clock, last_save, least = Clock(args.unet_end), time.time(), opt.count
+    while clock.passed() < 1:
+        step()
+        opt.step(rate(clock.passed()))
+        if opt.count % args.log_every == 0:
+            a, b, k = sums.tolist()
+            passed = time.time() - clock.start
+            log(f"step {opt.count} weighted {a / k:.4f} v mse {b / k:.4f} rate {rate(clock.passed()):.3f} "
+                f"{passed:.0f} s {(opt.count - least) * REPEATS * n / passed:.0f} samples/s")
+            sums.zero_()
+        if time.time() - last_save > 60:
+            keep(named, opt, scale, log, clock.start, publish)
+            last_save = time.time()
+    log(f"{opt.count} steps of {REPEATS * n} in {time.time() - clock.start:.0f} s")
+    keep(named, opt, scale, log, clock.start, publish)
+    open(os.path.join(WORK, "unet.done"), "w").close()

@@ -136,8 +136,8 @@ def plan_scenes(args, log):
         json.dump(sorted(set(plan.texts)), f)
 
 
-def vae_of_before(log):
-    """The VAE of an earlier call becomes this one's; whether there is one."""
+def vae_of_before(args, log):
+    """The VAE of an earlier call becomes this one's and one of its results; whether there is one."""
     path = os.path.join(HERE, "vae.safetensors")
     if not os.path.exists(path):
         return False
@@ -148,6 +148,7 @@ def vae_of_before(log):
     from optim import saved
     for name in ("vae.pt", "vae2.pt"):
         saved({"vae": state, "scale": scale}, os.path.join(WORK, name))
+    publish_vae(args)(state, scale)
     log("the VAE of an earlier call")
     return True
 
@@ -160,7 +161,7 @@ def begun(args, name):
 
 def watch(args, log):
     """Runs the roles until the judge's end or the deadline."""
-    running = {name: begun(args, name) for name in (["unet"] if vae_of_before(log) else ["vae", "unet"])}
+    running = {name: begun(args, name) for name in (["unet"] if vae_of_before(args, log) else ["vae", "unet"])}
     later, again = ["judge", *ADAPTERS], set()
     plan_scenes(args, log)
     limit = args.start + args.seconds + (60 if args.mode == "smoke" else 4)

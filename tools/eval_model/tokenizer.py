@@ -7,8 +7,8 @@ import re
 from common import COLOURS, STYLES, WORK, concepts
 
 VOCAB = 2000
-CAPTION_WORDS = ("a an and on the left right middle next to in of above below , style background picture "
-                 "emoji drawing with two three small big red green blue yellow white black").split()
+CAPTION_WORDS = ("a an and on the left right next to in of style background picture emoji drawing "
+                 "with two small big red green blue yellow white black").split()
 
 
 def byte_alphabet():
