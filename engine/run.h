@@ -61,11 +61,17 @@ typedef struct ipt_region_text {
     bool acts[IPT_MAX_SLOT]; /* the adapters under which it is seen */
     const float *share;      /* [H*W] of each place; those of all texts add up to 1 */
 } ipt_region_text;
+/* Texts and gates of which a plan has keys and values. */
+typedef struct ipt_seen {
+    float *text, *gates; /* as u->in_text, and of the texts in u->in_gates */
+    bool is_valid;
+} ipt_seen;
 typedef struct ipt_regions {
     int32_t n_text; /* 0: no regions */
     ipt_region_text text[IPT_MAX_CONTEXT];
     bool is_placed;             /* some adapter has places: */
     float *place[IPT_MAX_SLOT]; /* [H*W]; NULL: everywhere */
+    ipt_seen seen[2];           /* u->unet, u->cache.shallow */
 } ipt_regions;
 
 /* What adapters did to the picture that runs; only where the request asks. */
@@ -158,7 +164,8 @@ IPT_CHECKED ipt_status ipt_unet_prepare(ipt_run *u);
 IPT_CHECKED ipt_status ipt_unet_rows(ipt_run *u, const float *x, double t, int32_t step,
                                      const ipt_row *row, size_t n, float *const *eps,
                                      float *const *maps);
-/* The inputs of rows [n] into a plan for b rows; the last one fills it. */
+/* The inputs of rows [n] into a plan for b rows; the last one fills it.  With regions also keys and
+ * values of their texts, where these or their gates are not those of the plan's last rows. */
 IPT_CHECKED ipt_status ipt_unet_inputs(ipt_run *u, ipt_plan *plan, const float *x, double t,
                                        int32_t step, const ipt_row *row, size_t n, size_t b);
 

@@ -100,6 +100,7 @@ void ipt_graph_destroy(ipt_graph **gp)
     ipt_free(g->value);
     ipt_free(g->node);
     ipt_free(g->cut);
+    ipt_free(g->early);
     ipt_free(g->recompute);
     ipt_free(g->name_slot);
     ipt_free(g->weight);
@@ -291,6 +292,21 @@ void ipt_cut(ipt_graph *g)
     if (g->status == IPT_OK &&
         ipt_graph_grow(g, (void **)&g->cut, &g->cap_cut, g->n_cut, sizeof *g->cut))
         g->cut[g->n_cut++] = g->n_node;
+}
+
+void ipt_early(ipt_graph *g, bool begin)
+{
+    if (g->status != IPT_OK)
+        return;
+    if (begin == g->in_early) {
+        ipt_poison(g, IPT_ERR_ARG, "ipt_early: begin and end do not pair");
+        return;
+    }
+    g->in_early = begin;
+    if (!begin)
+        g->early[g->n_early - 1].end = g->n_node;
+    else if (ipt_graph_grow(g, (void **)&g->early, &g->cap_early, g->n_early, sizeof *g->early))
+        g->early[g->n_early++] = (ipt_range){g->n_node, g->n_node};
 }
 
 void ipt_recompute(ipt_graph *g, bool begin)

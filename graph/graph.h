@@ -66,6 +66,10 @@ ipt_val ipt_find(const ipt_graph *g, const char *name); /* leaf or output by nam
 ipt_shape ipt_shape_of(const ipt_graph *g, ipt_val v);
 void ipt_output(ipt_graph *g, const char *name, ipt_val v); /* pinned: host may read it */
 void ipt_cut(ipt_graph *g); /* end a segment: the host may read, think and write here */
+/* Nodes between two marks (begin true, then false) run in a segment of their own before all others,
+ * which is number 0 then, the others from 1 on; what they give stands until it runs again.  They
+ * depend on leaves and on each other only. */
+void ipt_early(ipt_graph *g, bool begin);
 /* Forward nodes between two marks are recomputed for the backward part instead of kept; call in
  * pairs around a block (begin true, then false). */
 void ipt_recompute(ipt_graph *g, bool begin);
@@ -264,7 +268,8 @@ IPT_CHECKED ipt_status ipt_plan_locate(const ipt_plan *p, const char *name, stru
 IPT_CHECKED ipt_status ipt_plan_read(ipt_plan *p, const char *out, void *dst, size_t n);
 uint64_t ipt_plan_arena_bytes(const ipt_plan *p);
 size_t ipt_plan_n_dispatch(const ipt_plan *p);
-double ipt_plan_macs(const ipt_plan *p); /* multiply-adds of a whole run; 0 on the host */
+double ipt_plan_macs(const ipt_plan *p);       /* multiply-adds of a whole run; 0 on the host */
+double ipt_plan_early_macs(const ipt_plan *p); /* those of ipt_early's segment among them */
 /* Per-node device times of the last run (profile): op name, milliseconds, multiply-adds. */
 typedef struct ipt_plan_row {
     const char *op, *name;

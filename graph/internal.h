@@ -29,7 +29,9 @@ struct ipt_graph {
     uint32_t n_cut, cap_cut;
     ipt_range *recompute;
     uint32_t n_recompute, cap_recompute;
-    bool in_recompute;
+    ipt_range *early;
+    uint32_t n_early, cap_early;
+    bool in_recompute, in_early;
     const char *prefix;
     uint32_t *name_slot; /* open addressing: value ids by name */
     uint32_t n_name, cap_name;
@@ -73,6 +75,7 @@ struct ipt_plan {
         *panel; /* value id -> logical shape of a PARAM kept as packed panels; rank 0: row-major */
     ipt_planned_node *node;
     uint32_t n_node, n_segment;
+    uint32_t n_early; /* the first nodes, of ipt_early */
     ipt_slot *slot;
     uint32_t n_slot, cap_slot;
     uint64_t arena_bytes;

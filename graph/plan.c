@@ -149,14 +149,17 @@ ipt_status ipt_plan_run(ipt_plan *p, uint32_t segment)
 
 uint64_t ipt_plan_arena_bytes(const ipt_plan *p) { return p->arena_bytes; }
 
-double ipt_plan_macs(const ipt_plan *p)
+static double macs_of(const ipt_plan *p, uint32_t n)
 {
     double macs = 0;
-    for (uint32_t i = 0; i < p->n_node; i++)
+    for (uint32_t i = 0; i < n; i++)
         for (uint32_t k = 0; k < p->node[i].launch.n_d; k++)
             macs += p->node[i].launch.d[k].macs;
     return macs;
 }
+
+double ipt_plan_macs(const ipt_plan *p) { return macs_of(p, p->n_node); }
+double ipt_plan_early_macs(const ipt_plan *p) { return macs_of(p, p->n_early); }
 
 size_t ipt_plan_n_dispatch(const ipt_plan *p)
 {

@@ -35,27 +35,55 @@ static void mark_live(const ipt_graph *g, uint8_t *live)
     }
 }
 
-static ipt_status copy_nodes(ipt_plan *p, const ipt_graph *g, const uint8_t *live)
+static ipt_status copy_node(ipt_plan *p, const ipt_node *from, uint32_t segment)
 {
+    ipt_planned_node *n = &p->node[p->n_node++];
+    n->n = *from;
+    n->segment = segment;
+    n->n.name = ipt_arena_strdup(&p->arena, from->name);
+    return n->n.name ? IPT_OK : IPT_ERR_NOMEM;
+}
+
+/* Nodes of ipt_early in front, in their order; none depends on what is behind them. */
+static ipt_status copy_early(ipt_plan *p, const ipt_graph *g, uint8_t *live)
+{
+    for (uint32_t r = 0; r < g->n_early; r++)
+        for (uint32_t i = g->early[r].first; i < g->early[r].end; i++) {
+            const ipt_node *n = &g->node[i];
+            for (int k = 0; live[i] && k < n->n_in; k++) {
+                uint32_t made = g->value[n->in[k]].node;
+                if (n->in[k] && made && live[made - 1])
+                    return ipt_fail(p->ctx, IPT_ERR_ARG,
+                                    "%s: is to run early, but depends on what comes later",
+                                    n->name);
+            }
+            if (live[i])
+                IPT_TRY(copy_node(p, n, 0));
+            live[i] = 0; /* done */
+        }
+    p->n_early = p->n_node;
+    return IPT_OK;
+}
+
+/* live [nodes]: emptied. */
+static ipt_status copy_nodes(ipt_plan *p, const ipt_graph *g, uint8_t *live)
+{
+    const uint32_t first = g->n_early > 0;
     uint32_t segment = 0, n_live = 0;
     for (uint32_t i = 0; i < g->n_node; i++)
         n_live += live[i];
     p->node = ipt_arena_alloc(&p->arena, (n_live ? n_live : 1) * sizeof *p->node);
     if (!p->node)
         return IPT_ERR_NOMEM;
+    IPT_TRY(copy_early(p, g, live));
     for (uint32_t i = 0; i < g->n_node; i++) {
         while (segment < g->n_cut && g->cut[segment] <= i)
             segment++;
-        if (!live[i])
-            continue;
-        ipt_planned_node *n = &p->node[p->n_node++];
-        n->n = g->node[i];
-        n->segment = segment;
-        n->n.name = ipt_arena_strdup(&p->arena, g->node[i].name);
-        if (!n->n.name)
-            return IPT_ERR_NOMEM;
+        if (live[i])
+            IPT_TRY(copy_node(p, &g->node[i], first + segment));
+        live[i] = 0;
     }
-    p->n_segment = g->n_cut + 1;
+    p->n_segment = first + g->n_cut + 1;
     return IPT_OK;
 }
 
@@ -94,6 +122,17 @@ static uint32_t reuse_slot(const ipt_plan *p, const ipt_planned_node *pn, uint32
     return 0;
 }
 
+/* What early nodes made for others stands through every later run of those. */
+static void keep_early(const ipt_plan *p, const uint32_t *root, uint32_t *last)
+{
+    for (uint32_t i = 0; i < p->n_early; i++)
+        for (int k = 0; k < p->node[i].n.n_out; k++) {
+            uint32_t *end = &last[root[p->node[i].n.out[k]]];
+            if (*end >= p->n_early)
+                *end = UINT32_MAX;
+        }
+}
+
 /* Last node that reads each slot; views share the slot of what they view. */
 static ipt_status place_results(ipt_plan *p)
 {
@@ -119,6 +158,8 @@ static ipt_status place_results(ipt_plan *p)
     for (uint32_t v = 1; status == IPT_OK && v < p->n_value; v++)
         if (p->value[v].is_output) /* whatever reads it later; a view keeps what it views */
             last[root[v]] = UINT32_MAX;
+    if (status == IPT_OK)
+        keep_early(p, root, last);
     for (uint32_t v = 1; status == IPT_OK && v < p->n_value; v++)
         if (p->place[v])
             slot_last[p->place[v]] = UINT32_MAX;

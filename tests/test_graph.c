@@ -312,6 +312,60 @@ static void test_segments(void **state)
     ipt_plan_destroy(&p);
 }
 
+/* Early nodes, built in the midst of others, run first and stand while those run again and again.
+ */
+static void test_early(void **state)
+{
+    bench *b = bench_ready(state);
+    ipt_graph *g = graph_new(b->ctx);
+    ipt_val y = input(g, "y"), sum = y, kept[3];
+    for (int k = 0; k < 3; k++) { /* values of both kinds come and go */
+        sum = ipt_silu(g, ipt_add(g, sum, y));
+        ipt_early(g, true);
+        kept[k] = ipt_mul(g, ipt_add(g, input(g, "x"), input(g, "x")), input(g, "x"));
+        kept[k] = ipt_reshape(g, ipt_unary(g, IPT_AFFINE, kept[k], 1, (float)k),
+                              ipt_shape2(IPT_F32, COUNT / COLS, COLS));
+        ipt_early(g, false);
+        sum = ipt_add(g, sum, ipt_reshape(g, kept[k], ipt_shape_of(g, sum)));
+    }
+    ipt_output(g, "end", sum);
+    ipt_plan *p = bench_plan(b, &g, NULL);
+    float x[COUNT], v[COUNT], e[COUNT];
+    fill(x, COUNT, 9);
+    fill(v, COUNT, 10);
+    for (int round = 0; round < 4; round++) {
+        assert_ok(b->ctx, ipt_plan_write(p, "y", v, sizeof v));
+        if (round % 2 == 0) {
+            assert_ok(b->ctx, ipt_plan_write(p, "x", x, sizeof x));
+            assert_ok(b->ctx, ipt_plan_run(p, 0));
+        }
+        assert_ok(b->ctx, ipt_plan_run(p, 1));
+        assert_ok(b->ctx, ipt_plan_read(p, "end", e, sizeof e));
+        for (int i = 0; i < COUNT; i++) {
+            double s = (double)v[i];
+            for (int k = 0; k < 3; k++) {
+                double a = s + (double)v[i];
+                s = a / (1 + exp(-a)) + 2 * (double)x[i] * (double)x[i] + k;
+            }
+            assert_true(fabs((double)e[i] - s) < 1e-4 * (1 + fabs(s)));
+            v[i] += 0.5F;
+            x[i] += round % 2 ? 0.25F : 0; /* before it is written again */
+        }
+    }
+    assert_int_equal(ipt_plan_run(p, 2), IPT_ERR_ARG);
+    ipt_plan_destroy(&p);
+    g = graph_new(b->ctx);
+    y = ipt_silu(g, input(g, "y"));
+    ipt_early(g, true);
+    y = ipt_silu(g, y);
+    ipt_early(g, false);
+    ipt_output(g, "end", y);
+    const ipt_plan_opts o = {.gpu = b->gpu};
+    assert_int_equal(ipt_plan_create(g, &o, &p), IPT_ERR_ARG);
+    assert_non_null(strstr(ipt_last_error(b->ctx), "depends on what comes later"));
+    ipt_graph_destroy(&g);
+}
+
 /* --- reverse mode --------------------------------------------------------------------------------
  */
 /* loss = mse(f(x), 0) with shared values, a broadcast and a weight. */
@@ -741,15 +795,25 @@ static void test_out_of_device_memory(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_poison),        cmocka_unit_test(test_names),
-        cmocka_unit_test(test_overlaps),      cmocka_unit_test(test_random_runs),
-        cmocka_unit_test(test_segments),      cmocka_unit_test(test_backward),
-        cmocka_unit_test(test_no_gradient),   cmocka_unit_test(test_recompute),
-        cmocka_unit_test(test_check),         cmocka_unit_test(test_same_bytes),
-        cmocka_unit_test(test_reading_back),  cmocka_unit_test(test_reading_back_half),
-        cmocka_unit_test(test_cancel),        cmocka_unit_test(test_limits),
-        cmocka_unit_test(test_too_large),     cmocka_unit_test(test_dry),
-        cmocka_unit_test(test_out_of_memory), cmocka_unit_test(test_out_of_device_memory),
+        cmocka_unit_test(test_poison),
+        cmocka_unit_test(test_names),
+        cmocka_unit_test(test_overlaps),
+        cmocka_unit_test(test_random_runs),
+        cmocka_unit_test(test_segments),
+        cmocka_unit_test(test_early),
+        cmocka_unit_test(test_backward),
+        cmocka_unit_test(test_no_gradient),
+        cmocka_unit_test(test_recompute),
+        cmocka_unit_test(test_check),
+        cmocka_unit_test(test_same_bytes),
+        cmocka_unit_test(test_reading_back),
+        cmocka_unit_test(test_reading_back_half),
+        cmocka_unit_test(test_cancel),
+        cmocka_unit_test(test_limits),
+        cmocka_unit_test(test_too_large),
+        cmocka_unit_test(test_dry),
+        cmocka_unit_test(test_out_of_memory),
+        cmocka_unit_test(test_out_of_device_memory),
     };
     return bench_run_all(tests);
 }

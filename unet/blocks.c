@@ -41,9 +41,13 @@ static ipt_val look_at(ipt_graph *g, ipt_val q, const ipt_context *text, int32_t
     char s[NAME], gates[32];
     int32_t width = ipt_shape_of(g, q).dim[2];
     ipt_name(gates, sizeof gates, "gates_%d", k);
+    if (text->n > 1) /* as long as texts and gates stay what they are */
+        ipt_early(g, true);
     ipt_graph_gates(g, text->has_gates ? gates : NULL, false); /* tokens have no place */
     ipt_val key = ipt_linear(g, text->text[k], ipt_name(s, sizeof s, "%s.to_k", at), width, false);
     ipt_val v = ipt_linear(g, text->text[k], ipt_name(s, sizeof s, "%s.to_v", at), width, false);
+    if (text->n > 1)
+        ipt_early(g, false);
     ipt_graph_gates(g, NULL, text->is_placed);
     ipt_val probs = {0},
             o = ipt_attention(g, q, key, v, (ipt_attn){.heads = heads}, taps ? &probs : NULL);

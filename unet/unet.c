@@ -99,7 +99,11 @@ static void add_texts(build *b)
             ipt_name(name, sizeof name, "text%d", k);
         ipt_val v = ipt_leaf(b->g, IPT_INPUT, name,
                              ipt_shape3(IPT_F32, key->batch, key->tokens, b->c->cross_dim[0]));
+        if (b->text.n > 1)
+            ipt_early(b->g, true);
         b->text.text[k] = ipt_cast(b->g, v, key->act);
+        if (b->text.n > 1)
+            ipt_early(b->g, false);
     }
 }
 

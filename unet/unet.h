@@ -25,7 +25,8 @@ typedef struct ipt_unet_key {
      * lies behind the last tapped layer is left out of both segments. */
     bool is_grad;
     /* Regions: k > 1 texts, each with its share of every place (up to IPT_MAX_CONTEXT of blocks.h);
-     * is_placed: adapters' parts have places, and text k is seen under gates of its own. */
+     * is_placed: adapters' parts have places, and text k is seen under gates of its own.  Keys and
+     * values of several texts are segment 0 (ipt_early), everything else segment 1. */
     int32_t n_text;
     bool is_placed;
 } ipt_unet_key;
