@@ -118,7 +118,7 @@ static ipt_status keep_explanation(void *user, const ipt_explanation *x)
     copy(s->power, x->power, steps);
     for (size_t k = 0; k < x->n; k++) {
         const ipt_effect *f = &x->effect[k];
-        assert_true(f->name && f->file);
+        assert_non_null(f->name);
         s->effect[k] = *f;
         s->n_words[k] = f->words ? (size_t)f->words_h * (size_t)f->words_w : 0;
         copy(s->energy[k], f->energy, (size_t)x->h * (size_t)x->w);
@@ -261,6 +261,39 @@ static void pictures_stay_the_same(void **state)
             fail_msg("%s: %d rows for it, expected %d", rows[i].compose, (int)f.rep.rows_explain,
                      (int)rows[i].rows);
         expect_sums(&asked);
+    }
+    close_fixture(&f);
+}
+
+/* The same where words and adapters have places.  Adapters of which the method makes one are one.
+ */
+static void places_and_joined_adapters(void **state)
+{
+    static seen plain, asked;
+    place *p = *state;
+    char path[PATH_MAX], region[2][PATH_MAX + 64];
+    const char *const list[] = {region[0], region[1]};
+    uint8_t half[SIDE * SIDE * 3] = {0};
+    const ipt_image im = {SIDE, SIDE, half};
+    fixture f = open_fixture();
+    for (size_t i = 0; i < sizeof half; i++)
+        half[i] = i / 3 % SIDE < SIDE / 2 ? 255 : 0;
+    assert_ok(f.ctx, ipt_image_save(f.ctx, in(p, path, "left.png"), &im, NULL, NULL));
+    ipt_name(region[0], sizeof region[0], "%s@a red house", path);
+    ipt_name(region[1], sizeof region[1], "%s@lora:golden_lora_kohya", path);
+    for (int i = 0; i < 2; i++) {
+        f.r.region = i ? NULL : list;
+        f.r.n_region = i ? 0 : 2;
+        f.r.compose = i ? "lego" : "composite";
+        f.r.explain = NULL;
+        assert_ok(f.ctx, draw(&f, &plain));
+        f.r.explain = keep_explanation;
+        assert_ok(f.ctx, draw(&f, &asked));
+        assert_memory_equal(plain.rgb, asked.rgb, sizeof plain.rgb);
+        expect_sums(&asked);
+        assert_int_equal(asked.n_effect, i ? 1 : 2);
+        assert_int_equal(f.rep.rows_explain, 6);
+        assert_true(!asked.effect[0].file == (i == 1));
     }
     close_fixture(&f);
 }
@@ -628,6 +661,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(masks_are_the_methods, set_up, place_destroy),
         cmocka_unit_test(methods_without_masks),
         cmocka_unit_test(pictures_stay_the_same),
+        cmocka_unit_test_setup_teardown(places_and_joined_adapters, set_up, place_destroy),
         cmocka_unit_test_setup_teardown(one_adapter_is_a_difference, set_up, place_destroy),
         cmocka_unit_test(outside_its_steps_it_did_nothing),
         cmocka_unit_test_setup_teardown(words_are_read, set_up, place_destroy),
