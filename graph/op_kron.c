@@ -3,7 +3,10 @@
  * (P kron Q) x with x viewed [I1,I2] is P X Q^T: mix with P, then a product with Q. */
 #include "graph/gemm.h"
 
-enum { WG = 64, MAX_OUTPUTS = 8 /* of one invocation, shaders/mix.comp */ };
+enum {
+    WG = 64,
+    MAX_OUTPUTS = 8 /* of one invocation, and a known matrix's inputs, shaders/mix.comp */
+};
 
 /* --- mix: y[r,o,c] = g sum_i p[i,o] x[r,i,c], g = gates[row,b,slot[0]] of the row's batch element
  * b (g = 1 without gates) ---------------------------------------------------------------------- */
@@ -94,12 +97,20 @@ struct mix_push {
     uint32_t batch, n_slot, row;
 };
 
+/* Whether the kernel is made for a matrix of ni inputs, which wants whole workgroups. */
+static bool is_known(const ipt_launch *l, uint32_t ni, uint32_t invocations)
+{
+    return ni <= MAX_OUTPUTS && invocations % WG == 0 &&
+           invocations / WG <= l->dev->max_group_count;
+}
+
 static ipt_status mix_kernel(const ipt_node *n, ipt_launch *l)
 {
     const ipt_shape *x = &n->in_shape[0], *g = &n->in_shape[2];
     uint32_t ni = (uint32_t)x->dim[1], nc = (uint32_t)x->dim[2],
              no = (uint32_t)n->in_shape[1].dim[1], vec = nc % 4 == 0, items = vec ? nc / 4 : nc,
-             gated = has_gates(n), per = no > 4 ? MAX_OUTPUTS : 4;
+             gated = has_gates(n), blocks = (no + MAX_OUTPUTS - 1) / MAX_OUTPUTS,
+             per = (no + blocks - 1) / blocks;
     const uint64_t line = (uint64_t)nc * ipt_dtype_bytes(x->dtype);
     const ipt_band_operand o[2] = {{IPT_SRC_IN, 0, false, ni * line},
                                    {IPT_SRC_OUT, 0, true, no * line}};
@@ -119,6 +130,7 @@ static ipt_status mix_kernel(const ipt_node *n, ipt_launch *l)
         ipt_launch_spec(d, vec);
         ipt_launch_spec(d, per);
         ipt_launch_spec(d, gated);
+        ipt_launch_spec(d, blocks == 1 && is_known(l, ni, p.n) ? ni : 0);
         ipt_bands_bind(d, &b, 0);
         ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_IN, 1, false);
         ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_IN, gated ? 2 : 1, false);
@@ -126,7 +138,7 @@ static ipt_status mix_kernel(const ipt_node *n, ipt_launch *l)
         ipt_bands_bind(d, &b, 1);
         ipt_launch_linear(l, d, p.n, WG);
         if (d) {
-            d->groups[2] = (no + per - 1) / per; /* uniform, so that p is read once a subgroup */
+            d->groups[2] = blocks;
             d->macs = (double)b.n * ni * no * nc;
         }
     }

@@ -60,14 +60,19 @@ static void mix_quads(case_env *e) { mix(e, 3, 5, 8, 7); }
 static void mix_ragged(case_env *e) { mix(e, 77, 4, 5, 4); }
 static void mix_one(case_env *e) { mix(e, 1, 1, 1, 1); }
 static void mix_long(case_env *e) { mix(e, 2, 17, 68, 13); }
-static void mix_gated(case_env *e)
+static void mix_whole(case_env *e) { mix(e, 32, 5, 8, 7); } /* 64 invocations: the known matrix */
+static void mix_whole_one(case_env *e) { mix(e, 64, 3, 5, 2); }
+static void mix_whole_wide(case_env *e) { mix(e, 16, 8, 16, 8); }
+static void gated(case_env *e, int r, int c, int o)
 {
-    ipt_val x = case_in(e, "x", ipt_shape3(IPT_F32, 15, 3, 12));
-    ipt_val p = case_in(e, "p", ipt_shape2(IPT_F32, 3, 9));
+    ipt_val x = case_in(e, "x", ipt_shape3(IPT_F32, r, 3, c));
+    ipt_val p = case_in(e, "p", ipt_shape2(IPT_F32, 3, o));
     ipt_val gates = case_in_f32(e, "gates", ipt_shape3(IPT_F32, 2, 3, 4));
     ipt_val slot = case_ids(e, "slot", ipt_shape1(IPT_I32, 1), 2, 2);
     case_out(e, "y", ipt_mix(e->g, x, p, gates, slot, 1));
 }
+static void mix_gated(case_env *e) { gated(e, 15, 12, 9); }
+static void mix_gated_whole(case_env *e) { gated(e, 48, 16, 8); }
 
 static void swap(case_env *e, int a, int b, int c, int d)
 {
@@ -229,7 +234,11 @@ const op_case op_cases_adapter[] = {
     {"mix/ragged", mix_ragged, true, 0, 0, 0},
     {"mix/one", mix_one, true, 0, 0, 0},
     {"mix/long", mix_long, true, 0, 0, 0},
+    {"mix/whole", mix_whole, true, 0, 0, 0},
+    {"mix/whole_one", mix_whole_one, true, 0, 0, 0},
+    {"mix/whole_wide", mix_whole_wide, true, 0, 0, 0},
     {"mix/gated", mix_gated, true, 0, 0, 0},
+    {"mix/gated_whole", mix_gated_whole, true, 0, 0, 0},
     {"swap/quads", swap_quads, true, 0, 0, 0},
     {"swap/ragged", swap_ragged, true, 0, 0, 0},
     {"swap/plain", swap_plain, true, 0, 0, 0},
