@@ -249,6 +249,7 @@ typedef struct ipt_report {
     uint64_t n_plans_recorded, bytes_uploaded; /* by this request: 0 when everything was kept */
     const ipt_adapter_report *adapter;
     size_t n_adapter;
+    double unet_macs; /* multiply-adds of all UNet rows */
 } ipt_report;
 
 /* Called for each picture as it is done, in order; text = its A1111 parameters, json = the request.

@@ -158,6 +158,7 @@ static ipt_status run_back(ipt_run *u, size_t first)
         for (size_t k = 0; k < c; k++)
             m->d_latent[k * hw + i % hw] += m->d_x[i * in + k] / scale;
     u->rep->rows_backward += n;
+    u->rep->unet_macs += ipt_plan_macs(m->plan) / (double)b * (double)n; /* both ways */
     return IPT_OK;
 }
 

@@ -253,5 +253,6 @@ ipt_status ipt_unet_rows(ipt_run *u, const float *x, double t, int32_t step, con
             for (size_t i = 0; i < hw; i++)
                 eps[k][c * hw + i] = u->out_eps[(k * hw + i) * channels + c];
     *(is_shallow ? &u->rep->rows_shallow : &u->rep->rows_full) += n;
+    u->rep->unet_macs += ipt_plan_macs(plan) / (double)b * (double)n;
     return IPT_OK;
 }
