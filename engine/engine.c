@@ -38,13 +38,34 @@ const char *ipt_engine_device_name(const ipt_engine *e)
 }
 ipt_gpu *ipt_engine_gpu(ipt_engine *e) { return e->gpu; }
 
-/* --- default model ---------------------------------------------------------------------------- */
-static bool try_model(char *buf, size_t n, const char *root, const char *rest)
+/* --- shipped folders -------------------------------------------------------------------------- */
+static bool try_folder(char *buf, size_t n, const char *root, const char *rest, const char *file)
 {
-    char index[IPT_MAX_PATH];
+    char path[IPT_MAX_PATH];
     ipt_name(buf, n, "%s/%s", root, rest);
-    ipt_name(index, sizeof index, "%s/model_index.json", buf);
-    return ipt_is_file(index);
+    ipt_name(path, sizeof path, "%s/%s", buf, file);
+    return ipt_is_file(path);
+}
+
+ipt_status ipt_shipped_folder(ipt_ctx *ctx, const char *name, const char *file, char *buf, size_t n)
+{
+    char exe[IPT_MAX_PATH], share[IPT_MAX_PATH];
+    ipt_name(share, sizeof share, "share/impasto/%s", name);
+    ssize_t len = readlink("/proc/self/exe", exe, sizeof exe - 1);
+    for (int up = 0; len > 0 && up < 3; up++) { /* beside the program, or up to two folders above */
+        exe[len] = 0;
+        char *slash = strrchr(exe, '/');
+        if (!slash || slash == exe)
+            break;
+        *slash = 0;
+        len = slash - exe;
+        if (try_folder(buf, n, exe, name, file) || try_folder(buf, n, exe, share, file))
+            return IPT_OK;
+    }
+    if (try_folder(buf, n, IPT_INSTALL_SHARE, name, file) ||
+        try_folder(buf, n, IPT_SOURCE_ROOT, name, file))
+        return IPT_OK;
+    return ipt_fail(ctx, IPT_ERR_MISSING, "%s: this folder was not found beside the program", name);
 }
 
 ipt_status ipt_default_model(ipt_ctx *ctx, char *buf, size_t n)
@@ -54,21 +75,7 @@ ipt_status ipt_default_model(ipt_ctx *ctx, char *buf, size_t n)
         ipt_name(buf, n, "%s", env);
         return IPT_OK;
     }
-    char exe[IPT_MAX_PATH];
-    ssize_t len = readlink("/proc/self/exe", exe, sizeof exe - 1);
-    for (int up = 0; len > 0 && up < 3; up++) { /* beside the program, or up to two folders above */
-        exe[len] = 0;
-        char *slash = strrchr(exe, '/');
-        if (!slash || slash == exe)
-            break;
-        *slash = 0;
-        len = slash - exe;
-        if (try_model(buf, n, exe, "models/default") ||
-            try_model(buf, n, exe, "share/impasto/models/default"))
-            return IPT_OK;
-    }
-    if (try_model(buf, n, IPT_INSTALL_SHARE, "models/default") ||
-        try_model(buf, n, IPT_SOURCE_ROOT, "models/default"))
+    if (ipt_shipped_folder(ctx, "models/default", "model_index.json", buf, n) == IPT_OK)
         return IPT_OK;
     return ipt_fail(
         ctx, IPT_ERR_MISSING,

@@ -37,6 +37,10 @@ struct ipt_gpu *ipt_engine_gpu(ipt_engine *e);           /* NULL before it is op
 /* Folder of the default model ("models/default"): beside the program, in the installation or the
  * source tree; env IMPASTO_MODEL overrides.  Errors: IPT_ERR_MISSING. */
 IPT_CHECKED ipt_status ipt_default_model(ipt_ctx *ctx, char *buf, size_t n);
+/* Folder NAME ("models/eval") that holds FILE, looked for in the same places.  Errors:
+ * IPT_ERR_MISSING. */
+IPT_CHECKED ipt_status ipt_shipped_folder(ipt_ctx *ctx, const char *name, const char *file,
+                                          char *buf, size_t n);
 
 /* --- pictures --------------------------------------------------------------------------------- */
 typedef struct ipt_image {
