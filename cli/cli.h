@@ -145,5 +145,5 @@ IPT_CHECKED ipt_status cli_sheet(ipt_ctx *ctx, const ipt_image *im, size_t n, ip
 extern const cli_command cli_cmd_generate, cli_cmd_devices, cli_cmd_model_inspect,
     cli_cmd_model_bake, cli_cmd_lora_inspect, cli_cmd_lora_convert, cli_cmd_lora_resize,
     cli_cmd_lora_merge, cli_cmd_lora_extract, cli_cmd_lora_profile, cli_cmd_lora_hub,
-    cli_cmd_tokenize, cli_cmd_bench;
+    cli_cmd_tokenize, cli_cmd_bench, cli_cmd_eval_compose;
 #endif

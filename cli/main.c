@@ -14,7 +14,7 @@ static const cli_command *const commands[] = {
     &cli_cmd_generate,     &cli_cmd_devices,      &cli_cmd_model_inspect, &cli_cmd_model_bake,
     &cli_cmd_lora_inspect, &cli_cmd_lora_convert, &cli_cmd_lora_resize,   &cli_cmd_lora_merge,
     &cli_cmd_lora_extract, &cli_cmd_lora_profile, &cli_cmd_lora_hub,      &cli_cmd_tokenize,
-    &cli_cmd_bench};
+    &cli_cmd_bench,        &cli_cmd_eval_compose};
 
 /* What a signal handler may touch: the one place of the program that needs a global. */
 static ipt_stop stop;

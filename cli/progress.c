@@ -43,7 +43,9 @@ static const char *stage_text(const char *stage)
                                            {"resize", "resizing"},
                                            {"merge", "merging"},
                                            {"bake", "baking"},
-                                           {"extract", "extracting"}};
+                                           {"extract", "extracting"},
+                                           {"pictures", "pictures"},
+                                           {"judge", "judging"}};
     for (size_t i = 0; i < IPT_COUNT(names); i++)
         if (strcmp(stage, names[i][0]) == 0)
             return names[i][1];
