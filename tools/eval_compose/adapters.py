@@ -1,4 +1,4 @@
-"""Stage 1: one plain LoRA for each concept and new style, on the frozen default model, with peft.
+"""Stage 1: one plain LoRA for each concept and new style, on the frozen model, with peft.
 
 Plain DreamBooth: pictures of one new concept with captions, half of them beside an object that the default
 model knows, the ordinary loss over the whole picture, and class pictures for prior preservation. No masks,
@@ -37,7 +37,7 @@ def tail(style_words, rng):
 
 
 def concept_scenes(name, args, rng):
-    """Pictures of the concept: alone, or small beside something that the default model knows."""
+    """Pictures of the concept: alone, or small beside something that the model knows."""
     drawings, part, pool = Drawings(), by_words(name), training_concepts()
     pics, texts = [], []
     while len(pics) < args.scenes:
@@ -57,7 +57,7 @@ def concept_scenes(name, args, rng):
 
 
 def class_scenes(count, rng):
-    """Pictures of what the default model can paint already, one object or two, as it was trained on."""
+    """Pictures of what the model can paint already, one object or two, as it was trained on."""
     drawings, pool = Drawings(), training_concepts()
     pics, texts = [], []
     for _ in range(count):
@@ -68,7 +68,7 @@ def class_scenes(count, rng):
 
 
 def style_scenes(style, count, rng):
-    """The default model's own objects, one or two of them, drawn in a style that it does not know."""
+    """The model's own objects, one or two of them, drawn in a style that it does not know."""
     drawings, pool = Drawings(), training_concepts()
     pics, texts = [], []
     while len(pics) < count:
@@ -160,7 +160,7 @@ def save(name, pipe, args, losses, seconds):
     save_file(tensors, path, metadata={
         "format": "pt", "trigger": words.split()[0], "trigger_phrase": words,
         "kind": "concept" if name in CONCEPTS else "style", "rank": str(args.rank),
-        "alpha": str(args.rank), "base_model": "models/default", "steps": str(50 * len(losses)),
+        "alpha": str(args.rank), "base_model": "models/eval/model", "steps": str(50 * len(losses)),
         "batch": str(args.batch), "lr": str(args.lr), "losses": json.dumps(losses),
         "seconds": f"{seconds:.0f}", "source": "tools/eval_compose/adapters.py"})
     os.chmod(path, 0o644)
@@ -196,7 +196,7 @@ def main():
     ap.add_argument("--rank", type=int, default=3)
     ap.add_argument("--b-scale", type=float, default=1.0, help="rate of the B factors to A's (LoRA+)")
     ap.add_argument("--lr", type=float, default=3e-3)
-    ap.add_argument("--model", default=os.path.join(MODELS, "default"))
+    ap.add_argument("--model", default=os.path.join(MODELS, "eval", "model"))
     ap.add_argument("--out", default=os.path.join(EVAL, "loras"))
     ap.add_argument("--missing", action="store_true", help="leave adapters alone that are there")
     args = ap.parse_args()

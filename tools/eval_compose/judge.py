@@ -82,7 +82,7 @@ def loss_of(judge, x, stack, style):
     each = -(small * s.log_softmax(-1)).sum(-1)
     loss = (each * weight).sum() / weight.sum() + 0.5 * -(large * l.log_softmax(-1)).sum(-1).mean()
     if (style >= 0).any():
-        loss = loss + 0.3 * F.cross_entropy(k[style >= 0], style[style >= 0])
+        loss = loss + 0.6 * F.cross_entropy(k[style >= 0], style[style >= 0])
     known = concept >= 0
     return loss + 0.5 * F.cross_entropy(judge.aux(torch.cat([cells, whole[:, None]], 1)[known]), concept[known])
 
@@ -90,14 +90,18 @@ def loss_of(judge, x, stack, style):
 def main():
     ap = argparse.ArgumentParser()
     ap.add_argument("number", type=int, choices=(1, 2))
-    ap.add_argument("--steps", type=int, default=2500)
+    ap.add_argument("--steps", type=int, default=1800)
     ap.add_argument("--batch", type=int, default=32)
     ap.add_argument("--lr", type=float, default=2e-3)
+    ap.add_argument("--go-on", action="store_true", help="from the last checkpoint's weights, with a schedule of its own")
     args = ap.parse_args()
     torch.set_num_threads(threads())
     torch.manual_seed(SEED + 2000 * args.number)
-    rng = np.random.default_rng(SEED + 2000 * args.number + 1)
+    rng = np.random.default_rng(SEED + 2000 * args.number + 1 + 500 * args.go_on)
     pick, judge = training(args.number), Judge()
+    file = os.path.join(WORK, f"judge_{args.number}.pt")
+    if args.go_on:
+        judge.load_state_dict(torch.load(file, weights_only=True))
     print(f"judge {args.number}: {sum(p.numel() for n, p in judge.named_parameters() if 'aux' not in n)} "
           f"parameters, {sum(map(len, pick.own))} drawings of the concepts, {len(pick.other)} others", flush=True)
     judge.to(memory_format=torch.channels_last)
@@ -116,7 +120,7 @@ def main():
         if (step + 1) % 100 == 0:
             print(f"  step {step + 1} loss {total / 100:.3f} {time.time() - start:.0f} s", flush=True)
             total = 0.0
-            torch.save(judge.state_dict(), os.path.join(WORK, f"judge_{args.number}.pt"))
+            torch.save(judge.state_dict(), file)
 
 
 if __name__ == "__main__":

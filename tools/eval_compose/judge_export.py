@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from judge import CLASSES, Judge, logits, windows
 from judge_data import (NAMES, NOTHING, OTHER, STYLE_NAMES, WINDOWS, Pick, generator_saw, ground, layout,
-                        mixed, place, scene, sprite, trains, unseen)
+                        mixed, place, scene, sprite, training, trains, unseen)
 from world import EVAL, MODELS, ROOT, SEED, SIZE, WORK, threads
 from publish import load
 from vae import to_tensor
@@ -62,7 +62,7 @@ def leak(p, way, names):
 
 
 def real(labels, pick, rng, hybrid=False):
-    """A real picture of these concepts, as the default model's pictures are laid out; hybrid: mixtures."""
+    """A real picture of these concepts, as the model's pictures are laid out; hybrid: mixtures."""
     canvas = ground(rng, False)
     spots = {1: [(32, 32, 56)], 2: [(16, 32, 30), (48, 32, 30)]}.get(len(labels)) or layout(len(labels), rng)
     drawn = [sprite(pick.own[c][rng.integers(len(pick.own[c]))], int(s[2]), rng, False)
@@ -113,7 +113,7 @@ def likeness(f, centre, ref):
 
 @torch.no_grad()
 def through(vae, pictures, batch=32):
-    """What the default model's VAE leaves of pictures: the best that any generator can paint."""
+    """What the model's VAE leaves of pictures: the best that any generator can paint."""
     out = []
     for i in range(0, len(pictures), batch):
         y = vae.decode(vae.encode(to_tensor(pictures[i:i + batch])).latent_dist.mean).sample
@@ -163,6 +163,33 @@ def own_error(judge, vae, pick, limit, centre, ref, rng, count):
     return out
 
 
+def fit_styles(judge, number, rng, count=3500):
+    """The head's rows for styles anew, on as many pictures of each: the training's own styles are those of the
+    judge's few drawings of the concepts, and its rows say little more than which of them is the commonest."""
+    pick, pics = training(number), []
+    for i in range(count):
+        canvas, style = ground(rng, True), STYLE_NAMES[i % len(STYLE_NAMES)]
+        for x, y, size in layout(int(rng.integers(1, 4)), rng):
+            place(canvas, sprite(pick.draw(OTHER, style, rng), int(round(size)), rng, True), x, y)
+        pics.append(np.clip(canvas + 0.5, 0, 255).astype(np.uint8))
+    f = look(judge, np.stack(pics))[1][:, WHOLE]
+    want, mean, spread = torch.arange(count) % len(STYLE_NAMES), f.mean(0), f.std(0) + 1e-4
+    w = torch.zeros(f.shape[1], len(STYLE_NAMES), requires_grad=True)
+    b = torch.zeros(len(STYLE_NAMES), requires_grad=True)
+    opt = torch.optim.LBFGS([w, b], max_iter=200, line_search_fn="strong_wolfe")
+
+    def loss():
+        opt.zero_grad()
+        value = torch.nn.functional.cross_entropy((f - mean) / spread @ w + b, want) + 1e-3 * (w ** 2).sum()
+        value.backward()
+        return value
+
+    opt.step(loss)
+    with torch.no_grad():
+        judge.head.weight[2 * CLASSES:] = (w / spread[:, None]).T
+        judge.head.bias[2 * CLASSES:] = b - mean / spread @ w
+
+
 def style_error(judge, number, rng, count):
     pick = Pick(lambda c, s: s in STYLE_NAMES and not generator_saw(c, s) and not trains(number, c, s))
     pics, want = [], []
@@ -197,11 +224,12 @@ def main():
     rng = np.random.default_rng(SEED + 2500 + args.number)
     judge = Judge().eval()
     judge.load_state_dict(torch.load(os.path.join(WORK, f"judge_{args.number}.pt"), weights_only=True))
+    fit_styles(judge, args.number, np.random.default_rng(SEED + 2600 + args.number))
     judge.half().float()
     pick = unseen(args.number)
     limit = thresholds(judge, pick, rng, 6 * args.count)
     centre, ref = references(judge, pick, rng)
-    error = own_error(judge, load(os.path.join(MODELS, "default")).vae, pick, limit, centre, ref, rng, args.count)
+    error = own_error(judge, load(os.path.join(MODELS, "eval", "model")).vae, pick, limit, centre, ref, rng, args.count)
     error["style"] = style_error(judge, args.number, rng, args.count)
     error["pictures of each kind"] = args.count
     print(json.dumps(error, indent=1), "thresholds", dict(zip(NAMES, limit.round(3).tolist())))

@@ -11,7 +11,7 @@ import numpy as np
 from world import COLOURS, CONCEPT_STYLES, CONCEPTS, EVAL, NEW_STYLES, SEED, STYLES, ground, phrase
 
 GROUNDS = ("white", "light blue", "yellow", "pink", "grey", "purple", "blue")
-COUNTS = {2: (12, 12), 3: (5, 5), 4: (3, 3)}  # objects -> sets of one family, of several
+COUNTS = {2: (10, 10), 3: (4, 4), 4: (2, 2)}  # objects -> sets of one family, of several
 STYLED = 4                                     # pairs for each new style
 
 

@@ -1,21 +1,21 @@
 """What the evaluation is about: concepts, families, triggers, and which drawings whose training may see.
 
-A drawing is one concept in one style. The generator (the default model and the adapters) has seen
-    the default model's objects in its five styles,        (tools/default_model)
+A drawing is one concept in one style. The generator (models/eval/model and the adapters) has seen
+    the model's objects in its five styles,        (tools/eval_model)
     the adapters' concepts in CONCEPT_STYLES,              (adapters.py)
-    the default model's objects in the two new styles      (adapters.py).
+    the model's objects in the two new styles      (adapters.py).
 The judges train on none of these: see judge_data.py.
 """
 import os
 import sys
 
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "default_model"))
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "eval_model"))
 from common import (COLOURS, MODELS, ROOT, SEED, SIZE, STYLES, TRAIN_STYLES, WORK, Drawings,  # noqa: E402,F401
                     compose, concepts, draw_scene, ground, paste, threads, training_concepts)
 
 EVAL = os.path.join(MODELS, "eval")
 
-# concept of tools/default_model/held_out.json -> (family, trigger): words that no caption holds
+# concept of tools/eval_model/held_out.json -> (family, trigger): words that no caption holds
 CONCEPTS = {
     "flamingo": ("animal", "vuk"), "hedgehog": ("animal", "drel"), "otter": ("animal", "wib"),
     "lobster": ("animal", "krom"), "giraffe": ("animal", "jand"), "sauropod": ("animal", "plux"),
