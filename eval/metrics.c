@@ -184,7 +184,8 @@ static double value_of(statistic kind, double sum_a, double sum_b, size_t n)
 static ipt_interval resample(statistic kind, const double *a, const double *b, size_t n,
                              uint64_t seed)
 {
-    ipt_interval out = {NAN, NAN, NAN, 0};
+    const double none = (double)NAN;
+    ipt_interval out = {none, none, none, 0};
     double drawn[IPT_BOOTSTRAP], sum_a = 0, sum_b = 0;
     size_t m = 0, used = 0;
     for (size_t i = 0; i < n; i++) {
@@ -238,7 +239,7 @@ ipt_interval ipt_eval_ratio(const double *a, const double *b, size_t n, uint64_t
 double ipt_eval_median(double *value, size_t n)
 {
     if (n == 0)
-        return NAN;
+        return (double)NAN;
     qsort(value, n, sizeof *value, by_value);
     return n % 2 ? value[n / 2] : (value[n / 2 - 1] + value[n / 2]) / 2;
 }
