@@ -26,19 +26,6 @@ static const struct {
     [IPT_FIG_DRIFT] = {"background_drift", "background drift", 1},
     [IPT_FIG_STRANGERS] = {"strangers", "strangers", 3},
 };
-static const struct {
-    const char *key;
-    size_t at;
-} costs[] = {
-    /* medians over pictures */
-    {"rows_full", offsetof(ipt_eval_cost, rows_full)},
-    {"rows_shallow", offsetof(ipt_eval_cost, rows_shallow)},
-    {"rows_maps", offsetof(ipt_eval_cost, rows_maps)},
-    {"rows_backward", offsetof(ipt_eval_cost, rows_backward)},
-    {"gmac", offsetof(ipt_eval_cost, gmac)},
-    {"ms", offsetof(ipt_eval_cost, ms)},
-    {"peak_device_mib", offsetof(ipt_eval_cost, device_mib)},
-};
 enum { SEED_OF_BOOTSTRAP = 20261127 };
 static const char reference[] = "merge"; /* what the other methods are compared with */
 
@@ -65,7 +52,7 @@ static double cost_of(const ipt_eval *v, size_t method, const ipt_eval_group *g,
     for (size_t s = 0; s < v->n_set; s++)
         for (size_t i = 0; i < v->n_seed && ipt_eval_is_in(g, &v->world.set[s]); i++)
             scratch[n++] = *(const double *)((const char *)ipt_eval_cost_of(v, method, s, i) +
-                                             costs[which].at);
+                                             ipt_eval_costs[which].at);
     return ipt_eval_median(scratch, n);
 }
 
@@ -143,8 +130,8 @@ static json_t *group_json(const ipt_eval *v, size_t m, const ipt_eval_group *g, 
     const ipt_interval apart = separation_of(v, m, g, scratch); /* of methods that give masks */
     json_object_set_new(o, "attention_separation",
                         apart.n > 0 && isfinite(apart.mean) ? interval_json(apart) : json_null());
-    for (size_t c = 0; c < IPT_COUNT(costs); c++)
-        json_object_set_new(cost, costs[c].key, number(cost_of(v, m, g, c, scratch)));
+    for (size_t c = 0; c < IPT_EVAL_WORK; c++)
+        json_object_set_new(cost, ipt_eval_costs[c].key, number(cost_of(v, m, g, c, scratch)));
     json_object_set_new(o, "cost_of_a_picture", cost);
     if (ref != SIZE_MAX && ref != m)
         json_object_set_new(o, "against_merge",
@@ -344,7 +331,7 @@ static void put_comparison(const ipt_eval *v, text *t, double *a)
         }
         put_cell(t, ipt_eval_bootstrap(a, v->n_set, SEED_OF_BOOTSTRAP), 3);
         put_cell(t, separation_of(v, m, pairs, a), 2);
-        for (size_t c = 0; c < IPT_COUNT(costs); c++)
+        for (size_t c = 0; c < IPT_EVAL_WORK; c++)
             put(t, " %.4g |", cost_of(v, m, any, c, a));
         put(t, "\n");
     }

@@ -236,10 +236,7 @@ static ipt_status digest_of(const ipt_eval *v, const asked *a, char out[DIGEST])
 }
 
 /* --- notes: how a picture was made, and what it cost ------------------------------------------ */
-static const struct {
-    const char *key;
-    size_t at;
-} noted[] = {
+const ipt_eval_cost_member ipt_eval_costs[IPT_EVAL_COSTS] = {
     {"rows_full", offsetof(ipt_eval_cost, rows_full)},
     {"rows_shallow", offsetof(ipt_eval_cost, rows_shallow)},
     {"rows_maps", offsetof(ipt_eval_cost, rows_maps)},
@@ -252,7 +249,7 @@ static const struct {
 
 static double *field(ipt_eval_cost *c, size_t i)
 {
-    return (double *)(void *)((char *)c + noted[i].at);
+    return (double *)(void *)((char *)c + ipt_eval_costs[i].at);
 }
 
 static ipt_status write_note(const ipt_eval *v, const char *path, const char *digest,
@@ -268,8 +265,8 @@ static ipt_status write_note(const ipt_eval *v, const char *path, const char *di
                           .separation = separation};
     json_t *o = json_pack("{s:s, s:s, s:o}", "made_from", digest, "version", IPT_VERSION, "device",
                           ipt_json_text(p->device));
-    for (size_t i = 0; i < IPT_COUNT(noted); i++)
-        json_object_set_new(o, noted[i].key,
+    for (size_t i = 0; i < IPT_EVAL_COSTS; i++)
+        json_object_set_new(o, ipt_eval_costs[i].key,
                             isnan(*field(&cost, i)) ? json_null() : json_real(*field(&cost, i)));
     char *text = o ? json_dumps(o, JSON_INDENT(1)) : NULL;
     json_decref(o);
@@ -289,8 +286,8 @@ static bool read_note(const ipt_eval *v, const char *path, const char *digest, i
         return false;
     const bool same = strcmp(ipt_json_str(o, "made_from", ""), digest) == 0;
     ipt_name(device, 256, "%s", ipt_json_str(o, "device", ""));
-    for (size_t i = 0; i < IPT_COUNT(noted); i++)
-        *field(cost, i) = ipt_json_num(o, noted[i].key, (double)NAN);
+    for (size_t i = 0; i < IPT_EVAL_COSTS; i++)
+        *field(cost, i) = ipt_json_num(o, ipt_eval_costs[i].key, (double)NAN);
     json_decref(o);
     return same;
 }
@@ -599,7 +596,7 @@ static ipt_status read_costs(ipt_eval *v)
         double mib = 0;
         for (int part = 0; part < parts_of(&v->method[method], &v->world.set[set]); part++) {
             IPT_TRY(read_part(v, method, set, seed, part, &one));
-            for (size_t k = 0; k < IPT_COUNT(noted); k++)
+            for (size_t k = 0; k < IPT_EVAL_COSTS; k++)
                 *field(sum, k) += *field(&one, k);
             mib = fmax(mib, one.device_mib);
             sum->device_mib = mib;

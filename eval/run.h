@@ -67,6 +67,14 @@ typedef struct ipt_eval_cost {
     double
         separation; /* of the concepts' masks: 1 - mean overlap (IoU) of two; NAN: there are none */
 } ipt_eval_cost;
+/* Its members by their names in JSON, in their order; the first IPT_EVAL_WORK are what work cost.
+ */
+typedef struct ipt_eval_cost_member {
+    const char *key;
+    size_t at; /* of a double in ipt_eval_cost, bytes */
+} ipt_eval_cost_member;
+enum { IPT_EVAL_WORK = 7, IPT_EVAL_COSTS };
+extern const ipt_eval_cost_member ipt_eval_costs[IPT_EVAL_COSTS];
 
 enum { IPT_EVAL_JUDGES = 8 };
 typedef struct ipt_eval {
@@ -101,6 +109,7 @@ IPT_CHECKED ipt_status ipt_eval_pictures(ipt_eval *v);
 /* All judges look at all pictures: fills figure and cost.  Errors: those of files and judges;
  * IPT_ERR_MISSING names a picture that was not drawn. */
 IPT_CHECKED ipt_status ipt_eval_judge(ipt_eval *v);
+/* [IPT_FIGURES] of one picture by one judge, and what it cost; both lie in the evaluation. */
 double *ipt_eval_figure(const ipt_eval *v, size_t method, size_t judge, size_t set, size_t seed);
 ipt_eval_cost *ipt_eval_cost_of(const ipt_eval *v, size_t method, size_t set, size_t seed);
 /* A picture's file; part: of "single", else 0.  false: the name is too long. */
