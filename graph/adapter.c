@@ -187,8 +187,8 @@ static ipt_val mix(ipt_graph *g, ipt_val v, int32_t rows, int32_t cols, const kr
     return ipt_mix(g, ipt_reshape(g, v, s), k->p, gates_of(g), k->slot, k->row);
 }
 
-/* y += g (P kron Q) v for a plain product: v [R,I1,I2] -> P from the left -> [R,O1,I2] -> Q -> y,
- * or first Q, where that costs fewer multiply-adds. */
+/* y += g (P kron Q) v for a plain product: v [R,I1,I2] -> Q -> P from the left -> y in one
+ * operator, or first P, where that costs fewer multiply-adds. */
 static ipt_val kron_plain(ipt_graph *g, ipt_val v, ipt_val y, const kron *k)
 {
     const ipt_adapter_kron *d = k->d;
@@ -197,19 +197,20 @@ static ipt_val kron_plain(ipt_graph *g, ipt_val v, ipt_val y, const kron *k)
     int64_t p_first = (int64_t)d->i2 * d->o1 * (d->i1 + (int64_t)d->o2),
             q_first = (int64_t)d->i1 * d->o2 * (d->i2 + (int64_t)d->o1);
     ipt_dtype t = ys.dtype;
-    if (p_first <= q_first) {
-        v = mix(g, v, rows, d->i2, k);
-        if (!d->is_shuffled) {
-            ipt_val r = ipt_reshape(g, y, ipt_shape3(t, rows, d->o1, d->o2));
-            return ipt_reshape(g, ipt_matmul(g, v, k->q, r), ys);
-        }
-        v = ipt_matmul(g, v, k->q, (ipt_val){0});
-    } else {
+    if (p_first >= q_first) {
+        const ipt_kron_factors f = {k->p, k->q, gates_of(g), k->slot, k->row, d->is_shuffled};
+        ipt_shape to =
+            d->is_shuffled ? ipt_shape3(t, rows, d->o2, d->o1) : ipt_shape3(t, rows, d->o1, d->o2);
         v = ipt_reshape(g, v, ipt_shape3(t, rows, d->i1, d->i2));
-        v = mix(g, ipt_matmul(g, v, k->q, (ipt_val){0}), rows, d->o2, k);
+        return ipt_reshape(g, ipt_kron(g, v, &f, ipt_reshape(g, y, to)), ys);
     }
-    if (d->is_shuffled)
-        v = ipt_swap(g, ipt_reshape(g, v, ipt_shape4(t, rows, d->o1, d->o2, 1)));
+    v = mix(g, v, rows, d->i2, k);
+    if (!d->is_shuffled) {
+        ipt_val r = ipt_reshape(g, y, ipt_shape3(t, rows, d->o1, d->o2));
+        return ipt_reshape(g, ipt_matmul(g, v, k->q, r), ys);
+    }
+    v = ipt_matmul(g, v, k->q, (ipt_val){0});
+    v = ipt_swap(g, ipt_reshape(g, v, ipt_shape4(t, rows, d->o1, d->o2, 1)));
     return ipt_add(g, y, ipt_reshape(g, v, ys));
 }
 

@@ -8,7 +8,7 @@
 /* shaders/gemm_iface.glsl */
 typedef struct gemm_push {
     int32_t rows, row0, cols, col0, quads, taps, panels, kw, ow, opix, h, w, vh, vw, stride, pad,
-        spread, a_first, ldy, y0, turned, side;
+        spread, a_first, ldy, y0, turned, side, mix_each, mix_gates, mix_slots;
 } gemm_push;
 /* shaders/pack.comp */
 typedef struct pack_push {
@@ -24,6 +24,7 @@ enum { COOP_SHARED = 27648 }; /* bytes of gemm_coop.comp */
 /* Up to here all panels are walked for one tile of rows (they stream from the last-level cache);
  * beyond, all rows for one tile of columns. */
 enum { CACHED_PANELS = 16 << 20 };
+enum { MIX_ROWS = 40, MIX_OUTPUTS = 16 }; /* of a tile, of a matrix that is mixed in the epilogue */
 
 /* --- walks --------------------------------------------------------------------------------- */
 ipt_walk ipt_walk_conv(const ipt_shape *x, const ipt_conv *c)
@@ -157,6 +158,24 @@ static uint32_t coop_count(const ipt_traits *dev, const ipt_gemm *g)
     return matrices % subgroups ? 0 : matrices / subgroups;
 }
 
+static uint64_t gcd(uint64_t a, uint64_t b)
+{
+    while (b) {
+        uint64_t r = a % b;
+        a = b;
+        b = r;
+    }
+    return a;
+}
+
+/* Rows of a tile that holds whole matrices of i rows, for every lane of the subgroup one or more;
+ * 0: too many. */
+static uint32_t mix_tile(uint32_t sg, int32_t i)
+{
+    const uint32_t each = sg * (uint32_t)i / (uint32_t)gcd(sg, (uint64_t)i);
+    return each > MIX_ROWS ? 0 : each > 16 ? each : 32 / each * each;
+}
+
 static gemm_job job_of(const ipt_launch *l, const ipt_gemm *g)
 {
     const ipt_traits *dev = l->dev;
@@ -177,10 +196,13 @@ static gemm_job job_of(const ipt_launch *l, const ipt_gemm *g)
               ((uint64_t)j.panels * j.panel_bytes + j.tail) / 16 <= dev->max_texels;
     j.sg = dev->subgroup;
     simd_tile(&j, g->rows);
+    if (g->mix.i > 0)
+        j.tm = mix_tile(j.sg, g->mix.i);
     j.coop = j.simd ? 0 : coop_count(dev, g);
     j.has = (g->bias.number >= 0 ? HAS_BIAS : 0u) | (g->t.number >= 0 ? HAS_T : 0u) |
             (g->r.number >= 0 ? HAS_R : 0u);
-    if (g->cols % 4 == 0 && g->ldy % 4 == 0 && g->y0 % 4 == 0)
+    if (g->mix.is_swapped ? g->mix.o % 4 == 0
+                          : g->cols % 4 == 0 && g->ldy % 4 == 0 && g->y0 % 4 == 0)
         j.has |= HAS_QUADS;
     uint64_t h_texels = (uint64_t)g->rows * (uint64_t)(g->side / 4);
     uint64_t u_texels = (uint64_t)j.panels * (uint64_t)g->side * 32 * ipt_dtype_bytes(g->u_type);
@@ -197,6 +219,30 @@ static void bind_optional(ipt_dispatch *d, const ipt_gemm *g, ipt_operand o, uin
         ipt_launch_bind_range(d, IPT_BIND_SSBO, o.src, o.number, false, off, bytes);
     else /* never read */
         ipt_launch_bind_range(d, IPT_BIND_SSBO, g->b.src, g->b.number, false, 0, 16);
+}
+
+/* Everything whole: specialisation and operands of a product that mixes. */
+static void bind_mixed(ipt_dispatch *d, const gemm_job *j)
+{
+    const ipt_gemm *g = j->g;
+    const bool half = g->act == IPT_F16, gated = g->mix.gates.number >= 0;
+    const ipt_bind_kind view = half ? IPT_BIND_TEXEL_RGBA16F : IPT_BIND_TEXEL_RGBA32F;
+    const ipt_operand gates = gated ? g->mix.gates : g->mix.p,
+                      slot = gated ? g->mix.slot : g->mix.p, r = g->r.number >= 0 ? g->r : g->a;
+    ipt_launch_spec(d, (uint32_t)g->mix.i);
+    ipt_launch_spec(d, (uint32_t)g->mix.o);
+    ipt_launch_spec(d, g->mix.is_swapped);
+    ipt_launch_spec(d, gated);
+    ipt_launch_bind(d, view, g->a.src, g->a.number, false);
+    ipt_launch_bind(d, IPT_BIND_TEXEL_RGBA32UI, g->b.src, g->b.number, false);
+    ipt_launch_bind(d, IPT_BIND_SSBO, g->y.src, g->y.number, true);
+    ipt_launch_bind(d, IPT_BIND_SSBO, gates.src, gates.number, false);
+    ipt_launch_bind(d, IPT_BIND_SSBO, g->mix.p.src, g->mix.p.number, false);
+    ipt_launch_bind(d, IPT_BIND_SSBO, r.src, r.number, false);
+    ipt_launch_bind(d, view, j->has & HAS_QUADS ? r.src : g->a.src,
+                    j->has & HAS_QUADS ? r.number : g->a.number, false);
+    ipt_launch_bind(d, IPT_BIND_SSBO, slot.src, slot.number, false);
+    d->macs = (double)g->rows * g->cols * (g->k + g->mix.o);
 }
 
 /* Rows [m0, m1) and panels [p0, p1). */
@@ -217,11 +263,17 @@ static ipt_status add_band(ipt_launch *l, const gemm_job *j, int64_t m0, int64_t
                       .y0 = g->y0};
     walk_push(&g->walk, &push.ow, &push.opix, &push.h);
     push.side = j->side;
+    if (g->mix.i > 0) {
+        push.mix_each = (int32_t)(g->rows / g->mix.i / g->mix.batch);
+        push.mix_gates = g->mix.row * g->mix.batch;
+        push.mix_slots = g->mix.slots;
+    }
     push.turned = (uint64_t)j->panels * j->panel_bytes > CACHED_PANELS;
     const bool half = g->act == IPT_F16;
     const ipt_bind_kind act_view = half ? IPT_BIND_TEXEL_RGBA16F : IPT_BIND_TEXEL_RGBA32F;
     const char *shader = j->coop    ? "gemm_coop.f16"
                          : !j->simd ? (half ? "gemm_tile.f16" : "gemm_tile.f32")
+                         : g->mix.i ? (half ? "gemm.mx16" : "gemm.mx32")
                          : j->texel ? (half ? "gemm.tx16" : "gemm.tx32")
                                     : (half ? "gemm.sb16" : "gemm.sb32");
     ipt_dispatch *d = ipt_launch_add(l, shader, &push, sizeof push);
@@ -253,6 +305,10 @@ static ipt_status add_band(ipt_launch *l, const gemm_job *j, int64_t m0, int64_t
     ipt_launch_spec(d, j->has);
     if (j->simd)
         ipt_launch_spec(d, g->side > 0 ? g->u_type == IPT_F16 : half);
+    if (g->mix.i > 0) {
+        bind_mixed(d, j);
+        return IPT_OK;
+    }
     uint64_t line = (uint64_t)g->ldy * j->elt;
     uint64_t lead =
         g->y0 >= g->ldy ? (uint64_t)g->y0 * j->elt : 0; /* the result starts rows further down */
@@ -289,16 +345,6 @@ static ipt_status add_band(ipt_launch *l, const gemm_job *j, int64_t m0, int64_t
     return IPT_OK;
 }
 
-static uint64_t gcd(uint64_t a, uint64_t b)
-{
-    while (b) {
-        uint64_t r = a % b;
-        a = b;
-        b = r;
-    }
-    return a;
-}
-
 /* Bytes [*off, *off + *len) of a that rows [m0, m1) read. */
 static void a_range(const ipt_launch *l, const gemm_job *j, int64_t m0, int64_t m1, uint64_t *off,
                     uint64_t *len)
@@ -314,6 +360,18 @@ static void a_range(const ipt_launch *l, const gemm_job *j, int64_t m0, int64_t 
     from -= from % (l->dev->align > 16 ? l->dev->align : 16);
     *off = from;
     *len = (uint64_t)hi * pixel - from;
+}
+
+bool ipt_gemm_can_mix(const ipt_launch *l, const ipt_gemm *g)
+{
+    const ipt_traits *dev = l->dev;
+    const gemm_job j = job_of(l, g);
+    const uint64_t results =
+                       (uint64_t)(g->rows / g->mix.i) * (uint64_t)g->mix.o * (uint64_t)g->cols,
+                   most = dev->max_range / j.elt;
+    return j.texel && g->walk.mode == IPT_WALK_PLAIN && j.tm > 0 && g->mix.o <= MIX_OUTPUTS &&
+           g->rows <= INT32_MAX && results <= most && results <= INT32_MAX &&
+           results / 4 <= dev->max_texels && (uint64_t)g->rows / j.tm < dev->max_group_count;
 }
 
 ipt_status ipt_gemm_launch(ipt_launch *l, const ipt_gemm *g)
@@ -468,4 +526,24 @@ ipt_status ipt_gemm_left(ipt_launch *l, const ipt_node *n, int i, ipt_operand *o
                   .sn = k,
                   .sk = 1};
     return ipt_gemm_pack(l, &p, out);
+}
+
+ipt_status ipt_gemm_right(ipt_launch *l, const ipt_node *n, int number, bool by_depth,
+                          ipt_operand *b, ipt_dtype *type)
+{
+    const ipt_shape *w = &n->in_shape[number];
+    *b = ipt_operand_in(number);
+    *type = w->dtype;
+    if (n->in_is_panel[number])
+        return IPT_OK;
+    *type = IPT_F32;
+    ipt_pack p = {.src = *b,
+                  .type = w->dtype,
+                  .src_bytes = ipt_shape_bytes(w),
+                  .n = w->dim[by_depth ? 1 : 0],
+                  .taps = 1,
+                  .k = w->dim[by_depth ? 0 : 1],
+                  .sn = by_depth ? 1 : w->dim[1],
+                  .sk = by_depth ? w->dim[1] : 1};
+    return ipt_gemm_pack(l, &p, b);
 }

@@ -43,6 +43,17 @@ ipt_walk ipt_walk_plain(int64_t rows, int32_t n);
 
 static inline int32_t ipt_pad4(int32_t k) { return (k + 3) & ~3; }
 
+/* A small matrix from the left of the product: its rows are those of matrices of i rows, and
+ *   y[r, o, col] = g sum_i p[i, o] (a b)[r i, col] (+ r),  g = gates[row, n, slot[0]] (1 without)
+ * with r's batch element n; is_swapped: y[r, col, o].  i 0: none. */
+typedef struct ipt_gemm_mix {
+    int32_t i, o;
+    bool is_swapped;
+    ipt_operand p;           /* [i][o] of type act */
+    ipt_operand gates, slot; /* [*][batch][slots] f32, [1] i32 */
+    int32_t row, batch, slots;
+} ipt_gemm_mix;
+
 /* y[m, y0 + col] = sum over taps and k of a[walk(m, tap), k] b[col, tap, k] + bias[col] +
  * t[image(m), col]
  *                + r[m, col] */
@@ -57,6 +68,7 @@ typedef struct ipt_gemm {
     ipt_operand h, u;
     int32_t side;
     ipt_dtype u_type;
+    ipt_gemm_mix mix; /* only where ipt_gemm_can_mix says so: no bias, t, h then */
     ipt_dtype act, b_type;
     ipt_walk walk;
     int64_t rows;
@@ -66,6 +78,9 @@ typedef struct ipt_gemm {
 /* Appends the dispatches.  IPT_ERR_TOO_LARGE: a row granule does not fit a binding, or
  * indices pass 32 bits. */
 IPT_CHECKED ipt_status ipt_gemm_launch(ipt_launch *l, const ipt_gemm *g);
+
+/* Whether one kernel of this device makes a plain product and mixes its rows. */
+bool ipt_gemm_can_mix(const ipt_launch *l, const ipt_gemm *g);
 
 /* Copies an operand into scratch in a layout the product takes; element (n, tap, k):
  *   IPT_PACK_STRIDED  src[base + n sn + tap st + k sk]
@@ -89,6 +104,11 @@ IPT_CHECKED ipt_status ipt_gemm_pack(ipt_launch *l, const ipt_pack *p, ipt_opera
 /* Input i of the node ([*,k], channels last) as a left operand: itself, or a copy with whole quads.
  */
 IPT_CHECKED ipt_status ipt_gemm_left(ipt_launch *l, const ipt_node *n, int i, ipt_operand *out);
+
+/* Input `number` as panels: itself when it was packed as it was written, or a packed copy of a
+ * row-major [columns, depth], or with by_depth [depth, columns], matrix. */
+IPT_CHECKED ipt_status ipt_gemm_right(ipt_launch *l, const ipt_node *n, int number, bool by_depth,
+                                      ipt_operand *b, ipt_dtype *type);
 
 /* For gradients.  v in the shape and element type of input i of the forward node. */
 ipt_val ipt_grad_as_input(ipt_graph *g, const ipt_node *n, int i, ipt_val v);

@@ -144,6 +144,15 @@ ipt_val ipt_gate_mul(ipt_graph *g, ipt_val h, ipt_val gates, ipt_val slot, int r
 /* x [R,I,C], p [I,O]: g p^T x of every row, [R,O,C]; g = gates[row,n,slot[0]] of the R / N rows of
  * batch element n; without gates and slot (id 0) 1. */
 ipt_val ipt_mix(ipt_graph *g, ipt_val x, ipt_val p, ipt_val gates, ipt_val slot, int row);
+/* The factors of p kron q, q [K,C]; gates and slot as ipt_mix takes them. */
+typedef struct ipt_kron_factors {
+    ipt_val p, q, gates, slot;
+    int row;
+    bool is_swapped;
+} ipt_kron_factors;
+/* x [R,I,K]: add + g p^T (x q) of every row, [R,O,C], or its transposes [R,C,O] when swapped; add
+ * id 0: without it. */
+ipt_val ipt_kron(ipt_graph *g, ipt_val x, const ipt_kron_factors *f, ipt_val add);
 ipt_val ipt_swap(ipt_graph *g, ipt_val x); /* [A,B,C,D] -> [A,C,B,D] */
 /* y[n,t,c] = share[t] b[n,t,c] + a[n,t,c] (a 0: without it); share [T] f32. */
 ipt_val ipt_share(ipt_graph *g, ipt_val b, ipt_val share, ipt_val a);

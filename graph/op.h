@@ -40,7 +40,7 @@ typedef union ipt_attr {
         int32_t ta; /* matmul: a is given transposed, [K,M] */
     } matmul;
     struct {
-        int32_t row;
+        int32_t row, is_swapped; /* kron: y [R,C,O] */
     } gate;
     ipt_shape to; /* sum_to, reshape, cast, upsample, embedding: the result */
 } ipt_attr;

@@ -92,28 +92,6 @@ static void linear_grad(ipt_graph *g, const ipt_node *n, const ipt_val dy[], uin
     }
 }
 
-/* Input `number` as panels: itself when it was packed as it was written, or a packed copy of a
- * row-major [columns, depth], or with by_depth [depth, columns], matrix. */
-static ipt_status right_operand(ipt_launch *l, const ipt_node *n, int number, bool by_depth,
-                                ipt_operand *b, ipt_dtype *type)
-{
-    const ipt_shape *w = &n->in_shape[number];
-    *b = ipt_operand_in(number);
-    *type = w->dtype;
-    if (n->in_is_panel[number])
-        return IPT_OK;
-    *type = IPT_F32;
-    ipt_pack p = {.src = *b,
-                  .type = w->dtype,
-                  .src_bytes = ipt_shape_bytes(w),
-                  .n = w->dim[by_depth ? 1 : 0],
-                  .taps = 1,
-                  .k = w->dim[by_depth ? 0 : 1],
-                  .sn = by_depth ? 1 : w->dim[1],
-                  .sk = by_depth ? w->dim[1] : 1};
-    return ipt_gemm_pack(l, &p, b);
-}
-
 static ipt_status linear_kernel(const ipt_node *n, ipt_launch *l)
 {
     const ipt_shape *x = &n->in_shape[0];
@@ -128,11 +106,11 @@ static ipt_status linear_kernel(const ipt_node *n, ipt_launch *l)
     g.walk = ipt_walk_plain(g.rows, 1);
     g.ldy = g.cols;
     IPT_TRY(ipt_gemm_left(l, n, 0, &g.a));
-    IPT_TRY(right_operand(l, n, 1, false, &g.b, &g.b_type));
+    IPT_TRY(ipt_gemm_right(l, n, 1, false, &g.b, &g.b_type));
     if (n->n_in > 5 && n->in_shape[4].rank) {
         g.side = n->in_shape[5].dim[0];
         g.h = ipt_operand_in(4);
-        IPT_TRY(right_operand(l, n, 5, true, &g.u, &g.u_type));
+        IPT_TRY(ipt_gemm_right(l, n, 5, true, &g.u, &g.u_type));
     }
     return ipt_gemm_launch(l, &g);
 }
@@ -330,7 +308,7 @@ static ipt_status matmul_kernel(const ipt_node *n, ipt_launch *l)
     } else {
         IPT_TRY(ipt_gemm_left(l, n, 0, &g.a));
     }
-    IPT_TRY(right_operand(l, n, 1, true, &g.b, &g.b_type));
+    IPT_TRY(ipt_gemm_right(l, n, 1, true, &g.b, &g.b_type));
     return ipt_gemm_launch(l, &g);
 }
 
@@ -399,7 +377,7 @@ static ipt_status matmul_nt_kernel(const ipt_node *n, ipt_launch *l)
                   .ldy = N};
     g.walk = ipt_walk_plain(g.rows, 1);
     IPT_TRY(ipt_gemm_left(l, n, 0, &g.a));
-    IPT_TRY(right_operand(l, n, 1, false, &g.b, &g.b_type));
+    IPT_TRY(ipt_gemm_right(l, n, 1, false, &g.b, &g.b_type));
     return ipt_gemm_launch(l, &g);
 }
 

@@ -6,6 +6,8 @@
 // k each) and broadcast by shuffle; a panel row of `b` is one quad a lane.  Four k's at a time, row
 // by row: an accumulator is touched once per 16 multiply-adds, so it may live on the stack.  Both
 // are fetched one group of four k's ahead; the last fetch of `b` reads the zeros behind the panels.
+// -DMIX: rows of the product are those of matrices of MIX_I rows; y[r, o] = g sum_i p[i, o] of row
+// r MIX_I + i, or with SWAPPED its transpose; g = gates[mix_gates + r / mix_each, slot[0]].
 // Grid: x = column tiles, y = row tiles (turned: the other way).  Shared memory: none.
 // Tried on llvmpipe 22.3.6 and not better: u64 stores, 16 k's a turn with 32 rows (code too long),
 // fetching `a` without looking ahead (-10 %), row tiles first for small `b` (-7 %), blocks of 2, 4
@@ -13,6 +15,8 @@
 #version 450
 //! variant tx32 -DTEXEL
 //! variant tx16 -DTEXEL -DACT_F16
+//! variant mx32 -DTEXEL -DMIX
+//! variant mx16 -DTEXEL -DMIX -DACT_F16
 //! variant sb32
 //! variant sb16 -DACT_F16
 #extension GL_GOOGLE_include_directive : require
@@ -29,6 +33,13 @@ layout(constant_id = 4) const int MODE = 0;
 layout(constant_id = 5) const int HAS = 0;
 layout(constant_id = 6) const int SIDE16 = 0; // panels of u hold pairs of f16
 const int RS = TM / SG;
+#ifdef MIX
+layout(constant_id = 7) const int MIX_I = 1; // divides TM
+layout(constant_id = 8) const int MIX_O = 1;
+layout(constant_id = 9) const int SWAPPED = 0;
+layout(constant_id = 10) const int GATED = 0;
+const int MATRICES = TM / MIX_I;
+#endif
 
 vec4 acc[TM];
 vec4 b[4], next[4];
@@ -71,7 +82,72 @@ void multiply(int r, vec4 a)
     }
 }
 
-#ifdef TEXEL
+#ifdef MIX
+vec4 mixed[MATRICES * MIX_O];
+
+// The small matrix from the left.  Before any control flow: only there does llvmpipe read p once
+// for all lanes.
+void mix_rows(int matrix0)
+{
+    int slot = GATED != 0 ? slot_data[0] : 0;
+    bool is_slot = slot >= 0 && slot < pc.mix_slots;
+    [[unroll]] for (int r = 0; r < MATRICES; r++) {
+        float g = 1.0;
+        if (GATED != 0) {
+            // The tile may reach behind the last matrix.
+            int n = min(matrix0 + r, out_rows - 1) / pc.mix_each;
+            g = gates_data[(pc.mix_gates + n) * pc.mix_slots + (is_slot ? slot : 0)];
+            g = is_slot ? g : 0.0;
+        }
+        [[unroll]] for (int o = 0; o < MIX_O; o++) {
+            vec4 sum = vec4(0);
+            [[unroll]] for (int i = 0; i < MIX_I; i++)
+                sum += float(p_data[i * MIX_O + o]) * acc[r * MIX_I + i];
+            mixed[r * MIX_O + o] = g * sum;
+        }
+    }
+}
+
+// y[matrix, o, col] of the four columns and all o, or y[matrix, col, o].
+void store_mixed(int r, int matrix, int col)
+{
+    int at = matrix * MIX_O * out_cols;
+    if (SWAPPED == 0) {
+        [[unroll]] for (int o = 0; o < MIX_O; o++) {
+            vec4 v = mixed[r * MIX_O + o];
+            int to = at + o * out_cols + col;
+            if ((HAS & HAS_QUADS) != 0) {
+                if ((HAS & HAS_R) != 0)
+                    v += LOAD_R(to >> 2);
+                y_data4[to >> 2] = ELT4(v);
+                continue;
+            }
+            [[unroll]] for (int c = 0; c < 4; c++)
+                if (col + c < out_cols)
+                    y_data[to + c] = ELT(v[c] + ((HAS & HAS_R) != 0 ? float(r_data[to + c]) : 0.0));
+        }
+        return;
+    }
+    [[unroll]] for (int c = 0; c < 4; c++) {
+        if (col + c >= out_cols)
+            continue;
+        int to = at + (col + c) * MIX_O;
+        if ((HAS & HAS_QUADS) != 0) {
+            [[unroll]] for (int o = 0; o < MIX_O; o += 4) {
+                vec4 v = vec4(mixed[r * MIX_O + o][c], mixed[r * MIX_O + o + 1][c],
+                              mixed[r * MIX_O + o + 2][c], mixed[r * MIX_O + o + 3][c]);
+                if ((HAS & HAS_R) != 0)
+                    v += LOAD_R((to + o) >> 2);
+                y_data4[(to + o) >> 2] = ELT4(v);
+            }
+        } else {
+            [[unroll]] for (int o = 0; o < MIX_O; o++)
+                y_data[to + o] = ELT(mixed[r * MIX_O + o][c] +
+                                     ((HAS & HAS_R) != 0 ? float(r_data[to + o]) : 0.0));
+        }
+    }
+}
+#elif defined(TEXEL)
 // A few quads only: nothing is fetched ahead.
 void add_side(int first, int lane, int u_at)
 {
@@ -152,6 +228,17 @@ void main()
         }
     }
 
+#ifdef MIX
+    // From here on out_rows counts matrices.
+    int matrix0 = first / MIX_I;
+    out_rows = pc.rows / MIX_I;
+    mix_rows(matrix0);
+    if (col >= out_cols || !is_bound)
+        return;
+    [[unroll]] for (int r = 0; r < MATRICES; r++)
+        if (matrix0 + r < out_rows)
+            store_mixed(r, matrix0 + r, col);
+#else
 #ifdef TEXEL
     add_side(first, lane, (panel + pc.col0 / 32) * pc.side * (SIDE16 != 0 ? 16 : 32) + (quad & 7));
 #endif
@@ -160,4 +247,5 @@ void main()
     vec4 bias = (HAS & HAS_BIAS) != 0 ? gemm_bias(col) : vec4(0);
     [[unroll]] for (int i = 0; i < TM; i++)
         gemm_store(HAS, i, col, acc[i] + bias);
+#endif
 }

@@ -6,6 +6,7 @@
 //
 // a: rows of `quads` quads (channels last), b: packed panels of 32 columns (graph/pack.c), y: rows
 // of `ldy` elements.  A plain product has one tap and pixel(m) = m.  Sums are f32.
+// -DMIX: the rows of y are made of those of the product, see gemm.comp.
 // -DTEXEL reads a and b through storage texel buffers, -DACT_F16 stores a, t, r and y in 16 bits.
 #ifndef IPT_GEMM_IFACE_GLSL
 #define IPT_GEMM_IFACE_GLSL
@@ -28,6 +29,8 @@ layout(push_constant) uniform push_block {
     int ldy, y0; // elements per row of y, and its first column
     int turned;  // gemm.comp: workgroups count row tiles first
     int side;    // quads of k of h and u; -DTEXEL alone, others are given two products
+    int mix_each, mix_gates, mix_slots; // -DMIX: matrices of a batch element, first line of gates,
+                                        // and its slots
 } pc;
 
 const int PLAIN = 0;   // one tap, pixel(m) = m
@@ -59,14 +62,22 @@ layout(binding = 1, std430) readonly buffer b_block { uvec4 b_data[]; };
 #endif
 layout(binding = 2, std430) writeonly buffer y_block { ELT y_data[]; };
 layout(binding = 2, std430) writeonly buffer y_block4 { ELT4 y_data4[]; };
+#ifdef MIX
+layout(binding = 3, std430) readonly buffer gates_block { float gates_data[]; };
+layout(binding = 4, std430) readonly buffer p_block { ELT p_data[]; };
+layout(binding = 7, std430) readonly buffer slot_block { int slot_data[]; };
+#else
 layout(binding = 3, std430) readonly buffer bias_block { float bias_data[]; };
 layout(binding = 4, std430) readonly buffer t_block { ELT t_data[]; };
+#endif
 layout(binding = 5, std430) readonly buffer r_block { ELT r_data[]; };
 #ifdef TEXEL
 layout(binding = 6, ACT_TEXEL) uniform readonly imageBuffer r_view;
 #define LOAD_R(i) imageLoad(r_view, i)
+#ifndef MIX
 layout(binding = 7, ACT_TEXEL) uniform readonly imageBuffer h_view;
 layout(binding = 8, rgba32ui) uniform readonly uimageBuffer u_view;
+#endif
 #else
 layout(binding = 5, std430) readonly buffer r_block4 { ELT4 r_data4[]; };
 #define LOAD_R(i) vec4(r_data4[i])
@@ -117,6 +128,7 @@ void gemm_begin(int first, int col)
     out_image = pc.opix;
 }
 
+#ifndef MIX
 // Bias of the four columns from `col`.
 vec4 gemm_bias(int col)
 {
@@ -150,4 +162,5 @@ void gemm_store(int has, int i, int col, vec4 v)
             }
     }
 }
+#endif // MIX
 #endif

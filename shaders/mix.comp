@@ -1,18 +1,20 @@
 #version 450
 //! variant f32
 //! variant f16 -DACT_F16
-// y[r,o,c] = g sum_i p[i,o] x[r,i,c]: a small matrix from the left of every row's matrix;
-// g = gates[row,b,slot[0]] of the row's batch element when GATED, else 1.
-// One invocation: one column, or four when VEC (c % 4 == 0), of OUTPUTS outputs; their block is the
-// grid's z.  With INPUTS the matrix is known, [INPUTS,OUTPUTS], no invocation is left over and
-// nothing stands in control flow: only there does llvmpipe read p once for all invocations of a
-// vector.
+// y[r,o,c] = g sum_i p[i,o] x[r,i,c]: a small matrix from the left of every row's matrix, plus what
+// ADDS says, or y[r,c,o] when SWAPPED; g = gates[row,b,slot[0]] of the row's batch element when
+// GATED, else 1. One invocation: one column, or four when VEC (c % 4 == 0), of OUTPUTS outputs;
+// their block is the grid's z.  With INPUTS the matrix is known, [INPUTS,OUTPUTS], no invocation is
+// left over and nothing stands in control flow: only there does llvmpipe read p once for all
+// invocations of a vector.
 #include "common.glsl"
 layout(local_size_x = 64) in;
 layout(constant_id = 0) const uint VEC = 0;
 layout(constant_id = 1) const uint OUTPUTS = 4;
 layout(constant_id = 2) const uint GATED = 0;
 layout(constant_id = 3) const uint INPUTS = 0;
+layout(constant_id = 4) const uint ADDS = 0;
+layout(constant_id = 5) const uint SWAPPED = 0;
 layout(push_constant) uniform Push {
     uint n, n_i, n_o, n_c; // invocations; columns counted in items
     uint first, each;      // row of the tensor, rows of a batch element
@@ -25,6 +27,8 @@ layout(binding = 2) readonly buffer G { float gates[]; };
 layout(binding = 3) readonly buffer S { int slot[]; };
 layout(binding = 4) writeonly buffer Y { ELT y[]; };
 layout(binding = 4) writeonly buffer Y4 { ELT4 y4[]; };
+layout(binding = 5) readonly buffer R { ELT more[]; };
+layout(binding = 5) readonly buffer R4 { ELT4 more4[]; };
 
 float gate_of(uint r)
 {
@@ -62,13 +66,26 @@ void main()
                     sum[k] += float(p[line + min(o + k, last)]) * v;
         }
     }
-    uint to = (r * (INPUTS > 0 ? OUTPUTS : pc.n_o) + o) * pc.n_c + c;
+    uint outputs = INPUTS > 0 ? OUTPUTS : pc.n_o;
+    if (SWAPPED == 1) {
+        uint per = VEC == 1 ? 4 : 1, to = (r * pc.n_c + c) * per * outputs + o;
+        [[unroll]] for (uint j = 0; j < 4; j++)
+            [[unroll]] for (uint k = 0; k < 8; k++) {
+                if (j >= per || k >= OUTPUTS || (INPUTS == 0 && o + k >= pc.n_o))
+                    continue;
+                uint at = to + j * outputs + k;
+                y[at] = ELT(g * sum[k][j] + (ADDS == 1 ? float(more[at]) : 0.0));
+            }
+        return;
+    }
+    uint to = (r * outputs + o) * pc.n_c + c;
     [[unroll]] for (uint k = 0; k < 8; k++) {
         if (k >= OUTPUTS || (INPUTS == 0 && o + k >= pc.n_o))
             continue;
+        uint at = to + k * pc.n_c;
         if (VEC == 1)
-            y4[to + k * pc.n_c] = ELT4(g * sum[k]);
+            y4[at] = ELT4(g * sum[k] + (ADDS == 1 ? vec4(more4[at]) : vec4(0)));
         else
-            y[to + k * pc.n_c] = ELT(g * sum[k].x);
+            y[at] = ELT(g * sum[k].x + (ADDS == 1 ? float(more[at]) : 0.0));
     }
 }

@@ -74,6 +74,45 @@ static void gated(case_env *e, int r, int c, int o)
 static void mix_gated(case_env *e) { gated(e, 15, 12, 9); }
 static void mix_gated_whole(case_env *e) { gated(e, 48, 16, 8); }
 
+/* x [r,i,k], p [i,o], q [k,c] and a summand; gated: two batch elements. */
+static void kron(case_env *e, const int r[5], bool is_swapped, bool is_gated)
+{
+    ipt_kron_factors f = {.p = case_in(e, "p", ipt_shape2(IPT_F32, r[1], r[3])),
+                          .q = case_in(e, "q", ipt_shape2(IPT_F32, r[2], r[4])),
+                          .is_swapped = is_swapped};
+    ipt_val x = case_in(e, "x", ipt_shape3(IPT_F32, r[0], r[1], r[2]));
+    ipt_val add = case_in(e, "add",
+                          is_swapped ? ipt_shape3(IPT_F32, r[0], r[4], r[3])
+                                     : ipt_shape3(IPT_F32, r[0], r[3], r[4]));
+    if (is_gated) {
+        f.gates = case_in_f32(e, "gates", ipt_shape3(IPT_F32, 3, 2, 4));
+        f.slot = case_ids(e, "slot", ipt_shape1(IPT_I32, 1), 3, 3);
+        f.row = 2;
+    }
+    case_out(e, "y", ipt_kron(e->g, x, &f, add));
+}
+#define KRON_CASE(name, swapped, gated, ...)                                                       \
+    static void name(case_env *e) { kron(e, (const int[5]){__VA_ARGS__}, swapped, gated); }
+KRON_CASE(kron_one, false, false, 1, 1, 1, 1, 1)
+KRON_CASE(kron_quads, false, false, 16, 4, 12, 4, 36) /* r, i, k, o, c */
+KRON_CASE(kron_gated, false, true, 38, 5, 20, 5, 40)  /* the last tile is not full */
+KRON_CASE(kron_swapped, true, true, 10, 8, 8, 8, 44)
+KRON_CASE(kron_swapped_ragged, true, true, 6, 3, 7, 5, 9)
+KRON_CASE(kron_ragged, false, true, 14, 6, 5, 3, 35)
+KRON_CASE(kron_ten, true, true, 6, 10, 8, 10, 12)
+KRON_CASE(kron_wide, true, false, 3, 7, 12, 12, 8) /* no tile holds these: product and mix */
+KRON_CASE(kron_wide_gated, false, true, 64, 9, 8, 7, 8)
+KRON_CASE(kron_whole_swapped, true, true, 64, 7, 8, 8, 8)
+static void kron_alone(case_env *e) /* nothing to add to, no slot */
+{
+    ipt_kron_factors f = {.p = case_in(e, "p", ipt_shape2(IPT_F32, 2, 4)),
+                          .q = case_in(e, "q", ipt_shape2(IPT_F32, 8, 12)),
+                          .gates = case_in_f32(e, "gates", ipt_shape3(IPT_F32, 1, 1, 2)),
+                          .slot = case_ids(e, "slot", ipt_shape1(IPT_I32, 1), -1, -1)};
+    ipt_val x = case_in(e, "x", ipt_shape3(IPT_F32, 5, 2, 8));
+    case_out(e, "y", ipt_kron(e->g, x, &f, (ipt_val){0}));
+}
+
 static void swap(case_env *e, int a, int b, int c, int d)
 {
     case_out(e, "y", ipt_swap(e->g, case_in(e, "x", ipt_shape4(IPT_F32, a, b, c, d))));
@@ -239,6 +278,19 @@ const op_case op_cases_adapter[] = {
     {"mix/whole_wide", mix_whole_wide, true, 0, 0, 0},
     {"mix/gated", mix_gated, true, 0, 0, 0},
     {"mix/gated_whole", mix_gated_whole, true, 0, 0, 0},
+    {"kron/one", kron_one, true, 0, 0, 0},
+    {"kron/quads", kron_quads, true, 0, 0, 0},
+    {"kron/gated", kron_gated, true, 0, 0, 0},
+    {"kron/swapped", kron_swapped, true, 0, 0, 0},
+    {"kron/swapped_ragged", kron_swapped_ragged, true, 0, 0, 0},
+    {"kron/ragged", kron_ragged, true, 0, 0, 0},
+    {"kron/ten", kron_ten, true, 0, 0, 0},
+    {"kron/wide", kron_wide, true, 0, 0, 0},
+    {"kron/wide_gated", kron_wide_gated, true, 0, 0, 0},
+    {"kron/whole_swapped", kron_whole_swapped, true, 0, 0, 0},
+    {"kron/alone", kron_alone, true, 0, 0, 0},
+    {"kron/gated_packed", kron_gated, false, 0, 0, 0},
+    {"kron/swapped_packed", kron_swapped, false, 0, 0, 0},
     {"swap/quads", swap_quads, true, 0, 0, 0},
     {"swap/ragged", swap_ragged, true, 0, 0, 0},
     {"swap/plain", swap_plain, true, 0, 0, 0},
