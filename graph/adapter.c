@@ -116,12 +116,9 @@ static bool has_kernel(const ipt_conv *c)
 }
 
 /* --- low rank --------------------------------------------------------------------------------- */
-ipt_val ipt_adapter_hidden(ipt_graph *g, ipt_val x, int32_t out, const char *site,
-                           const ipt_conv *conv, ipt_val *up)
+static ipt_val low_rank(ipt_graph *g, ipt_val x, int32_t out, const ipt_adapter_site *s,
+                        const ipt_conv *conv, ipt_val *up)
 {
-    const ipt_adapter_site *s = find_site(g, site);
-    if (!s || s->n_rank == 0)
-        return (ipt_val){0};
     ipt_shape xs = ipt_shape_of(g, x);
     int32_t in = xs.dim[xs.rank - 1], batch = xs.dim[0], rank = s->n_rank;
     int32_t taps = conv ? conv->kernel * conv->kernel : 1;
@@ -187,6 +184,31 @@ static ipt_val mix(ipt_graph *g, ipt_val v, int32_t rows, int32_t cols, const kr
     return ipt_mix(g, ipt_reshape(g, v, s), k->p, gates_of(g), k->slot, k->row);
 }
 
+static kron kron_leaves(ipt_graph *g, const ipt_adapter_site *s, int i, ipt_dtype t, int32_t taps)
+{
+    const ipt_adapter_kron *d = &s->kron[i];
+    return (kron){.d = d,
+                  .p = param(g, s, "kron", i, "_p", ipt_shape2(t, d->i1, d->o1)),
+                  .q = param(g, s, "kron", i, "_q", ipt_shape2(t, taps * d->i2, d->o2)),
+                  .slot = param(g, s, "kron", i, "_slot", ipt_shape1(IPT_I32, 1)),
+                  .row = s->row};
+}
+
+static bool mix_first(const ipt_adapter_kron *d)
+{
+    return (int64_t)d->i2 * d->o1 * (d->i1 + (int64_t)d->o2) <
+           (int64_t)d->i1 * d->o2 * (d->i2 + (int64_t)d->o1);
+}
+
+/* Whether a linear adds the first Kronecker part in its own product: P goes first, the products
+ * with Q are groups of the side path, which has room when there is no low-rank part. */
+static bool kron_is_side(const ipt_adapter_site *s)
+{
+    const ipt_adapter_kron *d = s->kron;
+    return s->n_rank == 0 && s->n_kron > 0 && mix_first(d) && !d->is_shuffled && d->i2 % 4 == 0 &&
+           d->o2 % 4 == 0;
+}
+
 /* y += g (P kron Q) v for a plain product: v [R,I1,I2] -> Q -> P from the left -> y in one
  * operator, or first P, where that costs fewer multiply-adds. */
 static ipt_val kron_plain(ipt_graph *g, ipt_val v, ipt_val y, const kron *k)
@@ -194,10 +216,8 @@ static ipt_val kron_plain(ipt_graph *g, ipt_val v, ipt_val y, const kron *k)
     const ipt_adapter_kron *d = k->d;
     ipt_shape ys = ipt_shape_of(g, y);
     int32_t rows = (int32_t)(ipt_shape_count(&ys) / ((size_t)d->o1 * (size_t)d->o2));
-    int64_t p_first = (int64_t)d->i2 * d->o1 * (d->i1 + (int64_t)d->o2),
-            q_first = (int64_t)d->i1 * d->o2 * (d->i2 + (int64_t)d->o1);
     ipt_dtype t = ys.dtype;
-    if (p_first >= q_first) {
+    if (!mix_first(d)) {
         const ipt_kron_factors f = {k->p, k->q, gates_of(g), k->slot, k->row, d->is_shuffled};
         ipt_shape to =
             d->is_shuffled ? ipt_shape3(t, rows, d->o2, d->o1) : ipt_shape3(t, rows, d->o1, d->o2);
@@ -232,16 +252,27 @@ static ipt_val kron_conv(ipt_graph *g, ipt_val v, ipt_val y, const kron *k, cons
 static ipt_val add_kron(ipt_graph *g, ipt_val x, ipt_val y, const ipt_adapter_site *s,
                         const ipt_conv *conv, int i)
 {
-    const ipt_adapter_kron *d = &s->kron[i];
-    ipt_dtype t = ipt_shape_of(g, x).dtype;
     int32_t taps = conv ? conv->kernel * conv->kernel : 1;
-    const kron k = {.d = d,
-                    .p = param(g, s, "kron", i, "_p", ipt_shape2(t, d->i1, d->o1)),
-                    .q = param(g, s, "kron", i, "_q", ipt_shape2(t, taps * d->i2, d->o2)),
-                    .slot = param(g, s, "kron", i, "_slot", ipt_shape1(IPT_I32, 1)),
-                    .row = s->row};
+    const kron k = kron_leaves(g, s, i, ipt_shape_of(g, x).dtype, taps);
     x = placed(g, x, k.slot);
     return has_kernel(conv) ? kron_conv(g, x, y, &k, conv) : kron_plain(g, x, y, &k);
+}
+
+ipt_val ipt_adapter_hidden(ipt_graph *g, ipt_val x, int32_t out, const char *site, ipt_val *up)
+{
+    const ipt_adapter_site *s = find_site(g, site);
+    if (!s)
+        return (ipt_val){0};
+    if (s->n_rank > 0)
+        return low_rank(g, x, out, s, NULL, up);
+    if (!kron_is_side(s))
+        return (ipt_val){0};
+    ipt_shape to = ipt_shape_of(g, x);
+    const kron k = kron_leaves(g, s, 0, to.dtype, 1);
+    int32_t rows = (int32_t)(ipt_shape_count(&to) / (size_t)to.dim[to.rank - 1]);
+    to.dim[to.rank - 1] = k.d->o1 * k.d->i2;
+    *up = k.q;
+    return ipt_reshape(g, mix(g, placed(g, x, k.slot), rows, k.d->i2, &k), to);
 }
 
 /* --- vectors ---------------------------------------------------------------------------------- */
@@ -288,10 +319,10 @@ ipt_val ipt_adapter_path(ipt_graph *g, ipt_val x, ipt_val y, const char *site, c
     if (!s || ys.rank == 0)
         return y;
     if (conv && s->n_rank > 0) { /* a linear operator has added it itself */
-        ipt_val up = {0}, h = ipt_adapter_hidden(g, x, ys.dim[ys.rank - 1], site, conv, &up);
-        y = h.id ? ipt_matmul(g, h, up, y) : y;
+        ipt_val up = {0}, h = low_rank(g, x, ys.dim[ys.rank - 1], s, conv, &up);
+        y = ipt_matmul(g, h, up, y);
     }
-    for (int k = 0; k < s->n_kron; k++)
+    for (int k = !conv && kron_is_side(s); k < s->n_kron; k++)
         y = add_kron(g, x, y, s, conv, k);
     for (int k = 0; k < s->n_dense; k++)
         y = add_dense(g, x, y, s, conv, k);

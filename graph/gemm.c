@@ -8,7 +8,7 @@
 /* shaders/gemm_iface.glsl */
 typedef struct gemm_push {
     int32_t rows, row0, cols, col0, quads, taps, panels, kw, ow, opix, h, w, vh, vw, stride, pad,
-        spread, a_first, ldy, y0, turned, side, mix_each, mix_gates, mix_slots;
+        spread, a_first, ldy, y0, turned, side, side_cols, mix_each, mix_gates, mix_slots;
 } gemm_push;
 /* shaders/pack.comp */
 typedef struct pack_push {
@@ -18,7 +18,7 @@ typedef struct pack_push {
 _Static_assert(sizeof(gemm_push) <= IPT_MAX_PUSH, "gemm push block");
 _Static_assert(sizeof(pack_push) <= IPT_MAX_PUSH, "pack push block");
 
-enum { HAS_BIAS = 1, HAS_T = 2, HAS_R = 4, HAS_QUADS = 8 };
+enum { HAS_BIAS = 1, HAS_T = 2, HAS_R = 4, HAS_QUADS = 8, HAS_GROUPS = 16 };
 enum { TILE_ROWS = 64, TILE_COLS = 64, TILE_THREADS = 128, PACK_THREADS = 64 };
 enum { COOP_SHARED = 27648 }; /* bytes of gemm_coop.comp */
 /* Up to here all panels are walked for one tile of rows (they stream from the last-level cache);
@@ -204,11 +204,15 @@ static gemm_job job_of(const ipt_launch *l, const ipt_gemm *g)
     if (g->mix.is_swapped ? g->mix.o % 4 == 0
                           : g->cols % 4 == 0 && g->ldy % 4 == 0 && g->y0 % 4 == 0)
         j.has |= HAS_QUADS;
-    uint64_t h_texels = (uint64_t)g->rows * (uint64_t)(g->side / 4);
-    uint64_t u_texels = (uint64_t)j.panels * (uint64_t)g->side * 32 * ipt_dtype_bytes(g->u_type);
+    const uint64_t groups = g->side > 0 ? (uint64_t)(g->cols / g->side_cols) : 0;
+    uint64_t h_texels = (uint64_t)g->rows * groups * (uint64_t)(g->side / 4);
+    uint64_t u_texels =
+        (uint64_t)((g->side_cols + 31) / 32) * (uint64_t)g->side * 32 * ipt_dtype_bytes(g->u_type);
     u_texels = (u_texels + (uint64_t)32 * 32 * 4) / 16; /* with the zeros behind the panels */
     if (j.texel && g->side > 0 && h_texels <= dev->max_texels && u_texels <= dev->max_texels)
         j.side = g->side / 4;
+    if (j.side > 0 && groups > 1)
+        j.has |= HAS_GROUPS;
     return j;
 }
 
@@ -263,6 +267,7 @@ static ipt_status add_band(ipt_launch *l, const gemm_job *j, int64_t m0, int64_t
                       .y0 = g->y0};
     walk_push(&g->walk, &push.ow, &push.opix, &push.h);
     push.side = j->side;
+    push.side_cols = g->side_cols;
     if (g->mix.i > 0) {
         push.mix_each = (int32_t)(g->rows / g->mix.i / g->mix.batch);
         push.mix_gates = g->mix.row * g->mix.batch;
@@ -412,7 +417,11 @@ ipt_status ipt_gemm_launch(ipt_launch *l, const ipt_gemm *g)
     }
     if (g->side == 0 || j.side)
         return l->status;
-    ipt_gemm second = *g; /* these kernels know one product: the other is added to its result */
+    ipt_gemm second = *g; /* these kernels know one product: the other is added to its result, its
+                             groups are rows */
+    second.rows = g->rows * (g->cols / g->side_cols);
+    second.cols = second.ldy = g->side_cols;
+    second.walk = ipt_walk_plain(second.rows, 1);
     second.a = g->h;
     second.b = g->u;
     second.b_type = g->u_type;

@@ -63,10 +63,12 @@ typedef struct ipt_gemm {
     ipt_operand y;    /* [rows][ldy] of type act */
     ipt_operand bias; /* [cols] f32 */
     ipt_operand t, r; /* [n][cols], [rows][ldy] of type act */
-    /* a second, short product added to the first: h [rows][side] of type act, u panels of depth
-     * side (a multiple of 4) and type u_type; side 0: none */
+    /* A second, short product added to the first: h [rows][groups][side] of type act, u panels of
+     * depth side (a multiple of 4) and type u_type, side_cols columns, groups = cols / side_cols:
+     * columns of group j are h[.., j, ..] u.  More than one group: side_cols a multiple of 4.  side
+     * 0: none. */
     ipt_operand h, u;
-    int32_t side;
+    int32_t side, side_cols;
     ipt_dtype u_type;
     ipt_gemm_mix mix; /* only where ipt_gemm_can_mix says so: no bias, t, h then */
     ipt_dtype act, b_type;

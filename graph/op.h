@@ -174,11 +174,12 @@ static inline ipt_val ipt_in(const ipt_node *n, int i) { return (ipt_val){n->in[
 static inline ipt_val ipt_out(const ipt_node *n, int i) { return (ipt_val){n->out[i]}; }
 /* "<prefix><site>.<leaf>" as a WEIGHT leaf of the given shape; panel: it is the packed operand. */
 ipt_val ipt_weight_leaf(ipt_graph *g, const char *site, const char *leaf, ipt_shape s);
-/* When `site` is in the adapter list: gate * down(x) [*,R] and in *up its factor [R,out], for
- * ipt_linear to add in the same product; else id 0.  conv NULL: linear. */
-ipt_val ipt_adapter_hidden(ipt_graph *g, ipt_val x, int32_t out, const char *site,
-                           const ipt_conv *conv, ipt_val *up);
-/* Called with the result of a linear (conv NULL; its low-rank path is in it) or a convolution: when
+/* For a linear operator, what it adds in the same product: when `site` is in the adapter list, gate
+ * * down(x) [*,R] and in *up its factor [R,out], or of a Kronecker product [*,o1 i2] and q [i2,o2].
+ * Else id 0. */
+ipt_val ipt_adapter_hidden(ipt_graph *g, ipt_val x, int32_t out, const char *site, ipt_val *up);
+/* Called with the result of a linear (conv NULL; what ipt_adapter_hidden
+ * gave is in it) or a convolution: when
  * `site` is in the adapter list, appends what else acts there and returns the sum, else y. */
 ipt_val ipt_adapter_path(ipt_graph *g, ipt_val x, ipt_val y, const char *site,
                          const ipt_conv *conv);

@@ -42,19 +42,25 @@ ipt_val ipt_grad_columns(ipt_graph *g, const ipt_node *n, int i, ipt_val dy, int
     return ipt_grad_as_input(g, n, i, ipt_sum_to(g, dy, s));
 }
 
-/* --- linear -------------------------------------------------------------------------------- */
+/* --- linear: y = x w^T (+ b + r + side), the columns of the side path in groups of p:
+ * side[m, j p + c] = sum_k h[m, j k' + k] u[k, c], u [k',p] --------------------------------- */
+enum { LINEAR_H = 4, LINEAR_U = 5 };
+
+static bool has_side(const ipt_node *n) { return n->n_in > LINEAR_U && n->in_shape[LINEAR_H].rank; }
 static void linear_ref(const ipt_node *n, const double *const in[], double *const out[])
 {
     const int64_t rows = rows_of(&n->in_shape[0]);
     const int32_t K = n->in_shape[1].dim[1], O = n->in_shape[1].dim[0];
     const double *b = n->n_in > 2 ? in[2] : NULL, *r = n->n_in > 3 ? in[3] : NULL;
-    const double *h = n->n_in > 5 ? in[4] : NULL;
-    const int32_t J = h ? last_of(&n->in_shape[4]) : 0;
+    const bool side = has_side(n);
+    const int32_t J = side ? n->in_shape[LINEAR_U].dim[0] : 0,
+                  P = side ? n->in_shape[LINEAR_U].dim[1] : O;
     for (int64_t m = 0; m < rows; m++)
         for (int32_t o = 0; o < O; o++) {
             double sum = (b ? b[o] : 0.0) + (r ? r[m * O + o] : 0.0);
             for (int32_t j = 0; j < J; j++)
-                sum += h[m * J + j] * in[5][(int64_t)j * O + o];
+                sum += in[LINEAR_H][(m * (O / P) + o / P) * J + j] *
+                       in[LINEAR_U][(int64_t)j * P + o % P];
             const double *x = in[0] + m * K, *w = in[1] + (int64_t)o * K;
             for (int32_t k = 0; k < K; k++)
                 sum += x[k] * w[k];
@@ -79,16 +85,22 @@ static void linear_grad(ipt_graph *g, const ipt_node *n, const ipt_val dy[], uin
         dx[2] = ipt_grad_columns(g, n, 2, dy[0], 0);
     if (want & 8)
         dx[3] = dy[0];
-    if (want & 16)
-        dx[4] = ipt_grad_as_input(g, n, 4,
-                                  ipt_emit(g, IPT_OP_MATMUL_NT, n->name,
-                                           (ipt_val[]){dy[0], ipt_in(n, 5)}, 2, NULL, NULL));
-    if (want & 32) {
+    if (!(want & (1u << LINEAR_H | 1u << LINEAR_U)))
+        return;
+    /* groups as rows */
+    const ipt_shape *u = &n->in_shape[LINEAR_U];
+    const int32_t rows = (int32_t)rows_of(&n->in_shape[0]) * (n->in_shape[1].dim[0] / u->dim[1]);
+    ipt_val d = ipt_reshape(g, dy[0], ipt_shape2(u->dtype, rows, u->dim[1]));
+    if (want & 1u << LINEAR_H)
+        dx[LINEAR_H] =
+            ipt_grad_as_input(g, n, LINEAR_H,
+                              ipt_emit(g, IPT_OP_MATMUL_NT, n->name,
+                                       (ipt_val[]){d, ipt_in(n, LINEAR_U)}, 2, NULL, NULL));
+    if (want & 1u << LINEAR_U) {
         const ipt_attr ta = {.matmul = {.ta = 1}};
-        ipt_shape flat = ipt_shape2(n->in_shape[0].dtype, (int32_t)rows_of(&n->in_shape[0]),
-                                    n->in_shape[5].dim[1]);
-        ipt_val du[2] = {ipt_in(n, 4), ipt_reshape(g, dy[0], flat)};
-        dx[5] = ipt_grad_as_input(g, n, 5, ipt_emit(g, IPT_OP_MATMUL, n->name, du, 2, &ta, NULL));
+        ipt_val h = ipt_reshape(g, ipt_in(n, LINEAR_H), ipt_shape2(u->dtype, rows, u->dim[0]));
+        dx[LINEAR_U] = ipt_grad_as_input(
+            g, n, LINEAR_U, ipt_emit(g, IPT_OP_MATMUL, n->name, (ipt_val[]){h, d}, 2, &ta, NULL));
     }
 }
 
@@ -107,10 +119,11 @@ static ipt_status linear_kernel(const ipt_node *n, ipt_launch *l)
     g.ldy = g.cols;
     IPT_TRY(ipt_gemm_left(l, n, 0, &g.a));
     IPT_TRY(ipt_gemm_right(l, n, 1, false, &g.b, &g.b_type));
-    if (n->n_in > 5 && n->in_shape[4].rank) {
-        g.side = n->in_shape[5].dim[0];
-        g.h = ipt_operand_in(4);
-        IPT_TRY(ipt_gemm_right(l, n, 5, true, &g.u, &g.u_type));
+    if (has_side(n)) {
+        g.side = n->in_shape[LINEAR_U].dim[0];
+        g.side_cols = n->in_shape[LINEAR_U].dim[1];
+        g.h = ipt_operand_in(LINEAR_H);
+        IPT_TRY(ipt_gemm_right(l, n, LINEAR_U, true, &g.u, &g.u_type));
     }
     return ipt_gemm_launch(l, &g);
 }
@@ -119,12 +132,16 @@ static const char *linear_infer(const ipt_node *n, ipt_shape out[])
 {
     (void)out;
     const char *problem = same_type(n, 3);
-    if (problem || n->n_in < 6 || !n->in_shape[4].rank)
+    if (problem || !has_side(n))
         return problem;
-    if (rows_of(&n->in_shape[4]) != rows_of(&n->in_shape[0]) || n->in_shape[5].dim[0] % 4)
+    const ipt_shape *h = &n->in_shape[LINEAR_H], *u = &n->in_shape[LINEAR_U];
+    const int32_t cols = n->in_shape[1].dim[0], groups = cols / u->dim[1];
+    if (rows_of(h) != rows_of(&n->in_shape[0]) || u->dim[0] % 4)
         return "the side path has other rows than x, or no multiple of 4 columns";
-    return n->in_shape[4].dtype == n->in_shape[0].dtype &&
-                   n->in_shape[5].dtype == n->in_shape[0].dtype
+    if (groups * u->dim[1] != cols || last_of(h) != groups * u->dim[0] ||
+        (groups > 1 && u->dim[1] % 4))
+        return "the groups of the side path do not fit";
+    return h->dtype == n->in_shape[0].dtype && u->dtype == n->in_shape[0].dtype
                ? NULL
                : "the side path must have the element type of x";
 }
@@ -137,12 +154,12 @@ static ipt_shape transposed(const ipt_shape *w)
 
 static ipt_shape linear_packs(const ipt_node *n, int operand)
 {
-    return operand == 5 ? transposed(&n->in_shape[5]) : (ipt_shape){.rank = 0};
+    return operand == LINEAR_U ? transposed(&n->in_shape[LINEAR_U]) : (ipt_shape){.rank = 0};
 }
 
 const ipt_op_def ipt_op_linear = {
     .name = "linear",
-    .sig = "x:*k w:ok b?:o r?:*o h?:*j u?:jo -> y:*o",
+    .sig = "x:*k w:ok b?:o r?:*o h?:*j u?:ip -> y:*o",
     .alias = 1u << 3,
     .panel = 1u << 1,
     .infer = linear_infer,
@@ -402,7 +419,7 @@ ipt_val ipt_linear_add(ipt_graph *g, ipt_val x, const char *site, int out, bool 
     }
     ipt_val w = ipt_weight_leaf(g, site, "weight", ipt_shape2(IPT_F32, out, last_of(&s)));
     ipt_val b = bias ? ipt_weight_leaf(g, site, "bias", ipt_shape1(IPT_F32, out)) : (ipt_val){0};
-    ipt_val u = {0}, h = ipt_adapter_hidden(g, x, out, site, NULL, &u);
+    ipt_val u = {0}, h = ipt_adapter_hidden(g, x, out, site, &u);
     ipt_val y = ipt_emit(g, IPT_OP_LINEAR, site, (ipt_val[]){x, w, b, residual, h, u}, h.id ? 6 : 4,
                          NULL, NULL);
     return ipt_adapter_path(g, x, y, site, NULL);

@@ -148,9 +148,13 @@ void store_mixed(int r, int matrix, int col)
     }
 }
 #elif defined(TEXEL)
-// A few quads only: nothing is fetched ahead.
-void add_side(int first, int lane, int u_at)
+// Group `group` of `groups`, for lanes whose column `col` of u is one.  A few quads only: nothing
+// is fetched ahead.
+void add_group(int first, int lane, int col, int group, int groups)
 {
+    bool is_mine = col >= 0 && col < pc.side_cols;
+    int quad = (is_mine ? col : 0) >> 2;
+    int u_at = (quad >> 3) * pc.side * (SIDE16 != 0 ? 16 : 32) + (quad & 7);
     for (int q = 0; q < pc.side; q++) {
         if (SIDE16 != 0) {
             [[unroll]] for (int i = 0; i < 4; i += 2)
@@ -159,11 +163,28 @@ void add_side(int first, int lane, int u_at)
             [[unroll]] for (int i = 0; i < 4; i++)
                 b[i] = uintBitsToFloat(imageLoad(u_view, u_at + q * 32 + i * 8));
         }
+        if ((HAS & HAS_GROUPS) != 0) {
+            [[unroll]] for (int i = 0; i < 4; i++)
+                b[i] = is_mine ? b[i] : vec4(0);
+        }
         [[unroll]] for (int r = 0; r < RS; r++) {
             int m = pc.row0 + min(first + r * SG + lane, pc.rows - 1);
-            multiply(r, imageLoad(h_view, m * pc.side + q));
+            multiply(r, imageLoad(h_view, (m * groups + group) * pc.side + q));
         }
     }
+}
+
+// `tile`, `col`: first column of the workgroup and of this lane.
+void add_side(int first, int lane, int tile, int col)
+{
+    if ((HAS & HAS_GROUPS) == 0) {
+        add_group(first, lane, col, 0, 1);
+        return;
+    }
+    int groups = pc.cols / pc.side_cols;
+    int last = min(tile + 4 * SG, pc.cols) - 1;
+    for (int j = tile / pc.side_cols; j <= last / pc.side_cols; j++)
+        add_group(first, lane, col - j * pc.side_cols, j, groups);
 }
 #endif
 
@@ -240,7 +261,7 @@ void main()
             store_mixed(r, matrix0 + r, col);
 #else
 #ifdef TEXEL
-    add_side(first, lane, (panel + pc.col0 / 32) * pc.side * (SIDE16 != 0 ? 16 : 32) + (quad & 7));
+    add_side(first, lane, col - 4 * lane, col);
 #endif
     if (col >= out_cols || !is_bound)
         return;

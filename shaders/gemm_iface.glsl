@@ -2,7 +2,8 @@
 // bindings, the walk over convolution taps, the epilogue.
 //
 //   y[m, col] = sum_tap sum_k a[pixel(m, tap), k] b[col, tap, k]
-//               (+ bias[col] + t[image(m), col] + r[m, col] + sum_k h[m, k] u[col, k])
+//               (+ bias[col] + t[image(m), col] + r[m, col] + sum_k h[m, j, k] u[col', k]), col = j
+//               side_cols + col'
 //
 // a: rows of `quads` quads (channels last), b: packed panels of 32 columns (graph/pack.c), y: rows
 // of `ldy` elements.  A plain product has one tap and pixel(m) = m.  Sums are f32.
@@ -25,10 +26,11 @@ layout(push_constant) uniform push_block {
     int h, w;     // stored input size
     int vh, vw;   // its virtual (enlarged or spread) size
     int stride, pad, spread;
-    int a_first; // quad of `a` that is number 0 of the binding
-    int ldy, y0; // elements per row of y, and its first column
-    int turned;  // gemm.comp: workgroups count row tiles first
-    int side;    // quads of k of h and u; -DTEXEL alone, others are given two products
+    int a_first;   // quad of `a` that is number 0 of the binding
+    int ldy, y0;   // elements per row of y, and its first column
+    int turned;    // gemm.comp: workgroups count row tiles first
+    int side;      // quads of k of h and u; -DTEXEL alone, others are given two products
+    int side_cols; // columns of u: those from j side_cols on belong to group j of h
     int mix_each, mix_gates, mix_slots; // -DMIX: matrices of a batch element, first line of gates,
                                         // and its slots
 } pc;
@@ -42,7 +44,8 @@ const int SPREAD = 3;  // the same over an input with spread - 1 zeros between p
 const int HAS_BIAS = 1;
 const int HAS_T = 2;
 const int HAS_R = 4;
-const int HAS_QUADS = 8; // columns come in whole, aligned quads
+const int HAS_QUADS = 8;   // columns come in whole, aligned quads
+const int HAS_GROUPS = 16; // of h, more than one
 
 #ifdef TEXEL
 #ifdef ACT_F16

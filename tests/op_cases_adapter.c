@@ -166,6 +166,24 @@ static void kinds_wide(case_env *e) /* cheaper with Q first */
     case_out(e, "y", ipt_linear(e->g, x, "m", 12, false));
 }
 
+/* P first: the products with Q are groups of the linear's own side path. */
+static void groups(case_env *e, int tokens, const ipt_adapter_kron *kron)
+{
+    ipt_adapter_site site = {.site = "m", .n_kron = 1, .kron = kron};
+    ipt_graph_adapters(e->g, &site, 1, 1, 2, 2);
+    ipt_val x = case_in(e, "x", ipt_shape3(IPT_F32, 2, tokens, kron->i1 * kron->i2));
+    case_in(e, "m.kron0_p", ipt_shape2(IPT_F32, kron->i1, kron->o1));
+    case_in(e, "m.kron0_q", ipt_shape2(IPT_F32, kron->i2, kron->o2));
+    case_ids(e, "m.kron0_slot", ipt_shape1(IPT_I32, 1), 1, 1);
+    case_in_f32(e, "gates", ipt_shape3(IPT_F32, 1, 2, 2));
+    case_out(e, "y", ipt_linear(e->g, x, "m", kron->o1 * kron->o2, true));
+}
+/* o1, o2, i1, i2: groups that meet inside a tile, that fill tiles, many in a tile, one */
+static void groups_meet(case_env *e) { groups(e, 9, &(ipt_adapter_kron){3, 20, 3, 4, false}); }
+static void groups_fill(case_env *e) { groups(e, 35, &(ipt_adapter_kron){2, 64, 4, 8, false}); }
+static void groups_many(case_env *e) { groups(e, 4, &(ipt_adapter_kron){10, 8, 10, 4, false}); }
+static void groups_one(case_env *e) { groups(e, 5, &(ipt_adapter_kron){1, 36, 3, 12, false}); }
+
 static void kinds_conv(case_env *e)
 {
     static const ipt_adapter_kron kron = {2, 3, 4, 2, false};
@@ -308,6 +326,12 @@ const op_case op_cases_adapter[] = {
     {"placed/kinds_conv", placed_kinds_conv, true, 0, 0, 0},
     {"placed/group_norm", placed_group_norm, true, 0, 3e-6, 0},
     {"placed/layer_norm", placed_layer_norm, true, 0, 0, 0},
+    {"side_groups/meet", groups_meet, true, 0, 0, 0},
+    {"side_groups/fill", groups_fill, true, 0, 0, 0},
+    {"side_groups/many", groups_many, true, 0, 0, 0},
+    {"side_groups/one", groups_one, true, 0, 0, 0},
+    {"side_groups/meet_packed", groups_meet, false, 0, 0, 0},
+    {"side_groups/fill_packed", groups_fill, false, 0, 0, 0},
     {"share/quads", share_quads, true, 0, 0, 0},
     {"share/ragged", share_ragged, true, 0, 0, 0},
     {"share/alone", share_alone, true, 0, 0, 0},
