@@ -123,8 +123,9 @@ static void more_help(void)
     cli_own_text(
         "\n--lora FILE[:W[:TE_W]][@WORD]\n"
         "  W, TE_W    weight in the UNet and in the text encoder (default 1; TE_W = W); -100..100\n"
-        "  WORD       word of the prompt that the concept belongs to: kept with the picture, no "
-        "method uses it yet\n"
+        "  WORD       the prompt's word for the concept, which clora keeps apart from the "
+        "others'; WORD#2:\n"
+        "             its second; WORD=PHRASE: PHRASE in its place where only this LoRA acts\n"
         "  FILE:W,start=0.0,end=0.5,blocks=down:1/mid:0/up:0.5  acts only in that part of the "
         "steps and with\n"
         "             those weights of the UNet's blocks; also down.1:0.5 for one level\n"
