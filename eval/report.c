@@ -242,12 +242,26 @@ static ipt_status write_text(const ipt_eval *v, const char *name, text *t)
 }
 
 /* --- the table -------------------------------------------------------------------------------- */
+static void put_number(text *t, double v, int digits)
+{
+    if (isinf(v))
+        put(t, "\u221e");
+    else
+        put(t, "%.*f", digits, v);
+}
+
 static void put_cell(text *t, ipt_interval i, int digits)
 {
-    if (i.n == 0 || isnan(i.mean)) /* no values; or a ratio of nothing to nothing */
-        put(t, " |");
-    else
-        put(t, " %.*f [%.*f, %.*f] |", digits, i.mean, digits, i.low, digits, i.high);
+    put(t, " ");
+    if (i.n > 0 && !isnan(i.mean)) { /* else no values; or a ratio of nothing to nothing */
+        put_number(t, i.mean, digits);
+        put(t, " [");
+        put_number(t, i.low, digits);
+        put(t, ", ");
+        put_number(t, i.high, digits);
+        put(t, "] ");
+    }
+    put(t, "|");
 }
 
 static void put_head(text *t, const char *const *title, size_t n)
@@ -315,7 +329,9 @@ static void put_comparison(const ipt_eval *v, text *t, double *a)
                          *any = &ipt_eval_groups(&(size_t){0})[2];
     const size_t ref = reference_of(v);
     double *b = a + v->n_set;
-    put(t, "\nPairs of one family against merge, and what a picture of a pair costs.\n\n");
+    put(t, "\nPairs of one family against merge (\u221e: merge has none), and what a picture of a "
+           "pair "
+           "costs.\n\n");
     put_head(t, title, IPT_COUNT(title));
     for (size_t m = 0; m < v->n_method; m++) {
         put(t, "| %s |", v->method[m].label);
