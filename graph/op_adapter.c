@@ -101,7 +101,7 @@ const ipt_op_def ipt_op_gate_mul = {.name = "gate_mul",
 
 ipt_val ipt_gate_mul(ipt_graph *g, ipt_val h, ipt_val gates, ipt_val slot, int row)
 {
-    ipt_attr at = {.gate = {row}};
+    ipt_attr at = {.gate = {.row = row}};
     ipt_val in[3] = {h, gates, slot};
     return ipt_emit(g, IPT_OP_GATE_MUL, NULL, in, 3, &at, NULL);
 }

@@ -91,7 +91,7 @@ static ipt_val mix_dp(ipt_graph *g, const mix_values *m, ipt_val dy)
 
 static ipt_val mix_dgates(ipt_graph *g, const mix_values *m, ipt_val dy)
 {
-    const ipt_attr at = {.gate = {m->row}};
+    const ipt_attr at = {.gate = {.row = m->row}};
     const ipt_val none = {0};
     ipt_val y = ipt_mix(g, m->x, m->p, none, none, 0);
     ipt_val h[4] = {by_batch(g, m, y), by_batch(g, m, dy), m->gates, m->slot};
