@@ -285,8 +285,7 @@ static void put_figures(const ipt_eval *v, text *t, double *a)
     for (size_t i = 0; i + 1 < n; i++)
         title[i] = ipt_name(heads[i], sizeof heads[i], "%s (%zu)", g[i].title, sets_in(v, &g[i]));
     put(t, "Presence@k: share of pictures in which all k concepts are there, each in a place of "
-           "its own "
-           "(sets in brackets).\n\n");
+           "its own (sets in brackets).\n\n");
     put_head(t, title, n - 1);
     for (size_t m = 0; m < v->n_method; m++) {
         put(t, "| %s |", v->method[m].label);
@@ -330,8 +329,7 @@ static void put_comparison(const ipt_eval *v, text *t, double *a)
     const size_t ref = reference_of(v);
     double *b = a + v->n_set;
     put(t, "\nPairs of one family against merge (\u221e: merge has none), and what a picture of a "
-           "pair "
-           "costs.\n\n");
+           "pair costs.\n\n");
     put_head(t, title, IPT_COUNT(title));
     for (size_t m = 0; m < v->n_method; m++) {
         put(t, "| %s |", v->method[m].label);
@@ -361,9 +359,7 @@ static ipt_status write_table(const ipt_eval *v)
         return IPT_ERR_NOMEM;
     put(&t,
         "%zu sets x %zu seeds, %d steps, the same noise for all methods; drawn on %s. 95 %% "
-        "intervals: "
-        "bootstrap of "
-        "sets.\n\n",
+        "intervals: bootstrap of sets.\n\n",
         v->n_set, v->n_seed, v->o.steps > 0 ? v->o.steps : 20,
         v->is_drawn_elsewhere || !v->drawn_on ? "several devices" : v->drawn_on);
     put_figures(v, &t, a);

@@ -24,7 +24,9 @@ enum { COOP_SHARED = 27648 }; /* bytes of gemm_coop.comp */
 /* Up to here all panels are walked for one tile of rows (they stream from the last-level cache);
  * beyond, all rows for one tile of columns. */
 enum { CACHED_PANELS = 16 << 20 };
-enum { MIX_ROWS = 40, MIX_OUTPUTS = 16 }; /* of a tile, of a matrix that is mixed in the epilogue */
+/* Of a tile, before and after its rows are mixed in the epilogue, and of one matrix: the code is
+ * unrolled over them (128 rows after it take 8 s to compile). */
+enum { MIX_ROWS = 40, MIX_OUTPUTS = 16 };
 
 /* --- walks --------------------------------------------------------------------------------- */
 ipt_walk ipt_walk_conv(const ipt_shape *x, const ipt_conv *c)
@@ -375,8 +377,9 @@ bool ipt_gemm_can_mix(const ipt_launch *l, const ipt_gemm *g)
                        (uint64_t)(g->rows / g->mix.i) * (uint64_t)g->mix.o * (uint64_t)g->cols,
                    most = dev->max_range / j.elt;
     return j.texel && g->walk.mode == IPT_WALK_PLAIN && j.tm > 0 && g->mix.o <= MIX_OUTPUTS &&
-           g->rows <= INT32_MAX && results <= most && results <= INT32_MAX &&
-           results / 4 <= dev->max_texels && (uint64_t)g->rows / j.tm < dev->max_group_count;
+           (int32_t)j.tm / g->mix.i * g->mix.o <= MIX_ROWS && g->rows <= INT32_MAX &&
+           results <= most && results <= INT32_MAX && results / 4 <= dev->max_texels &&
+           (uint64_t)g->rows / j.tm < dev->max_group_count;
 }
 
 ipt_status ipt_gemm_launch(ipt_launch *l, const ipt_gemm *g)

@@ -1,12 +1,12 @@
 #version 450
 //! variant f32
 //! variant f16 -DACT_F16
-// y[r,o,c] = g sum_i p[i,o] x[r,i,c]: a small matrix from the left of every row's matrix, plus what
-// ADDS says, or y[r,c,o] when SWAPPED; g = gates[row,b,slot[0]] of the row's batch element when
-// GATED, else 1. One invocation: one column, or four when VEC (c % 4 == 0), of OUTPUTS outputs;
-// their block is the grid's z.  With INPUTS the matrix is known, [INPUTS,OUTPUTS], no invocation is
-// left over and nothing stands in control flow: only there does llvmpipe read p once for all
-// invocations of a vector.
+// y[r,o,c] = g sum_i p[i,o] x[r,i,c]: a small matrix from the left of every row's matrix;
+// with SWAPPED y[r,c,o], with ADDS plus `more`, of y's shape; g = gates[row,b,slot[0]] of the row's
+// batch element when GATED, else 1. One invocation: one column, or four when VEC (c % 4 == 0), of
+// OUTPUTS outputs; their block is the grid's z.  With INPUTS the matrix is known, [INPUTS,OUTPUTS],
+// no invocation is left over and nothing stands in control flow: only there does llvmpipe read p
+// once for all invocations of a vector.
 #include "common.glsl"
 layout(local_size_x = 64) in;
 layout(constant_id = 0) const uint VEC = 0;

@@ -101,6 +101,7 @@ KRON_CASE(kron_swapped_ragged, true, true, 6, 3, 7, 5, 9)
 KRON_CASE(kron_ragged, false, true, 14, 6, 5, 3, 35)
 KRON_CASE(kron_ten, true, true, 6, 10, 8, 10, 12)
 KRON_CASE(kron_wide, true, false, 3, 7, 12, 12, 8) /* no tile holds these: product and mix */
+KRON_CASE(kron_row, false, true, 6, 1, 8, 16, 12)  /* too many results of a tile: the same */
 KRON_CASE(kron_wide_gated, false, true, 64, 9, 8, 7, 8)
 KRON_CASE(kron_whole_swapped, true, true, 64, 7, 8, 8, 8)
 static void kron_alone(case_env *e) /* nothing to add to, no slot */
@@ -302,6 +303,7 @@ const op_case op_cases_adapter[] = {
     {"kron/swapped", kron_swapped, true, 0, 0, 0},
     {"kron/swapped_ragged", kron_swapped_ragged, true, 0, 0, 0},
     {"kron/ragged", kron_ragged, true, 0, 0, 0},
+    {"kron/row", kron_row, true, 0, 0, 0},
     {"kron/ten", kron_ten, true, 0, 0, 0},
     {"kron/wide", kron_wide, true, 0, 0, 0},
     {"kron/wide_gated", kron_wide_gated, true, 0, 0, 0},
