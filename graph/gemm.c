@@ -126,8 +126,8 @@ static void walk_reach(const ipt_walk *w, int64_t m0, int64_t m1, int64_t *lo, i
 typedef struct gemm_job {
     const ipt_gemm *g;
     bool simd, texel;
-    uint32_t sg, tm, uk; /* simd */
-    uint32_t coop;       /* gemm_coop.comp: matrices of results a subgroup makes; 0 = not used */
+    uint32_t sg, tm; /* simd */
+    uint32_t coop;   /* gemm_coop.comp: matrices of results a subgroup makes; 0 = not used */
     int32_t quads, taps, panels;
     uint64_t a_quad, elt, panel_bytes,
         tail; /* bytes: a quad of a, an element, a panel, zeros behind */
@@ -136,17 +136,13 @@ typedef struct gemm_job {
     int32_t side; /* quads of k of h and u that this product adds itself */
 } gemm_job;
 
-/* Measured on llvmpipe 22.3.6 with 8 and 16 lanes: 32 rows and 8 k's a turn, or 16 rows and 16 k's;
- * plain buffer loads want 32 rows and 4 k's.  Few rows: the smaller tile when it wastes less. */
+/* Measured on llvmpipe: 32 rows.  Few rows: the smaller tile when it wastes less. */
 static void simd_tile(gemm_job *j, int64_t rows)
 {
     const int64_t t16 = (rows + 15) / 16 * 16, t32 = (rows + 31) / 32 * 32;
     j->tm = j->texel && t16 * 13 < t32 * 12 ? 16 : 32;
     if (rows <= (int64_t)j->sg || j->tm < j->sg)
         j->tm = j->sg;
-    j->uk = !j->texel || j->quads <= 16 ? 1 : j->tm > 16 ? 2 : 4; /* short sums: short code */
-    while (j->quads % (int32_t)j->uk)
-        j->uk /= 2;
 }
 
 /* Cooperative matrices take f16 only, and a workgroup's results must come out even. */
@@ -290,7 +286,6 @@ static ipt_status add_band(ipt_launch *l, const gemm_job *j, int64_t m0, int64_t
     if (j->simd) {
         ipt_launch_spec(d, j->sg);
         ipt_launch_spec(d, j->tm);
-        ipt_launch_spec(d, j->uk);
         d->k.subgroup = j->sg;
         d->groups[push.turned ? 0 : 1] = (rows + j->tm - 1) / j->tm;
         d->groups[push.turned ? 1 : 0] = (cols + 4 * j->sg - 1) / (4 * j->sg);

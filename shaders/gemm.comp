@@ -9,9 +9,11 @@
 // -DMIX: rows of the product are those of matrices of MIX_I rows; y[r, o] = g sum_i p[i, o] of row
 // r MIX_I + i, or with SWAPPED its transpose; g = gates[mix_gates + r / mix_each, slot[0]].
 // Grid: x = column tiles, y = row tiles (turned: the other way).  Shared memory: none.
-// Tried on llvmpipe 22.3.6 and not better: u64 stores, 16 k's a turn with 32 rows (code too long),
-// fetching `a` without looking ahead (-10 %), row tiles first for small `b` (-7 %), blocks of 2, 4
-// or 8 row tiles for each column tile (0 to -8 %), imageStore for y (-5 %; to rgba16f it cuts off).
+// Four k's a turn: eight made the loop longer than a CPU's cache of decoded instructions (at half
+// the speed on Mesa 25.0.7, no gain on 22.3.6).  Tried on llvmpipe 22.3.6 and not better: u64
+// stores, fetching `a` without looking ahead (-10 %), row tiles first for small `b` (-7 %), blocks
+// of 2, 4 or 8 row tiles for each column tile (0 to -8 %), imageStore for y (-5 %; to rgba16f it
+// cuts off).
 #version 450
 //! variant tx32 -DTEXEL
 //! variant tx16 -DTEXEL -DACT_F16
@@ -27,17 +29,16 @@
 layout(local_size_x_id = 0) in;
 layout(constant_id = 0) const int SG = 8;  // subgroup size
 layout(constant_id = 1) const int TM = 16; // rows, a multiple of SG
-layout(constant_id = 2) const int UK = 4;  // groups of four k's per turn; divides quads
-layout(constant_id = 3) const int B16 = 0; // panels hold pairs of f16
-layout(constant_id = 4) const int MODE = 0;
-layout(constant_id = 5) const int HAS = 0;
-layout(constant_id = 6) const int SIDE16 = 0; // panels of u hold pairs of f16
+layout(constant_id = 2) const int B16 = 0; // panels hold pairs of f16
+layout(constant_id = 3) const int MODE = 0;
+layout(constant_id = 4) const int HAS = 0;
+layout(constant_id = 5) const int SIDE16 = 0; // panels of u hold pairs of f16
 const int RS = TM / SG;
 #ifdef MIX
-layout(constant_id = 7) const int MIX_I = 1; // divides TM
-layout(constant_id = 8) const int MIX_O = 1;
-layout(constant_id = 9) const int SWAPPED = 0;
-layout(constant_id = 10) const int GATED = 0;
+layout(constant_id = 6) const int MIX_I = 1; // divides TM
+layout(constant_id = 7) const int MIX_O = 1;
+layout(constant_id = 8) const int SWAPPED = 0;
+layout(constant_id = 9) const int GATED = 0;
 const int MATRICES = TM / MIX_I;
 #endif
 
@@ -54,19 +55,27 @@ void unpack_pair(uvec4 u, out vec4 even, out vec4 odd)
     odd = vec4(p0.y, p1.y, p2.y, p3.y);
 }
 
-// Fetches part `part` of `n` of the next four k's.
+// Fetches row i of the next four k's; of f16 pairs rows i and i + 1.
+void fetch_row(int i)
+{
+    if (B16 != 0)
+        unpack_pair(LOAD_B(b_at + (i >> 1) * 8), next[i], next[i + 1]);
+    else
+        next[i] = uintBitsToFloat(LOAD_B(b_at + i * 8));
+}
+
+// Fetches part `part` of `n` of the next four k's.  Not a loop that steps over the others' rows:
+// Mesa 25 unrolls no loop with a `continue` in it, nor then the loops around it.
 void fetch(int part, int n)
 {
-    [[unroll]] for (int i = 0; i < 4; i++) {
-        if (i * n / 4 != part)
-            continue;
-        if (B16 != 0) {
-            if ((i & 1) == 0)
-                unpack_pair(LOAD_B(b_at + (i >> 1) * 8), next[i], next[i + 1]);
-        } else {
-            next[i] = uintBitsToFloat(LOAD_B(b_at + i * 8));
-        }
-    }
+    if (part == 0)
+        fetch_row(0);
+    if (part == n / 4 && B16 == 0)
+        fetch_row(1);
+    if (part == n / 2)
+        fetch_row(2);
+    if (part == 3 * n / 4 && B16 == 0)
+        fetch_row(3);
 }
 
 // acc[rows of r] += quad a of k's times b
@@ -108,6 +117,24 @@ void mix_rows(int matrix0)
     }
 }
 
+// y from `to` on: column c of the mixed rows of a matrix, one after the other.
+void store_line(int r, int to, int c)
+{
+    if ((HAS & HAS_QUADS) != 0) {
+        [[unroll]] for (int o = 0; o < MIX_O; o += 4) {
+            vec4 v = vec4(mixed[r * MIX_O + o][c], mixed[r * MIX_O + o + 1][c],
+                          mixed[r * MIX_O + o + 2][c], mixed[r * MIX_O + o + 3][c]);
+            if ((HAS & HAS_R) != 0)
+                v += LOAD_R((to + o) >> 2);
+            y_data4[(to + o) >> 2] = ELT4(v);
+        }
+    } else {
+        [[unroll]] for (int o = 0; o < MIX_O; o++)
+            y_data[to + o] =
+                ELT(mixed[r * MIX_O + o][c] + ((HAS & HAS_R) != 0 ? float(r_data[to + o]) : 0.0));
+    }
+}
+
 // y[matrix, o, col] of the four columns and all o, or y[matrix, col, o].
 void store_mixed(int r, int matrix, int col)
 {
@@ -120,32 +147,18 @@ void store_mixed(int r, int matrix, int col)
                 if ((HAS & HAS_R) != 0)
                     v += LOAD_R(to >> 2);
                 y_data4[to >> 2] = ELT4(v);
-                continue;
+            } else {
+                [[unroll]] for (int c = 0; c < 4; c++)
+                    if (col + c < out_cols)
+                        y_data[to + c] =
+                            ELT(v[c] + ((HAS & HAS_R) != 0 ? float(r_data[to + c]) : 0.0));
             }
-            [[unroll]] for (int c = 0; c < 4; c++)
-                if (col + c < out_cols)
-                    y_data[to + c] = ELT(v[c] + ((HAS & HAS_R) != 0 ? float(r_data[to + c]) : 0.0));
         }
         return;
     }
-    [[unroll]] for (int c = 0; c < 4; c++) {
-        if (col + c >= out_cols)
-            continue;
-        int to = at + (col + c) * MIX_O;
-        if ((HAS & HAS_QUADS) != 0) {
-            [[unroll]] for (int o = 0; o < MIX_O; o += 4) {
-                vec4 v = vec4(mixed[r * MIX_O + o][c], mixed[r * MIX_O + o + 1][c],
-                              mixed[r * MIX_O + o + 2][c], mixed[r * MIX_O + o + 3][c]);
-                if ((HAS & HAS_R) != 0)
-                    v += LOAD_R((to + o) >> 2);
-                y_data4[(to + o) >> 2] = ELT4(v);
-            }
-        } else {
-            [[unroll]] for (int o = 0; o < MIX_O; o++)
-                y_data[to + o] = ELT(mixed[r * MIX_O + o][c] +
-                                     ((HAS & HAS_R) != 0 ? float(r_data[to + o]) : 0.0));
-        }
-    }
+    [[unroll]] for (int c = 0; c < 4; c++)
+        if (col + c < out_cols)
+            store_line(r, at + (col + c) * MIX_O, c);
 }
 #elif defined(TEXEL)
 // Group `group` of `groups`, for lanes whose column `col` of u is one.  A few quads only: nothing
@@ -234,18 +247,16 @@ void main()
         }
         [[unroll]] for (int r = 0; r < RS; r++)
             a_next[r] = load_a(from[r], 0);
-        for (int q = 0; q < pc.quads; q += UK) {
-            [[unroll]] for (int u = 0; u < UK; u++) {
-                [[unroll]] for (int i = 0; i < 4; i++)
-                    b[i] = next[i];
-                [[unroll]] for (int r = 0; r < RS; r++) {
-                    vec4 a = a_next[r];
-                    a_next[r] = load_a(from[r], u < UK - 1 ? q + u + 1 : min(q + UK, pc.quads - 1));
-                    fetch(r, RS);
-                    multiply(r, a);
-                }
-                b_at += B16 != 0 ? 16 : 32;
+        for (int q = 0; q < pc.quads; q++) {
+            [[unroll]] for (int i = 0; i < 4; i++)
+                b[i] = next[i];
+            [[unroll]] for (int r = 0; r < RS; r++) {
+                vec4 a = a_next[r];
+                a_next[r] = load_a(from[r], min(q + 1, pc.quads - 1));
+                fetch(r, RS);
+                multiply(r, a);
             }
+            b_at += B16 != 0 ? 16 : 32;
         }
     }
 

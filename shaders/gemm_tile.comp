@@ -36,12 +36,11 @@ void fetch(int id, int from[2], int panel_at, int tap, int q)
         a_next[i] = from[i] >= 0 && at < pc.quads ? LOAD_A(from[i] + at) : vec4(0);
     }
     [[unroll]] for (int i = 0; i < 2; i++) {
-        if (B16 != 0 && i > 0)
-            continue;
         int row = (id >> 4) + i * 8; // k, or pair of k's
         int quad = q + (B16 != 0 ? row >> 1 : row >> 2);
         int at = B16 != 0 ? (tap * pc.quads + q) * 2 + row : (tap * pc.quads + q) * 4 + row;
-        b_next[i] = quad < pc.quads ? LOAD_B(panel_at + at * 8) : uvec4(0);
+        if (B16 == 0 || i == 0)
+            b_next[i] = quad < pc.quads ? LOAD_B(panel_at + at * 8) : uvec4(0);
     }
 }
 

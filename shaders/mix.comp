@@ -50,12 +50,12 @@ void main()
     if (INPUTS > 0) {
         uint at = r * INPUTS * pc.n_c + c;
         [[unroll]] for (uint i = 0; i < 8; i++) {
-            if (i >= INPUTS)
-                continue;
-            vec4 v = VEC == 1 ? vec4(x4[at + i * pc.n_c]) : vec4(float(x[at + i * pc.n_c]));
-            [[unroll]] for (uint k = 0; k < 8; k++)
-                if (k < OUTPUTS)
-                    sum[k] += float(p[i * OUTPUTS + k]) * v;
+            if (i < INPUTS) {
+                vec4 v = VEC == 1 ? vec4(x4[at + i * pc.n_c]) : vec4(float(x[at + i * pc.n_c]));
+                [[unroll]] for (uint k = 0; k < 8; k++)
+                    if (k < OUTPUTS)
+                        sum[k] += float(p[i * OUTPUTS + k]) * v;
+            }
         }
     } else {
         uint last = pc.n_o - 1, line = 0, at = r * pc.n_i * pc.n_c + c;
@@ -71,21 +71,20 @@ void main()
         uint per = VEC == 1 ? 4 : 1, to = (r * pc.n_c + c) * per * outputs + o;
         [[unroll]] for (uint j = 0; j < 4; j++)
             [[unroll]] for (uint k = 0; k < 8; k++) {
-                if (j >= per || k >= OUTPUTS || (INPUTS == 0 && o + k >= pc.n_o))
-                    continue;
                 uint at = to + j * outputs + k;
-                y[at] = ELT(g * sum[k][j] + (ADDS == 1 ? float(more[at]) : 0.0));
+                if (j < per && k < OUTPUTS && (INPUTS > 0 || o + k < pc.n_o))
+                    y[at] = ELT(g * sum[k][j] + (ADDS == 1 ? float(more[at]) : 0.0));
             }
         return;
     }
     uint to = (r * outputs + o) * pc.n_c + c;
     [[unroll]] for (uint k = 0; k < 8; k++) {
-        if (k >= OUTPUTS || (INPUTS == 0 && o + k >= pc.n_o))
-            continue;
         uint at = to + k * pc.n_c;
-        if (VEC == 1)
-            y4[at] = ELT4(g * sum[k] + (ADDS == 1 ? vec4(more4[at]) : vec4(0)));
-        else
-            y[at] = ELT(g * sum[k].x + (ADDS == 1 ? float(more[at]) : 0.0));
+        if (k < OUTPUTS && (INPUTS > 0 || o + k < pc.n_o)) {
+            if (VEC == 1)
+                y4[at] = ELT4(g * sum[k] + (ADDS == 1 ? vec4(more4[at]) : vec4(0)));
+            else
+                y[at] = ELT(g * sum[k].x + (ADDS == 1 ? float(more[at]) : 0.0));
+        }
     }
 }
