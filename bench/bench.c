@@ -167,7 +167,7 @@ static ipt_val build_case(bench *b, ipt_graph *g, const op_case *k)
     }
     if (strcmp(k->op, "layer_norm") == 0 || strcmp(k->op, "geglu") == 0) { /* a tokens of width b */
         ipt_val x = ipt_leaf(g, IPT_INPUT, "x", ipt_shape3(t, 1, k->a, k->b));
-        return k->op[0] == 'l' ? ipt_layer_norm(g, x, "w", 1e-5f) : ipt_geglu(g, x);
+        return k->op[0] == 'l' ? ipt_layer_norm(g, x, k->name, 1e-5f) : ipt_geglu(g, x);
     }
     ipt_val x = ipt_leaf(g, IPT_INPUT, "x",
                          ipt_shape4(t, 1, k->a, k->b, k->c)); /* a x b pixels, c channels */
@@ -175,7 +175,7 @@ static ipt_val build_case(bench *b, ipt_graph *g, const op_case *k)
         return ipt_conv2d(g, x, k->name, k->d, /* its own weights: shapes differ */
                           (ipt_conv){.kernel = 3, .stride = 1, .pad_lo = 1, .pad_hi = 1});
     if (strcmp(k->op, "group_norm") == 0)
-        return ipt_group_norm(g, x, "w", 32, 1e-5f, true);
+        return ipt_group_norm(g, x, k->name, 32, 1e-5f, true);
     if (strcmp(k->op, "silu") == 0)
         return ipt_silu(g, x);
     if (strcmp(k->op, "add") == 0)

@@ -3,12 +3,14 @@
  * operator. */
 #include "graph/gemm.h"
 
+#include "graph/winograd.h"
+
 #include <string.h>
 
 /* shaders/gemm_iface.glsl */
 typedef struct gemm_push {
     int32_t rows, row0, cols, col0, quads, taps, panels, kw, ow, opix, h, w, vh, vw, stride, pad,
-        spread, a_first, ldy, y0, turned, side, side_cols, mix_each, mix_gates, mix_slots;
+        spread, a_first, ldy, y0, turned, side, side_cols, mix_each, mix_gates, mix_slots, each;
 } gemm_push;
 /* shaders/pack.comp */
 typedef struct pack_push {
@@ -196,6 +198,8 @@ static gemm_job job_of(const ipt_launch *l, const ipt_gemm *g)
     simd_tile(&j, g->rows);
     if (g->mix.i > 0)
         j.tm = mix_tile(j.sg, g->mix.i);
+    if (g->each > 0)
+        j.tm = j.sg > 32 || (j.sg <= 32 && g->each % 32 != 0) ? (j.sg > 16 ? j.sg : 16) : 32;
     j.coop = j.simd ? 0 : coop_count(dev, g);
     j.has = (g->bias.number >= 0 ? HAS_BIAS : 0u) | (g->t.number >= 0 ? HAS_T : 0u) |
             (g->r.number >= 0 ? HAS_R : 0u);
@@ -264,6 +268,7 @@ static ipt_status add_band(ipt_launch *l, const gemm_job *j, int64_t m0, int64_t
                       .ldy = g->ldy,
                       .y0 = g->y0};
     walk_push(&g->walk, &push.ow, &push.opix, &push.h);
+    push.each = g->each;
     push.side = j->side;
     push.side_cols = g->side_cols;
     if (g->mix.i > 0) {
@@ -379,6 +384,8 @@ bool ipt_gemm_can_mix(const ipt_launch *l, const ipt_gemm *g)
 
 ipt_status ipt_gemm_launch(ipt_launch *l, const ipt_gemm *g)
 {
+    if (ipt_winograd_fits(l, g))
+        return ipt_winograd_launch(l, g);
     const gemm_job j = job_of(l, g);
     const uint64_t range = l->dev->max_range, align = l->dev->align ? l->dev->align : 1;
     const uint64_t line = (uint64_t)g->ldy * j.elt;

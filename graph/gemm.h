@@ -74,6 +74,8 @@ typedef struct ipt_gemm {
     ipt_dtype act, b_type;
     ipt_walk walk;
     int64_t rows;
+    int32_t each; /* rows with a matrix of panels of their own, one after the other in b (a multiple
+                     of the tile's rows; winograd.c); 0: one for all */
     int32_t cols, k;
     int32_t ldy, y0; /* elements: row pitch of y; offset of its first result (0 <= y0) */
 } ipt_gemm;

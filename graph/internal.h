@@ -56,8 +56,8 @@ typedef struct ipt_slot {
 
 typedef struct ipt_planned_node {
     ipt_node n;
-    ipt_launch launch;        /* dispatches, device plans only */
-    uint32_t scratch_slot[4]; /* slot + 1 */
+    ipt_launch launch;                      /* dispatches, device plans only */
+    uint32_t scratch_slot[IPT_MAX_SCRATCH]; /* slot + 1 */
     ipt_weight_view weight[IPT_MAX_IN];
     uint32_t segment;
 } ipt_planned_node;

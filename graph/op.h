@@ -79,13 +79,14 @@ typedef struct ipt_dispatch {
     double macs;  /* multiply-adds, for profiles and submit sizes */
     bool no_wait; /* independent of the dispatch before it in the same node: no barrier between */
 } ipt_dispatch;
+enum { IPT_MAX_SCRATCH = 6 };
 /* The list a kernel function fills; scratch lives for the node only. */
 typedef struct ipt_launch {
     const ipt_traits *dev;
     ipt_arena *arena;
     ipt_dispatch *d;
     size_t n_d, cap_d;
-    uint64_t scratch[4]; /* bytes */
+    uint64_t scratch[IPT_MAX_SCRATCH]; /* bytes */
     uint8_t n_scratch;
     ipt_status status; /* IPT_ERR_NOMEM, _UNSUPPORTED or _TOO_LARGE after a failed helper */
 } ipt_launch;

@@ -223,7 +223,8 @@ void main()
     int col = pc.col0 + quad * 4;
     gemm_begin(first, col);
     int depth = pc.taps * pc.quads;
-    b_at = panel * depth * (B16 != 0 ? 16 : 32) + (quad & 7);
+    int matrix = pc.each > 0 ? (pc.row0 + first) / pc.each : 0;
+    b_at = (matrix * pc.panels + panel) * depth * (B16 != 0 ? 16 : 32) + (quad & 7);
 
     ivec3 origin[RS];
     int from[RS];

@@ -33,6 +33,8 @@ layout(push_constant) uniform push_block {
     int side_cols; // columns of u: those from j side_cols on belong to group j of h
     int mix_each, mix_gates, mix_slots; // -DMIX: matrices of a batch element, first line of gates,
                                         // and its slots
+    int each; // gemm.comp: rows that have panels of their own, one matrix after the other; 0: all
+              // rows
 } pc;
 
 const int PLAIN = 0;   // one tap, pixel(m) = m

@@ -143,6 +143,20 @@ static void conv_up_odd(case_env *e)
                         {.kernel = 3, .stride = 1, .pad_lo = 1, .pad_hi = 1, .up_h = 7, .up_w = 9},
                         true});
 }
+/* Large enough for Winograd's method: tiles that end inside and at the edge, several panels. */
+static void conv_tiles(case_env *e) { conv(e, (conv_case){2, 18, 21, 36, 68, CONV3, true}); }
+static void conv_tiles_even(case_env *e) { conv(e, (conv_case){1, 16, 24, 64, 32, CONV3, false}); }
+static void conv_tiles_up(case_env *e)
+{
+    conv(e,
+         (conv_case){1,
+                     9,
+                     8,
+                     40,
+                     64,
+                     {.kernel = 3, .stride = 1, .pad_lo = 1, .pad_hi = 1, .up_h = 18, .up_w = 17},
+                     true});
+}
 /* Plain leaves: the trainable kernel, [k k i, o] and [o,k,k,i]. */
 static void conv_leaf(case_env *e)
 {
@@ -200,6 +214,9 @@ const op_case op_cases_gemm[] = {
     {"conv2d/patch", conv_patch, true, 0, 0, 0},
     {"conv2d/up", conv_up, true, 0, 0, 0},
     {"conv2d/up-odd", conv_up_odd, true, 0, 0, 0},
+    {"conv2d/tiles", conv_tiles, false, 0, 0, 0},
+    {"conv2d/tiles-even", conv_tiles_even, false, 0, 0, 0},
+    {"conv2d/tiles-up", conv_tiles_up, false, 0, 0, 0},
     {"conv2d/leaf", conv_leaf, true, 0, 0, 0},
     {"conv2d/leaf-stride", conv_leaf_stride, true, 0, 0, 0},
     {"conv2d/param", conv_param, true, 0, 0, 0},

@@ -361,7 +361,20 @@ typedef struct test_state {
     char name[160];
     const op_case *c;
     int mode, shape;
+    bool winograd; /* by Winograd's method wherever it can be */
 } test_state;
+
+/* To be called before and after plans are made. */
+static void prefer_winograd(ipt_gpu *gpu, const test_state *t, bool on)
+{
+    if (!t->winograd)
+        return;
+    ipt_traits traits = *ipt_gpu_traits(gpu);
+    traits.winograd = on ? 2 : 1;
+    ipt_gpu_limit_traits(gpu, &traits);
+}
+
+static bool is_conv(const op_case *c) { return strstr(c->name, "conv") != NULL; }
 
 static void need_device(const ipt_gpu *gpu, ipt_dtype act)
 {
@@ -405,10 +418,12 @@ static void parity(void **state)
     ipt_graph *g = build(ctx, t->c, m->act, &run, wrt, &n_wrt);
     test_weights store = make_store(gpu, m->weight);
     ipt_plan *host = NULL, *dev = NULL;
+    prefer_winograd(gpu, t, true);
     assert_ok(ctx, ipt_plan_create(g, &(ipt_plan_opts){.weights = &store.base}, &host));
     assert_ok(
         ctx, ipt_plan_create(g, &(ipt_plan_opts){.gpu = gpu, .weights = &store.base, .guard = true},
                              &dev));
+    prefer_winograd(gpu, t, false);
     for (uint64_t seed = 1; seed <= 2; seed++) { /* the second run replays the same commands */
         write_leaves(ctx, &run, host, seed);
         write_leaves(ctx, &run, dev, seed);
@@ -473,10 +488,12 @@ static void narrow(void **state)
     uint64_t range = 0;
     ipt_graph *g = build(ctx, t->c, w->act, &run, wrt, &n_wrt);
     test_weights store = make_store(gpu, w->act);
+    prefer_winograd(gpu, t, true);
     ipt_plan *host = NULL, *whole = NULL, *dev = narrow_plan(ctx, g, gpu, &store, w, &range);
     assert_ok(ctx, ipt_plan_create(g, &(ipt_plan_opts){.weights = &store.base}, &host));
     assert_ok(ctx,
               ipt_plan_create(g, &(ipt_plan_opts){.gpu = gpu, .weights = &store.base}, &whole));
+    prefer_winograd(gpu, t, false);
     for (uint32_t i = 0; i < dev->n_node; i++)
         if (dev->node[i].launch.n_d > whole->node[i].launch.n_d)
             walked[dev->node[i].n.op] = true;
@@ -609,6 +626,18 @@ int main(void)
                     tests[n++] =
                         (struct CMUnitTest){t->name, s < 0 ? gradient : parity, NULL, NULL, t};
                 }
+            for (int m = 0; m < (int)(IPT_COUNT(modes) + IPT_COUNT(narrows)) && is_conv(c); m++) {
+                const int narrow_at = m - (int)IPT_COUNT(modes);
+                test_state *t = &states[n];
+                *t = (test_state){.c = c, .mode = narrow_at < 0 ? m : narrow_at, .winograd = true};
+                ipt_name(t->name, sizeof t->name, "%s/%s/winograd", c->name,
+                         narrow_at < 0 ? modes[m].name : narrows[narrow_at].name);
+                if (only && !strstr(t->name, only))
+                    continue;
+                assert_true(n + 2 < MAX_TESTS);
+                tests[n++] =
+                    (struct CMUnitTest){t->name, narrow_at < 0 ? parity : narrow, NULL, NULL, t};
+            }
             for (int s = 0; s < 2; s++)
                 for (int m = 0; m < (int)IPT_COUNT(narrows); m++) {
                     test_state *t = &states[n];

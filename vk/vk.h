@@ -18,6 +18,8 @@ typedef struct ipt_cmd ipt_cmd;       /* recorded commands, submitted many times
 typedef struct ipt_traits {
     bool simd;        /* row-blocked kernels without shared memory (CPU devices); else tiles */
     bool texel;       /* storage texel buffers are the fast load path (llvmpipe) */
+    uint8_t winograd; /* 3 x 3 convolutions by fewer multiplications: 0 never, 1 where faster, 2
+                         where possible (tests) */
     bool f16_storage; /* 16-bit storage buffers: f16 activations possible */
     /* Matrix shape of VK_KHR_cooperative_matrix, f16 x f16 -> f32, subgroup scope; powers of two,
      * m and n <= 64, k <= 32; 0 = none, or the build's glslc or headers do not know them. */
@@ -57,8 +59,9 @@ typedef struct ipt_gpu_info {
 IPT_CHECKED ipt_status ipt_gpu_list(ipt_ctx *ctx, ipt_gpu_info **list, size_t *n);
 
 /* Environment, for tests and measurements: IPT_KERNELS=simd|tile, IPT_TEXEL=0|1 (traits.texel),
- * IPT_COOPMAT=0 (no cooperative matrices), IPT_STAGING=1 (no mapped buffers: every write and read
- * goes through the staging ring), IPT_MAX_BINDING=BYTES (a lower traits.max_range, 4096 at least).
+ * IPT_COOPMAT=0 (no cooperative matrices), IPT_WINOGRAD=0|1|2 (traits.winograd), IPT_STAGING=1 (no
+ * mapped buffers: every write and read goes through the staging ring), IPT_MAX_BINDING=BYTES (a
+ * lower traits.max_range, 4096 at least).
  */
 typedef struct ipt_gpu_opts {
     const char

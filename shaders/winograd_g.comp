@@ -1,0 +1,56 @@
+// shaders/winograd_g.comp - the transforms of a 3 x 3 weight's panels.
+//   g: packed panels (graph/pack.c) of nine taps -> u [36][panels] f32 panels of one tap
+// One invocation: four columns of one k, of f16 panels two k's.
+// Grid: group_linear.  Shared memory: none.
+#version 450
+//! variant f32
+#extension GL_GOOGLE_include_directive : require
+#include "winograd.glsl"
+layout(local_size_x_id = 0) in;
+layout(constant_id = 0) const int WG = 64;
+layout(constant_id = 1) const int B16 = 0; // panels hold pairs of f16
+layout(binding = 0, rgba32ui) uniform readonly uimageBuffer g_view;
+layout(binding = 1, std430) writeonly buffer u_block { vec4 u_data[]; };
+
+vec4 g[9];
+vec4 u[36];
+
+void transform()
+{
+    [[unroll]] for (int k = 0; k < 3; k++)
+        TRANSFORM_G(g[k], g[3 + k], g[6 + k], u, k, 6)
+    [[unroll]] for (int i = 0; i < 6; i++)
+        TRANSFORM_G(u[i * 6], u[i * 6 + 1], u[i * 6 + 2], u, i * 6, 1)
+}
+
+void main()
+{
+    int item = int(group_linear()) * WG + int(gl_LocalInvocationID.x);
+    int rows = B16 != 0 ? pc.depth >> 1 : pc.depth; // of quads, of a panel and tap
+    int at = min(item, pc.n - 1), panel = at / (rows * 8), rest = at - panel * rows * 8;
+    int from = (pc.panel0 + panel) * rows * 72 + rest, lane = rest & 7, row = rest >> 3;
+    uvec4 raw[9];
+    [[unroll]] for (int t = 0; t < 9; t++)
+        raw[t] = imageLoad(g_view, from + t * rows * 8);
+    int to = panel * pc.depth * 8 + lane;
+    if (B16 == 0) {
+        [[unroll]] for (int t = 0; t < 9; t++)
+            g[t] = uintBitsToFloat(raw[t]);
+        transform();
+        if (item < pc.n)
+            [[unroll]] for (int i = 0; i < 36; i++)
+                u_data[i * pc.quads + to + row * 8] = u[i];
+        return;
+    }
+    [[unroll]] for (int odd = 0; odd < 2; odd++) {
+        [[unroll]] for (int t = 0; t < 9; t++) {
+            vec2 p0 = unpackHalf2x16(raw[t].x), p1 = unpackHalf2x16(raw[t].y);
+            vec2 p2 = unpackHalf2x16(raw[t].z), p3 = unpackHalf2x16(raw[t].w);
+            g[t] = vec4(p0[odd], p1[odd], p2[odd], p3[odd]);
+        }
+        transform();
+        if (item < pc.n)
+            [[unroll]] for (int i = 0; i < 36; i++)
+                u_data[i * pc.quads + to + (row * 2 + odd) * 8] = u[i];
+    }
+}
