@@ -12,12 +12,13 @@
 #define STBI_FREE(p) free(p)
 /* Damaged files reach its assertions; what they guard is checked by image_check.c. */
 #define STBI_ASSERT(x) ((void)0)
+/* No STBI_NO_PSD: without PNG and PSD the stb of Debian 13 leaves out a function that its PNM reader
+ * calls. Photoshop's files are refused by image_check.c. */
 #define STB_IMAGE_STATIC
 #define STBI_NO_STDIO
 #define STBI_NO_PNG
 #define STBI_NO_HDR
 #define STBI_NO_LINEAR
-#define STBI_NO_PSD
 #define STBI_NO_PIC
 #define STBI_MAX_DIMENSIONS 65536
 #define STB_IMAGE_IMPLEMENTATION

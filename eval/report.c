@@ -85,6 +85,30 @@ static size_t reference_of(const ipt_eval *v)
     return SIZE_MAX;
 }
 
+/* The first method of the list that differs from m in its options only; m itself: it is that. */
+static size_t first_variant(const ipt_eval *v, size_t m)
+{
+    const char *label = v->method[m].label;
+    const size_t len = strcspn(label, ":");
+    for (size_t i = 0; i < m; i++)
+        if (strcspn(v->method[i].label, ":") == len && strncmp(v->method[i].label, label, len) == 0)
+            return i;
+    return m;
+}
+
+/* What variants of a method are compared by. */
+static const ipt_figure telling[] = {IPT_FIG_PRESENCE, IPT_FIG_FOUND, IPT_FIG_LEAK};
+
+/* Method m minus another one, set by set; a [2 sets]. */
+static ipt_interval difference(const ipt_eval *v, size_t m, size_t other, const ipt_eval_group *g,
+                               ipt_figure f, double *a)
+{
+    double *b = a + v->n_set;
+    ipt_eval_of_sets(v, m, -1, g, f, a);
+    ipt_eval_of_sets(v, other, -1, g, f, b);
+    return ipt_eval_difference(a, b, v->n_set, SEED_OF_BOOTSTRAP);
+}
+
 /* --- JSON ------------------------------------------------------------------------------------- */
 static json_t *number(double x) { return isfinite(x) ? json_real(x) : json_null(); }
 
@@ -113,12 +137,20 @@ static json_t *figure_json(const ipt_eval *v, size_t m, const ipt_eval_group *g,
 static json_t *against_json(const ipt_eval *v, size_t m, const ipt_eval_group *g, ipt_figure f,
                             double *a)
 {
-    double *b = a + v->n_set;
-    ipt_eval_of_sets(v, m, -1, g, f, a);
-    ipt_eval_of_sets(v, reference_of(v), -1, g, f, b);
-    return json_pack("{s:o, s:o}", "difference",
-                     interval_json(ipt_eval_difference(a, b, v->n_set, SEED_OF_BOOTSTRAP)), "ratio",
-                     interval_json(ipt_eval_ratio(a, b, v->n_set, SEED_OF_BOOTSTRAP)));
+    const ipt_interval d = difference(v, m, reference_of(v), g, f, a); /* fills a */
+    return json_pack("{s:o, s:o}", "difference", interval_json(d), "ratio",
+                     interval_json(ipt_eval_ratio(a, a + v->n_set, v->n_set, SEED_OF_BOOTSTRAP)));
+}
+
+static json_t *variant_json(const ipt_eval *v, size_t m, size_t first, const ipt_eval_group *g,
+                            double *a)
+{
+    json_t *o = json_object();
+    json_object_set_new(o, "method", ipt_json_text(v->method[first].label));
+    for (size_t i = 0; i < IPT_COUNT(telling); i++)
+        json_object_set_new(o, figures[telling[i]].key,
+                            interval_json(difference(v, m, first, g, telling[i], a)));
+    return o;
 }
 
 static json_t *group_json(const ipt_eval *v, size_t m, const ipt_eval_group *g, double *scratch)
@@ -138,6 +170,9 @@ static json_t *group_json(const ipt_eval *v, size_t m, const ipt_eval_group *g, 
                             json_pack("{s:o, s:o}", "presence",
                                       against_json(v, m, g, IPT_FIG_PRESENCE, scratch), "leak",
                                       against_json(v, m, g, IPT_FIG_LEAK, scratch)));
+    if (first_variant(v, m) != m)
+        json_object_set_new(o, "minus_first_variant",
+                            variant_json(v, m, first_variant(v, m), g, scratch));
     return o;
 }
 
@@ -351,6 +386,33 @@ static void put_comparison(const ipt_eval *v, text *t, double *a)
     }
 }
 
+/* Methods that stand in the list with several options: what the options change. */
+static void put_variants(const ipt_eval *v, text *t, double *a)
+{
+    size_t n = 0, n_variant = 0;
+    const ipt_eval_group *all = &ipt_eval_groups(&n)[0];
+    all += n - 1;
+    for (size_t m = 0; m < v->n_method; m++)
+        n_variant += first_variant(v, m) != m;
+    if (n_variant == 0)
+        return;
+    const char *title[1 + IPT_COUNT(telling)] = {"minus"};
+    for (size_t i = 0; i < IPT_COUNT(telling); i++)
+        title[1 + i] = figures[telling[i]].title;
+    put(t, "\nVariants of one method: their figures minus those of the first in the list, all "
+           "sets.\n\n");
+    put_head(t, title, IPT_COUNT(title));
+    for (size_t m = 0; m < v->n_method; m++) {
+        const size_t first = first_variant(v, m);
+        if (first == m)
+            continue;
+        put(t, "| %s | %s |", v->method[m].label, v->method[first].label);
+        for (size_t i = 0; i < IPT_COUNT(telling); i++)
+            put_cell(t, difference(v, m, first, all, telling[i], a), 3);
+        put(t, "\n");
+    }
+}
+
 static ipt_status write_table(const ipt_eval *v)
 {
     text t = {.ctx = v->ctx};
@@ -364,6 +426,7 @@ static ipt_status write_table(const ipt_eval *v)
         v->is_drawn_elsewhere || !v->drawn_on ? "several devices" : v->drawn_on);
     put_figures(v, &t, a);
     put_comparison(v, &t, a);
+    put_variants(v, &t, a);
     ipt_free(a);
     return write_text(v, "table.md", &t);
 }

@@ -385,7 +385,14 @@ static void check_report(const place *p, const result *r)
     assert_ok(p->ctx, ipt_json_parse(p->ctx, "stdout", r->out, r->n_out, &o));
     const json_t *methods = json_object_get(o, "methods"), *merge = json_array_get(methods, 2),
                  *all = json_object_get(json_object_get(merge, "groups"), "all");
-    assert_int_equal(json_array_size(methods), 3);
+    assert_int_equal(json_array_size(methods), 5);
+    assert_null(json_object_get(all, "minus_first_variant")); /* the first */
+    const json_t *variant = json_array_get(methods, 4),
+                 *minus =
+                     json_object_get(json_object_get(json_object_get(variant, "groups"), "all"),
+                                     "minus_first_variant");
+    assert_string_equal(ipt_json_str(minus, "method", ""), "switch");
+    assert_true(json_is_number(json_object_get(json_object_get(minus, "leak"), "mean")));
     assert_int_equal(json_array_size(json_object_get(o, "judges")), 2);
     assert_true(ipt_json_num(json_object_get(all, "cost_of_a_picture"), "rows_full", 0) ==
                 4); /* two steps of two rows */
@@ -395,15 +402,23 @@ static void check_report(const place *p, const result *r)
     json_decref(o);
 }
 
-/* Four pictures: base, two of single, merge. */
+/* Six pictures: base, two of single, merge, switch in two ways. */
 static void test_command(void **state)
 {
     place *p = *state;
     char path[PATH_MAX];
     need_device(p);
     /* one half draws, the other judges: what two machines do */
-    static const char *const all[] = {"base,single,merge", "--sets", "1",  "--seeds", "1",
-                                      "--steps",           "2",      "-o", "e",       "-q"};
+    static const char *const all[] = {"base,single,merge,switch,switch:tau=1",
+                                      "--sets",
+                                      "1",
+                                      "--seeds",
+                                      "1",
+                                      "--steps",
+                                      "2",
+                                      "-o",
+                                      "e",
+                                      "-q"};
     const char *draw[16] = {"eval", "compose", "--methods"},
                *judge[16] = {"eval", "compose", "--methods"};
     for (size_t i = 0; i < IPT_COUNT(all); i++)
@@ -415,12 +430,12 @@ static void test_command(void **state)
     expect_line(&r, 64, "e/base/001-1.json: this note", "nothing is drawn yet");
     r = run_args(p, draw);
     assert_int_equal(r.rc, 0);
-    assert_string_equal(r.out, "4 pictures made, 0 were there\n");
+    assert_string_equal(r.out, "6 pictures made, 0 were there\n");
     done(&r);
     assert_int_equal(unlink(in(p, path, "e/merge/001-1.json")),
                      0); /* cut off before its note was written */
     r = run_args(p, draw);
-    assert_string_equal(r.out, "1 pictures made, 3 were there\n");
+    assert_string_equal(r.out, "1 pictures made, 5 were there\n");
     done(&r);
     r = run_args(p, judge);
     assert_int_equal(r.rc, 0);
