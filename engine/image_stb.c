@@ -12,8 +12,8 @@
 #define STBI_FREE(p) free(p)
 /* Damaged files reach its assertions; what they guard is checked by image_check.c. */
 #define STBI_ASSERT(x) ((void)0)
-/* No STBI_NO_PSD: without PNG and PSD the stb of Debian 13 leaves out a function that its PNM reader
- * calls. Photoshop's files are refused by image_check.c. */
+/* No STBI_NO_PSD: without PNG and PSD the stb of Debian 13 leaves out a function that its PNM
+ * reader calls. Photoshop's files are refused by image_check.c. */
 #define STB_IMAGE_STATIC
 #define STBI_NO_STDIO
 #define STBI_NO_PNG

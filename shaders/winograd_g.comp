@@ -42,11 +42,12 @@ void main()
                 u_data[i * pc.quads + to + row * 8] = u[i];
         return;
     }
-    [[unroll]] for (int odd = 0; odd < 2; odd++) {
+    [[dont_unroll]] for (int odd = 0; odd < 2; odd++)
+    { // half the code to compile
         [[unroll]] for (int t = 0; t < 9; t++) {
-            vec2 p0 = unpackHalf2x16(raw[t].x), p1 = unpackHalf2x16(raw[t].y);
-            vec2 p2 = unpackHalf2x16(raw[t].z), p3 = unpackHalf2x16(raw[t].w);
-            g[t] = vec4(p0[odd], p1[odd], p2[odd], p3[odd]);
+            uvec4 pair = odd != 0 ? raw[t] >> 16 : raw[t];
+            g[t] = vec4(unpackHalf2x16(pair.x).x, unpackHalf2x16(pair.y).x,
+                        unpackHalf2x16(pair.z).x, unpackHalf2x16(pair.w).x);
         }
         transform();
         if (item < pc.n)

@@ -374,7 +374,15 @@ static void prefer_winograd(ipt_gpu *gpu, const test_state *t, bool on)
     ipt_gpu_limit_traits(gpu, &traits);
 }
 
-static bool is_conv(const op_case *c) { return strstr(c->name, "conv") != NULL; }
+/* Convolutions of 3 x 3 pixels and stride 1. */
+static bool is_conv(const op_case *c)
+{
+    static const char *const others[] = {"/one", "1x1", "stride", "patch"};
+    for (size_t i = 0; i < IPT_COUNT(others); i++)
+        if (strstr(c->name, others[i]))
+            return false;
+    return strstr(c->name, "conv2d") != NULL;
+}
 
 static void need_device(const ipt_gpu *gpu, ipt_dtype act)
 {
