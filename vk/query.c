@@ -256,7 +256,7 @@ static void derive_shape(ipt_vk_device *d, uint32_t max_views, const char *kerne
     if (force && strcmp(force, "tile") == 0)
         t->simd = false;
     const char *winograd = getenv("IPT_WINOGRAD");
-    t->winograd = winograd && *winograd ? (uint8_t)(atoi(winograd) & 3) : 1;
+    t->winograd = winograd && *winograd ? (uint8_t)(strtoul(winograd, NULL, 10) & 3) : 1;
     uint32_t s = t->subgroup;
     if (!t->subgroup_shuffle || !(s == 4 || s == 8 || s == 16 || s == 32 || s == 64))
         t->simd = false;
