@@ -7,11 +7,13 @@
 #
 # SUITE is bookworm-backports, trixie, forky, sid ... of DEBIAN (default http://deb.debian.org/debian).  A
 # command runs with the suite's own C library and loader, other libraries come from here where the suite's
-# driver does not bring them.  bench: ROUNDS (default 3) in turns; the least time of each row counts, since
-# other work on the machine only makes rows slower.
+# driver does not bring them.  bench: ROUNDS (default 3) in turns of BENCHES (default: gemm; conv; unet -W 256
+# -H 256; vae -W 256 -H 256); the least time of each row counts, since other work on the machine only makes
+# rows slower.
 set -eu
 DEBIAN=${DEBIAN:-http://deb.debian.org/debian}
 ROUNDS=${ROUNDS:-3}
+BENCHES=${BENCHES:-gemm; conv; unet -W 256 -H 256; vae -W 256 -H 256}
 
 get() { # FOLDER SUITE
     root=$1/$2
@@ -57,7 +59,7 @@ run() { # FOLDER SUITE COMMAND...
 
 # Lines "name<tab>milliseconds" of what a bench says.
 rows() {
-    sed -n 's/^\(.*[^ 0-9.]\) *\([0-9][0-9.]*\) ms .*GFLOP.*/\1\t\2/p' | sed 's/   */ /g'
+    sed -n 's/^\(.*[^ ]\)  *\([0-9][0-9.]*\) ms  *[0-9.]* GFLOP.*/\1\t\2/p' | sed 's/   */ /g'
 }
 
 bench() { # FOLDER IMPASTO
@@ -66,10 +68,10 @@ bench() { # FOLDER IMPASTO
     suites=$(cd "$folder" && ls -d ./*/lvp.json | sed 's#^\./##; s#/lvp.json##')
     for round in $(seq "$ROUNDS"); do
         for suite in here $suites; do
-            for what in gemm conv "unet -W 256 -H 256" "vae -W 256 -H 256"; do
+            echo "$BENCHES" | tr ';' '\n' | while read -r what; do
                 echo "round $round, $suite: $what" >&2
                 # shellcheck disable=SC2086
-                run "$folder" "$suite" "$program" bench $what --repeat 3 -q | rows >>"$out/$suite"
+                run "$folder" "$suite" "$program" bench $what --repeat 3 -q </dev/null | rows >>"$out/$suite"
             done
         done
     done
@@ -98,7 +100,7 @@ run | bench)
     "$what" "$folder" "$@"
     ;;
 *)
-    sed -n '2,13s/^# \{0,1\}//p' "$0"
+    sed -n '2,14s/^# \{0,1\}//p' "$0"
     exit 64
     ;;
 esac
