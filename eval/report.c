@@ -390,8 +390,7 @@ static void put_comparison(const ipt_eval *v, text *t, double *a)
 static void put_variants(const ipt_eval *v, text *t, double *a)
 {
     size_t n = 0, n_variant = 0;
-    const ipt_eval_group *all = &ipt_eval_groups(&n)[0];
-    all += n - 1;
+    const ipt_eval_group *g = ipt_eval_groups(&n), *all = &g[n - 1];
     for (size_t m = 0; m < v->n_method; m++)
         n_variant += first_variant(v, m) != m;
     if (n_variant == 0)

@@ -199,7 +199,7 @@ static gemm_job job_of(const ipt_launch *l, const ipt_gemm *g)
     if (g->mix.i > 0)
         j.tm = mix_tile(j.sg, g->mix.i);
     if (g->each > 0)
-        j.tm = j.sg > 32 || (j.sg <= 32 && g->each % 32 != 0) ? (j.sg > 16 ? j.sg : 16) : 32;
+        j.tm = j.sg <= 32 && g->each % 32 == 0 ? 32 : j.sg > 16 ? j.sg : 16;
     j.coop = j.simd ? 0 : coop_count(dev, g);
     j.has = (g->bias.number >= 0 ? HAS_BIAS : 0u) | (g->t.number >= 0 ? HAS_T : 0u) |
             (g->r.number >= 0 ? HAS_R : 0u);
@@ -218,8 +218,8 @@ static gemm_job job_of(const ipt_launch *l, const ipt_gemm *g)
     return j;
 }
 
-static void bind_optional(ipt_dispatch *d, const ipt_gemm *g, ipt_operand o, uint64_t off,
-                          uint64_t bytes)
+void ipt_gemm_bind_optional(ipt_dispatch *d, const ipt_gemm *g, ipt_operand o, uint64_t off,
+                            uint64_t bytes)
 {
     if (o.number >= 0)
         ipt_launch_bind_range(d, IPT_BIND_SSBO, o.src, o.number, false, off, bytes);
@@ -231,8 +231,8 @@ static void bind_optional(ipt_dispatch *d, const ipt_gemm *g, ipt_operand o, uin
 static void bind_mixed(ipt_dispatch *d, const gemm_job *j)
 {
     const ipt_gemm *g = j->g;
-    const bool half = g->act == IPT_F16, gated = g->mix.gates.number >= 0;
-    const ipt_bind_kind view = half ? IPT_BIND_TEXEL_RGBA16F : IPT_BIND_TEXEL_RGBA32F;
+    const bool gated = g->mix.gates.number >= 0;
+    const ipt_bind_kind view = ipt_gemm_view(g->act);
     const ipt_operand gates = gated ? g->mix.gates : g->mix.p,
                       slot = gated ? g->mix.slot : g->mix.p, r = g->r.number >= 0 ? g->r : g->a;
     ipt_launch_spec(d, (uint32_t)g->mix.i);
@@ -278,7 +278,7 @@ static ipt_status add_band(ipt_launch *l, const gemm_job *j, int64_t m0, int64_t
     }
     push.turned = (uint64_t)j->panels * j->panel_bytes > CACHED_PANELS;
     const bool half = g->act == IPT_F16;
-    const ipt_bind_kind act_view = half ? IPT_BIND_TEXEL_RGBA16F : IPT_BIND_TEXEL_RGBA32F;
+    const ipt_bind_kind act_view = ipt_gemm_view(g->act);
     const char *shader = j->coop    ? "gemm_coop.f16"
                          : !j->simd ? (half ? "gemm_tile.f16" : "gemm_tile.f32")
                          : g->mix.i ? (half ? "gemm.mx16" : "gemm.mx32")
@@ -332,9 +332,9 @@ static ipt_status add_band(ipt_launch *l, const gemm_job *j, int64_t m0, int64_t
                               (uint64_t)(p1 - p0) * j->panel_bytes + j->tail);
     }
     ipt_launch_bind_range(d, IPT_BIND_SSBO, g->y.src, g->y.number, true, y_off, y_len);
-    bind_optional(d, g, g->bias, 0, (uint64_t)g->cols * 4);
-    bind_optional(d, g, g->t, 0, (uint64_t)g->walk.n * (uint64_t)g->cols * j->elt);
-    bind_optional(d, g, g->r, y_off, y_len);
+    ipt_gemm_bind_optional(d, g, g->bias, 0, (uint64_t)g->cols * 4);
+    ipt_gemm_bind_optional(d, g, g->t, 0, (uint64_t)g->walk.n * (uint64_t)g->cols * j->elt);
+    ipt_gemm_bind_optional(d, g, g->r, y_off, y_len);
     if (j->texel && g->r.number >= 0 && (j->has & HAS_QUADS))
         ipt_launch_bind_range(d, act_view, g->r.src, g->r.number, false, y_off, y_len);
     else if (j->texel) /* never read */

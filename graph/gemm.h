@@ -83,6 +83,16 @@ typedef struct ipt_gemm {
  * indices pass 32 bits. */
 IPT_CHECKED ipt_status ipt_gemm_launch(ipt_launch *l, const ipt_gemm *g);
 
+/* The texel view of activations: four at once. */
+static inline ipt_bind_kind ipt_gemm_view(ipt_dtype act)
+{
+    return act == IPT_F16 ? IPT_BIND_TEXEL_RGBA16F : IPT_BIND_TEXEL_RGBA32F;
+}
+/* Binds bytes [off, off + bytes) of an operand that the kernel reads only where there is one; of
+ * none the start of b, so that every binding is valid. */
+void ipt_gemm_bind_optional(ipt_dispatch *d, const ipt_gemm *g, ipt_operand o, uint64_t off,
+                            uint64_t bytes);
+
 /* Whether one kernel of this device makes a plain product and mixes its rows. */
 bool ipt_gemm_can_mix(const ipt_launch *l, const ipt_gemm *g);
 

@@ -8,7 +8,7 @@
 /* Whether this convolution is one of them and faster so.  The answer depends on one image's size,
  * not on how many there are: a picture has the same bits alone and in a batch. */
 bool ipt_winograd_fits(const ipt_launch *l, const ipt_gemm *g);
-/* Appends the dispatches and takes three pieces of scratch, 80 MiB at most together unless one line
+/* Appends the dispatches and takes three pieces of scratch, 64 MiB at most together unless one line
  * of tiles needs more.  Errors: those of ipt_gemm_launch. */
 IPT_CHECKED ipt_status ipt_winograd_launch(ipt_launch *l, const ipt_gemm *g);
 #endif

@@ -9,11 +9,11 @@
 // -DMIX: rows of the product are those of matrices of MIX_I rows; y[r, o] = g sum_i p[i, o] of row
 // r MIX_I + i, or with SWAPPED its transpose; g = gates[mix_gates + r / mix_each, slot[0]].
 // Grid: x = column tiles, y = row tiles (turned: the other way).  Shared memory: none.
-// Four k's a turn: eight made the loop longer than a CPU's cache of decoded instructions (at half
-// the speed on Mesa 25.0.7, no gain on 22.3.6).  Tried on llvmpipe 22.3.6 and not better: u64
-// stores, fetching `a` without looking ahead (-10 %), row tiles first for small `b` (-7 %), blocks
-// of 2, 4 or 8 row tiles for each column tile (0 to -8 %), imageStore for y (-5 %; to rgba16f it
-// cuts off).
+// Four k's a turn: eight made the loop longer than, probably, a CPU's cache of decoded instructions
+// (at half the speed on Mesa 25.0.7, no gain on 22.3.6).  Tried on llvmpipe 22.3.6 and not better:
+// u64 stores, fetching `a` without looking ahead (-10 %), row tiles first for small `b` (-7 %),
+// blocks of 2, 4 or 8 row tiles for each column tile (0 to -8 %), imageStore for y (-5 %; to
+// rgba16f it cuts off).
 #version 450
 //! variant tx32 -DTEXEL
 //! variant tx16 -DTEXEL -DACT_F16

@@ -3,7 +3,6 @@
 // One invocation: four columns of one k, of f16 panels two k's.
 // Grid: group_linear.  Shared memory: none.
 #version 450
-//! variant f32
 #extension GL_GOOGLE_include_directive : require
 #include "winograd.glsl"
 layout(local_size_x_id = 0) in;
@@ -33,25 +32,17 @@ void main()
     [[unroll]] for (int t = 0; t < 9; t++)
         raw[t] = imageLoad(g_view, from + t * rows * 8);
     int to = panel * pc.depth * 8 + lane;
-    if (B16 == 0) {
-        [[unroll]] for (int t = 0; t < 9; t++)
-            g[t] = uintBitsToFloat(raw[t]);
-        transform();
-        if (item < pc.n)
-            [[unroll]] for (int i = 0; i < 36; i++)
-                u_data[i * pc.quads + to + row * 8] = u[i];
-        return;
-    }
-    [[dont_unroll]] for (int odd = 0; odd < 2; odd++)
+    [[dont_unroll]] for (int odd = 0; odd <= B16; odd++)
     { // half the code to compile
         [[unroll]] for (int t = 0; t < 9; t++) {
             uvec4 pair = odd != 0 ? raw[t] >> 16 : raw[t];
-            g[t] = vec4(unpackHalf2x16(pair.x).x, unpackHalf2x16(pair.y).x,
-                        unpackHalf2x16(pair.z).x, unpackHalf2x16(pair.w).x);
+            g[t] = B16 == 0 ? uintBitsToFloat(raw[t])
+                            : vec4(unpackHalf2x16(pair.x).x, unpackHalf2x16(pair.y).x,
+                                   unpackHalf2x16(pair.z).x, unpackHalf2x16(pair.w).x);
         }
         transform();
         if (item < pc.n)
             [[unroll]] for (int i = 0; i < 36; i++)
-                u_data[i * pc.quads + to + (row * 2 + odd) * 8] = u[i];
+                u_data[i * pc.quads + to + (row * (1 + B16) + odd) * 8] = u[i];
     }
 }

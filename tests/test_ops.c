@@ -364,14 +364,14 @@ typedef struct test_state {
     bool winograd; /* by Winograd's method wherever it can be */
 } test_state;
 
-/* To be called before and after plans are made. */
-static void prefer_winograd(ipt_gpu *gpu, const test_state *t, bool on)
+/* For plans that are made from now on; the former value, to be set back. */
+static uint8_t set_winograd(ipt_gpu *gpu, uint8_t value)
 {
-    if (!t->winograd)
-        return;
     ipt_traits traits = *ipt_gpu_traits(gpu);
-    traits.winograd = on ? 2 : 1;
+    const uint8_t was = traits.winograd;
+    traits.winograd = value;
     ipt_gpu_limit_traits(gpu, &traits);
+    return was;
 }
 
 /* Convolutions of 3 x 3 pixels and stride 1. */
@@ -426,12 +426,12 @@ static void parity(void **state)
     ipt_graph *g = build(ctx, t->c, m->act, &run, wrt, &n_wrt);
     test_weights store = make_store(gpu, m->weight);
     ipt_plan *host = NULL, *dev = NULL;
-    prefer_winograd(gpu, t, true);
+    const uint8_t winograd = t->winograd ? set_winograd(gpu, 2) : ipt_gpu_traits(gpu)->winograd;
     assert_ok(ctx, ipt_plan_create(g, &(ipt_plan_opts){.weights = &store.base}, &host));
     assert_ok(
         ctx, ipt_plan_create(g, &(ipt_plan_opts){.gpu = gpu, .weights = &store.base, .guard = true},
                              &dev));
-    prefer_winograd(gpu, t, false);
+    set_winograd(gpu, winograd);
     for (uint64_t seed = 1; seed <= 2; seed++) { /* the second run replays the same commands */
         write_leaves(ctx, &run, host, seed);
         write_leaves(ctx, &run, dev, seed);
@@ -496,12 +496,12 @@ static void narrow(void **state)
     uint64_t range = 0;
     ipt_graph *g = build(ctx, t->c, w->act, &run, wrt, &n_wrt);
     test_weights store = make_store(gpu, w->act);
-    prefer_winograd(gpu, t, true);
+    const uint8_t winograd = t->winograd ? set_winograd(gpu, 2) : ipt_gpu_traits(gpu)->winograd;
     ipt_plan *host = NULL, *whole = NULL, *dev = narrow_plan(ctx, g, gpu, &store, w, &range);
     assert_ok(ctx, ipt_plan_create(g, &(ipt_plan_opts){.weights = &store.base}, &host));
     assert_ok(ctx,
               ipt_plan_create(g, &(ipt_plan_opts){.gpu = gpu, .weights = &store.base}, &whole));
-    prefer_winograd(gpu, t, false);
+    set_winograd(gpu, winograd);
     for (uint32_t i = 0; i < dev->n_node; i++)
         if (dev->node[i].launch.n_d > whole->node[i].launch.n_d)
             walked[dev->node[i].n.op] = true;

@@ -12,6 +12,7 @@
 # rows slower.
 set -eu
 DEBIAN=${DEBIAN:-http://deb.debian.org/debian}
+KEYS=${KEYS:-/usr/share/keyrings/debian-archive-keyring.gpg}
 ROUNDS=${ROUNDS:-3}
 BENCHES=${BENCHES:-gemm; conv; unet -W 256 -H 256; vae -W 256 -H 256}
 
@@ -21,8 +22,8 @@ get() { # FOLDER SUITE
     : >"$root/apt/status"
     base=${2%-backports}
     {
-        echo "deb [trusted=yes] $DEBIAN $base main"
-        [ "$base" = "$2" ] || echo "deb [trusted=yes] $DEBIAN $2 main"
+        echo "deb [signed-by=$KEYS] $DEBIAN $base main"
+        [ "$base" = "$2" ] || echo "deb [signed-by=$KEYS] $DEBIAN $2 main"
     } >"$root/apt/sources.list"
     set -- "$root" "$2" -o "Dir::State=$root/apt" -o "Dir::State::status=$root/apt/status" -o "Dir::Cache=$root/apt" \
         -o "Dir::Etc::sourcelist=$root/apt/sources.list" -o Dir::Etc::sourceparts=/dev/null \
