@@ -3,6 +3,7 @@
  * operator. */
 #include "graph/gemm.h"
 
+#include "graph/coop.h"
 #include "graph/winograd.h"
 
 #include <string.h>
@@ -22,7 +23,7 @@ _Static_assert(sizeof(pack_push) <= IPT_MAX_PUSH, "pack push block");
 
 enum { HAS_BIAS = 1, HAS_T = 2, HAS_R = 4, HAS_QUADS = 8, HAS_GROUPS = 16 };
 enum { TILE_ROWS = 64, TILE_COLS = 64, TILE_THREADS = 128, PACK_THREADS = 64 };
-enum { COOP_SHARED = 27648 }; /* bytes of gemm_coop.comp */
+enum { MOST_PARTS = 64 << 20 }; /* bytes of the sums of a product that is made in parts */
 /* Up to here all panels are walked for one tile of rows (they stream from the last-level cache);
  * beyond, all rows for one tile of columns. */
 enum { CACHED_PANELS = 16 << 20 };
@@ -129,7 +130,7 @@ typedef struct gemm_job {
     const ipt_gemm *g;
     bool simd, texel;
     uint32_t sg, tm; /* simd */
-    uint32_t coop;   /* gemm_coop.comp: matrices of results a subgroup makes; 0 = not used */
+    ipt_coop_tile coop; /* threads 0: not used */
     int32_t quads, taps, panels;
     uint64_t a_quad, elt, panel_bytes,
         tail; /* bytes: a quad of a, an element, a panel, zeros behind */
@@ -145,17 +146,6 @@ static void simd_tile(gemm_job *j, int64_t rows)
     j->tm = j->texel && t16 * 13 < t32 * 12 ? 16 : 32;
     if (rows <= (int64_t)j->sg || j->tm < j->sg)
         j->tm = j->sg;
-}
-
-/* Cooperative matrices take f16 only, and a workgroup's results must come out even. */
-static uint32_t coop_count(const ipt_traits *dev, const ipt_gemm *g)
-{
-    if (dev->coop_m == 0 || g->act != IPT_F16 || g->b_type != IPT_F16 ||
-        dev->shared_bytes < COOP_SHARED || dev->subgroup == 0 || TILE_THREADS % dev->subgroup)
-        return 0;
-    uint32_t subgroups = TILE_THREADS / dev->subgroup;
-    uint32_t matrices = TILE_ROWS / dev->coop_m * (TILE_COLS / dev->coop_n);
-    return matrices % subgroups ? 0 : matrices / subgroups;
 }
 
 static uint64_t gcd(uint64_t a, uint64_t b)
@@ -200,7 +190,8 @@ static gemm_job job_of(const ipt_launch *l, const ipt_gemm *g)
         j.tm = mix_tile(j.sg, g->mix.i);
     if (g->each > 0)
         j.tm = j.sg <= 32 && g->each % 32 == 0 ? 32 : j.sg > 16 ? j.sg : 16;
-    j.coop = j.simd ? 0 : coop_count(dev, g);
+    if (!j.simd && g->act == IPT_F16 && g->b_type == IPT_F16 && g->mix.i == 0 && g->each == 0)
+        j.coop = ipt_coop_choose(dev, g->rows, g->cols, j.taps, g->k);
     j.has = (g->bias.number >= 0 ? HAS_BIAS : 0u) | (g->t.number >= 0 ? HAS_T : 0u) |
             (g->r.number >= 0 ? HAS_R : 0u);
     if (g->mix.is_swapped ? g->mix.o % 4 == 0
@@ -251,105 +242,195 @@ static void bind_mixed(ipt_dispatch *d, const gemm_job *j)
     d->macs = (double)g->rows * g->cols * (g->k + g->mix.o);
 }
 
-/* Rows [m0, m1) and panels [p0, p1). */
-static ipt_status add_band(ipt_launch *l, const gemm_job *j, int64_t m0, int64_t m1, int32_t p0,
-                           int32_t p1, uint64_t a_off, uint64_t a_len)
+/* Of one dispatch: rows [m0, m1) and panels [p0, p1). */
+typedef struct gemm_band {
+    int64_t m0, m1;
+    int32_t p0, p1;
+    uint64_t a_off, a_len; /* bytes of a that it reads */
+    uint32_t parts;        /* of the depth, > 1: sums go to scratch `sums` */
+    int sums;
+} gemm_band;
+
+static gemm_push push_of(const gemm_job *j, const gemm_band *b)
 {
     const ipt_gemm *g = j->g;
-    gemm_push push = {.rows = (int32_t)(m1 - m0),
-                      .row0 = (int32_t)m0,
+    gemm_push push = {.rows = (int32_t)(b->m1 - b->m0),
+                      .row0 = (int32_t)b->m0,
                       .cols = g->cols,
-                      .col0 = p0 * 32,
+                      .col0 = b->p0 * 32,
                       .quads = j->quads,
                       .taps = j->taps,
-                      .panels = p1 - p0,
+                      .panels = b->p1 - b->p0,
                       .kw = g->walk.kernel,
-                      .a_first = (int32_t)(a_off / j->a_quad),
+                      .a_first = (int32_t)(b->a_off / j->a_quad),
                       .ldy = g->ldy,
-                      .y0 = g->y0};
+                      .y0 = g->y0,
+                      .each = g->each,
+                      .side = j->side,
+                      .side_cols = g->side_cols};
     walk_push(&g->walk, &push.ow, &push.opix, &push.h);
-    push.each = g->each;
-    push.side = j->side;
-    push.side_cols = g->side_cols;
     if (g->mix.i > 0) {
         push.mix_each = (int32_t)(g->rows / g->mix.i / g->mix.batch);
         push.mix_gates = g->mix.row * g->mix.batch;
         push.mix_slots = g->mix.slots;
     }
     push.turned = (uint64_t)j->panels * j->panel_bytes > CACHED_PANELS;
-    const bool half = g->act == IPT_F16;
-    const ipt_bind_kind act_view = ipt_gemm_view(g->act);
-    const char *shader = j->coop    ? "gemm_coop.f16"
-                         : !j->simd ? (half ? "gemm_tile.f16" : "gemm_tile.f32")
-                         : g->mix.i ? (half ? "gemm.mx16" : "gemm.mx32")
-                         : j->texel ? (half ? "gemm.tx16" : "gemm.tx32")
-                                    : (half ? "gemm.sb16" : "gemm.sb32");
-    ipt_dispatch *d = ipt_launch_add(l, shader, &push, sizeof push);
-    if (!d)
-        return l->status;
-    uint32_t rows = (uint32_t)(m1 - m0), cols = (uint32_t)(p1 - p0) * 32;
+    return push;
+}
+
+static const char *shader_of(const ipt_launch *l, const gemm_job *j, const gemm_band *b)
+{
+    static const char *const coop[2][2] = {{"gemm_coop.f16", "gemm_coop.part"},
+                                           {"gemm_emu.f16", "gemm_emu.part"}};
+    const bool half = j->g->act == IPT_F16;
+    return j->coop.threads ? coop[l->dev->coop_emulated][b->parts > 1]
+           : !j->simd      ? (half ? "gemm_tile.f16" : "gemm_tile.f32")
+           : j->g->mix.i   ? (half ? "gemm.mx16" : "gemm.mx32")
+           : j->texel      ? (half ? "gemm.tx16" : "gemm.tx32")
+                           : (half ? "gemm.sb16" : "gemm.sb32");
+}
+
+/* The constants of the shader and how many workgroups it takes. */
+static void shape(const ipt_launch *l, ipt_dispatch *d, const gemm_job *j, const gemm_band *b,
+                  bool is_turned)
+{
+    const ipt_gemm *g = j->g;
+    const uint32_t rows = (uint32_t)(b->m1 - b->m0), cols = (uint32_t)(b->p1 - b->p0) * 32;
+    const ipt_coop_tile *c = &j->coop;
+    d->groups[2] = 1;
     if (j->simd) {
         ipt_launch_spec(d, j->sg);
         ipt_launch_spec(d, j->tm);
         d->k.subgroup = j->sg;
-        d->groups[push.turned ? 0 : 1] = (rows + j->tm - 1) / j->tm;
-        d->groups[push.turned ? 1 : 0] = (cols + 4 * j->sg - 1) / (4 * j->sg);
+        d->groups[is_turned ? 0 : 1] = (rows + j->tm - 1) / j->tm;
+        d->groups[is_turned ? 1 : 0] = (cols + 4 * j->sg - 1) / (4 * j->sg);
     } else {
-        d->groups[0] = (rows + TILE_ROWS - 1) / TILE_ROWS;
-        d->groups[1] = (cols + TILE_COLS - 1) / TILE_COLS;
+        const uint32_t tile_rows = c->threads ? c->bm : TILE_ROWS,
+                       tile_cols = c->threads ? c->bn : TILE_COLS;
+        d->groups[0] = (rows + tile_rows - 1) / tile_rows;
+        d->groups[1] = (cols + tile_cols - 1) / tile_cols;
     }
-    d->groups[2] = 1;
-    if (j->coop) {
-        ipt_launch_spec(d, l->dev->coop_m);
-        ipt_launch_spec(d, l->dev->coop_n);
-        ipt_launch_spec(d, l->dev->coop_k);
-        ipt_launch_spec(d, j->coop);
+    if (c->threads) {
+        const uint32_t spec[] = {c->threads,      l->dev->coop_m, l->dev->coop_n, l->dev->coop_k,
+                                 c->bm,           c->bn,          c->bk,          c->down,
+                                 c->across,       j->quads % 2 == 0};
+        for (size_t i = 0; i < IPT_COUNT(spec); i++)
+            ipt_launch_spec(d, spec[i]);
         d->k.subgroup = j->sg;
+        d->groups[2] = b->parts;
     } else {
         ipt_launch_spec(d, g->b_type == IPT_F16);
     }
     ipt_launch_spec(d, (uint32_t)g->walk.mode);
     ipt_launch_spec(d, j->has);
     if (j->simd)
-        ipt_launch_spec(d, g->side > 0 ? g->u_type == IPT_F16 : half);
+        ipt_launch_spec(d, g->side > 0 ? g->u_type == IPT_F16 : g->act == IPT_F16);
+}
+
+/* Bindings 2 to 5 of every shape, the result's rows among them. */
+static ipt_status bind_result(const ipt_launch *l, ipt_dispatch *d, const gemm_job *j,
+                              const gemm_band *b)
+{
+    const ipt_gemm *g = j->g;
+    const uint64_t line = (uint64_t)g->ldy * j->elt;
+    const uint64_t lead =
+        g->y0 >= g->ldy ? (uint64_t)g->y0 * j->elt : 0; /* the result starts rows further down */
+    const uint64_t off = (uint64_t)b->m0 * line, len = (uint64_t)(b->m1 - b->m0) * line + lead;
+    if (len > l->dev->max_range)
+        return IPT_ERR_TOO_LARGE;
+    ipt_launch_bind_range(d, IPT_BIND_SSBO, g->y.src, g->y.number, true, off, len);
+    ipt_gemm_bind_optional(d, g, g->bias, 0, (uint64_t)g->cols * 4);
+    ipt_gemm_bind_optional(d, g, g->t, 0, (uint64_t)g->walk.n * (uint64_t)g->cols * j->elt);
+    ipt_gemm_bind_optional(d, g, g->r, off, len);
+    if (j->texel && g->r.number >= 0 && (j->has & HAS_QUADS))
+        ipt_launch_bind_range(d, ipt_gemm_view(g->act), g->r.src, g->r.number, false, off, len);
+    else if (j->texel) /* never read */
+        ipt_launch_bind(d, ipt_gemm_view(g->act), g->a.src, g->a.number, false);
+    return IPT_OK;
+}
+
+static void bind_b(ipt_dispatch *d, const gemm_job *j, const gemm_band *b)
+{
+    ipt_launch_bind_range(d, IPT_BIND_SSBO, j->g->b.src, j->g->b.number, false,
+                          (uint64_t)b->p0 * j->panel_bytes,
+                          (uint64_t)(b->p1 - b->p0) * j->panel_bytes + j->tail);
+}
+
+/* Adds up the sums of all parts, and what the product's epilogue adds. */
+static ipt_status add_parts(ipt_launch *l, const gemm_job *j, const gemm_band *b, gemm_push push,
+                            const uint32_t groups[3])
+{
+    push.each = (int32_t)(groups[0] * j->coop.bm);
+    push.side_cols = (int32_t)(groups[1] * j->coop.bn);
+    ipt_dispatch *d = ipt_launch_add(l, "gemm_parts.f16", &push, sizeof push);
+    if (!d)
+        return l->status;
+    ipt_launch_spec(d, PACK_THREADS);
+    ipt_launch_spec(d, b->parts);
+    ipt_launch_spec(d, j->has);
+    ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_SCRATCH, b->sums, false);
+    bind_b(d, j, b); /* never read */
+    IPT_TRY(bind_result(l, d, j, b));
+    ipt_launch_linear(l, d, (uint64_t)push.rows * (uint64_t)((j->g->cols + 3) / 4), PACK_THREADS);
+    return IPT_OK;
+}
+
+static ipt_status add_band(ipt_launch *l, const gemm_job *j, const gemm_band *b)
+{
+    const ipt_gemm *g = j->g;
+    const gemm_push push = push_of(j, b);
+    const ipt_bind_kind act_view = ipt_gemm_view(g->act);
+    ipt_dispatch *d = ipt_launch_add(l, shader_of(l, j, b), &push, sizeof push);
+    if (!d)
+        return l->status;
+    shape(l, d, j, b, push.turned);
     if (g->mix.i > 0) {
         bind_mixed(d, j);
         return IPT_OK;
     }
-    uint64_t line = (uint64_t)g->ldy * j->elt;
-    uint64_t lead =
-        g->y0 >= g->ldy ? (uint64_t)g->y0 * j->elt : 0; /* the result starts rows further down */
-    uint64_t y_off = (uint64_t)m0 * line, y_len = (uint64_t)(m1 - m0) * line + lead;
-    if (y_len > l->dev->max_range)
-        return IPT_ERR_TOO_LARGE;
     if (j->texel) {
         ipt_launch_bind(d, act_view, g->a.src, g->a.number, false);
         ipt_launch_bind(d, IPT_BIND_TEXEL_RGBA32UI, g->b.src, g->b.number, false);
     } else {
-        ipt_launch_bind_range(d, IPT_BIND_SSBO, g->a.src, g->a.number, false, a_off, a_len);
-        ipt_launch_bind_range(d, IPT_BIND_SSBO, g->b.src, g->b.number, false,
-                              (uint64_t)p0 * j->panel_bytes,
-                              (uint64_t)(p1 - p0) * j->panel_bytes + j->tail);
+        ipt_launch_bind_range(d, IPT_BIND_SSBO, g->a.src, g->a.number, false, b->a_off, b->a_len);
+        bind_b(d, j, b);
     }
-    ipt_launch_bind_range(d, IPT_BIND_SSBO, g->y.src, g->y.number, true, y_off, y_len);
-    ipt_gemm_bind_optional(d, g, g->bias, 0, (uint64_t)g->cols * 4);
-    ipt_gemm_bind_optional(d, g, g->t, 0, (uint64_t)g->walk.n * (uint64_t)g->cols * j->elt);
-    ipt_gemm_bind_optional(d, g, g->r, y_off, y_len);
-    if (j->texel && g->r.number >= 0 && (j->has & HAS_QUADS))
-        ipt_launch_bind_range(d, act_view, g->r.src, g->r.number, false, y_off, y_len);
-    else if (j->texel) /* never read */
-        ipt_launch_bind(d, act_view, g->a.src, g->a.number, false);
+    IPT_TRY(bind_result(l, d, j, b));
+    if (b->parts > 1)
+        d->bind[2] = (ipt_bind){.kind = IPT_BIND_SSBO,
+                                .src = IPT_SRC_SCRATCH,
+                                .index = (uint8_t)b->sums,
+                                .write = true};
     if (j->texel) {
         const ipt_operand h = j->side ? g->h : g->a, u = j->side ? g->u : g->b;
         ipt_launch_bind(d, act_view, h.src, h.number, false);
         ipt_launch_bind(d, IPT_BIND_TEXEL_RGBA32UI, u.src, u.number, false);
     }
-    d->macs =
-        (double)rows *
-        (double)(cols < (uint32_t)(g->cols - p0 * 32) ? cols : (uint32_t)(g->cols - p0 * 32)) *
-        ((double)j->taps * (double)g->k + 4.0 * j->side);
-    d->no_wait = m0 > 0 || p0 > 0;
-    return IPT_OK;
+    const int32_t left = g->cols - b->p0 * 32, cols = (b->p1 - b->p0) * 32;
+    d->macs = (double)push.rows * (double)(cols < left ? cols : left) *
+              ((double)j->taps * (double)g->k + 4.0 * j->side);
+    d->no_wait = b->m0 > 0 || b->p0 > 0;
+    if (b->parts <= 1)
+        return IPT_OK;
+    const uint32_t groups[3] = {d->groups[0], d->groups[1], d->groups[2]};
+    return add_parts(l, j, b, push, groups);
+}
+
+/* Parts of the depth only where one dispatch makes the whole result and the node has scratch left. */
+static void cut_depth(ipt_launch *l, const gemm_job *j, gemm_band *b)
+{
+    const ipt_coop_tile *c = &j->coop;
+    b->parts = 1;
+    if (c->parts <= 1 || b->m1 - b->m0 < j->g->rows || b->p1 - b->p0 < j->panels ||
+        l->n_scratch + 2 > IPT_MAX_SCRATCH)
+        return;
+    const uint64_t cols = (uint64_t)j->panels * 32,
+                   bytes = c->parts * (((uint64_t)j->g->rows + c->bm - 1) / c->bm * c->bm) *
+                           ((cols + c->bn - 1) / c->bn * c->bn) * 4;
+    if (bytes > MOST_PARTS || bytes > l->dev->max_range)
+        return;
+    b->parts = c->parts;
+    b->sums = ipt_launch_scratch(l, bytes);
 }
 
 /* Bytes [*off, *off + *len) of a that rows [m0, m1) read. */
@@ -415,9 +496,12 @@ ipt_status ipt_gemm_launch(ipt_launch *l, const ipt_gemm *g)
             band -= band % granule;
             continue;
         }
-        for (int32_t p0 = 0; p0 < j.panels; p0 += panels)
-            IPT_TRY(add_band(l, &j, m0, m1, p0, p0 + panels < j.panels ? p0 + panels : j.panels,
-                             off, len));
+        for (int32_t p0 = 0; p0 < j.panels; p0 += panels) {
+            const int32_t p1 = p0 + panels < j.panels ? p0 + panels : j.panels;
+            gemm_band b = {.m0 = m0, .m1 = m1, .p0 = p0, .p1 = p1, .a_off = off, .a_len = len};
+            cut_depth(l, &j, &b);
+            IPT_TRY(add_band(l, &j, &b));
+        }
         m0 = m1;
     }
     if (g->side == 0 || j.side)

@@ -361,16 +361,22 @@ typedef struct test_state {
     char name[160];
     const op_case *c;
     int mode, shape;
-    bool winograd; /* by Winograd's method wherever it can be */
+    enum { AS_IT_IS, WINOGRAD, COOP } kernels;
 } test_state;
 
-/* For plans that are made from now on; the former value, to be set back. */
-static uint8_t set_winograd(ipt_gpu *gpu, uint8_t value)
+/* For plans that are made from now on: 3 x 3 convolutions by Winograd's method wherever it can be, or
+ * products as for matrix units of 8 x 8 x 8, which are emulated.  The former traits, to be set back. */
+static ipt_traits set_kernels(ipt_gpu *gpu, const test_state *t)
 {
-    ipt_traits traits = *ipt_gpu_traits(gpu);
-    const uint8_t was = traits.winograd;
-    traits.winograd = value;
-    ipt_gpu_limit_traits(gpu, &traits);
+    const ipt_traits was = *ipt_gpu_traits(gpu);
+    ipt_traits now = was;
+    if (t->kernels == WINOGRAD)
+        now.winograd = 2;
+    if (t->kernels == COOP) {
+        now.coop_emulated = true;
+        now.coop_m = now.coop_n = now.coop_k = 8;
+    }
+    ipt_gpu_limit_traits(gpu, &now);
     return was;
 }
 
@@ -382,6 +388,16 @@ static bool is_conv(const op_case *c)
         if (strstr(c->name, others[i]))
             return false;
     return strstr(c->name, "conv2d") != NULL;
+}
+
+/* Of 16-bit operands: what matrix units take. */
+static bool has_products(const op_case *c, ipt_dtype act)
+{
+    static const char *const names[] = {"conv2d", "linear", "kron"};
+    for (size_t i = 0; i < IPT_COUNT(names); i++)
+        if (act == IPT_F16 && strstr(c->name, names[i]))
+            return true;
+    return false;
 }
 
 static void need_device(const ipt_gpu *gpu, ipt_dtype act)
@@ -426,12 +442,12 @@ static void parity(void **state)
     ipt_graph *g = build(ctx, t->c, m->act, &run, wrt, &n_wrt);
     test_weights store = make_store(gpu, m->weight);
     ipt_plan *host = NULL, *dev = NULL;
-    const uint8_t winograd = t->winograd ? set_winograd(gpu, 2) : ipt_gpu_traits(gpu)->winograd;
+    const ipt_traits traits = set_kernels(gpu, t);
     assert_ok(ctx, ipt_plan_create(g, &(ipt_plan_opts){.weights = &store.base}, &host));
     assert_ok(
         ctx, ipt_plan_create(g, &(ipt_plan_opts){.gpu = gpu, .weights = &store.base, .guard = true},
                              &dev));
-    set_winograd(gpu, winograd);
+    ipt_gpu_limit_traits(gpu, &traits);
     for (uint64_t seed = 1; seed <= 2; seed++) { /* the second run replays the same commands */
         write_leaves(ctx, &run, host, seed);
         write_leaves(ctx, &run, dev, seed);
@@ -496,12 +512,12 @@ static void narrow(void **state)
     uint64_t range = 0;
     ipt_graph *g = build(ctx, t->c, w->act, &run, wrt, &n_wrt);
     test_weights store = make_store(gpu, w->act);
-    const uint8_t winograd = t->winograd ? set_winograd(gpu, 2) : ipt_gpu_traits(gpu)->winograd;
+    const ipt_traits traits = set_kernels(gpu, t);
     ipt_plan *host = NULL, *whole = NULL, *dev = narrow_plan(ctx, g, gpu, &store, w, &range);
     assert_ok(ctx, ipt_plan_create(g, &(ipt_plan_opts){.weights = &store.base}, &host));
     assert_ok(ctx,
               ipt_plan_create(g, &(ipt_plan_opts){.gpu = gpu, .weights = &store.base}, &whole));
-    set_winograd(gpu, winograd);
+    ipt_gpu_limit_traits(gpu, &traits);
     for (uint32_t i = 0; i < dev->n_node; i++)
         if (dev->node[i].launch.n_d > whole->node[i].launch.n_d)
             walked[dev->node[i].n.op] = true;
@@ -634,12 +650,20 @@ int main(void)
                     tests[n++] =
                         (struct CMUnitTest){t->name, s < 0 ? gradient : parity, NULL, NULL, t};
                 }
-            for (int m = 0; m < (int)(IPT_COUNT(modes) + IPT_COUNT(narrows)) && is_conv(c); m++) {
-                const int narrow_at = m - (int)IPT_COUNT(modes);
+            for (int m = 0; m < 2 * (int)(IPT_COUNT(modes) + IPT_COUNT(narrows)); m++) {
+                const bool is_coop = m % 2;
+                const int narrow_at = m / 2 - (int)IPT_COUNT(modes), at = narrow_at < 0 ? m / 2 : narrow_at;
+                if (is_coop ? !has_products(c, narrow_at < 0 ? modes[at].act : narrows[at].act)
+                            : !is_conv(c))
+                    continue;
                 test_state *t = &states[n];
-                *t = (test_state){.c = c, .mode = narrow_at < 0 ? m : narrow_at, .winograd = true};
-                ipt_name(t->name, sizeof t->name, "%s/%s/winograd", c->name,
-                         narrow_at < 0 ? modes[m].name : narrows[narrow_at].name);
+                *t = (test_state){.c = c,
+                                  .mode = at,
+                                  .shape = is_coop ? 1 : 0,
+                                  .kernels = is_coop ? COOP : WINOGRAD};
+                ipt_name(t->name, sizeof t->name, "%s/%s/%s", c->name,
+                         narrow_at < 0 ? modes[at].name : narrows[at].name,
+                         is_coop ? "coop" : "winograd");
                 if (only && !strstr(t->name, only))
                     continue;
                 assert_true(n + 2 < MAX_TESTS);

@@ -431,6 +431,10 @@ void ipt_gpu_limit_traits(ipt_gpu *gpu, const ipt_traits *t)
     own->max_group_count = t->max_group_count;
     own->align = t->align;
     own->winograd = t->winograd;
+    own->coop_emulated = t->coop_emulated;
+    own->coop_m = t->coop_m;
+    own->coop_n = t->coop_n;
+    own->coop_k = t->coop_k;
 }
 ipt_ctx *ipt_gpu_ctx(const ipt_gpu *gpu) { return gpu->ctx; }
 uint32_t ipt_gpu_validation_count(const ipt_gpu *gpu) { return atomic_load(&gpu->n_messages); }

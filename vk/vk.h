@@ -24,6 +24,7 @@ typedef struct ipt_traits {
     /* Matrix shape of VK_KHR_cooperative_matrix, f16 x f16 -> f32, subgroup scope; powers of two,
      * m and n <= 64, k <= 32; 0 = none, or the build's glslc or headers do not know them. */
     uint32_t coop_m, coop_n, coop_k;
+    bool coop_emulated;    /* tests: such matrices in plain arithmetic (shaders/gemm_emu.comp) */
     bool subgroup_shuffle; /* compute stage has basic + arithmetic + shuffle subgroup operations */
     uint32_t subgroup; /* invocations of a subgroup; where the device could choose, the size that
                         * every pipeline is made with; 0 = unknown */
