@@ -311,6 +311,7 @@ static void shape(const ipt_launch *l, ipt_dispatch *d, const gemm_job *j, const
         d->groups[1] = (cols + tile_cols - 1) / tile_cols;
     }
     if (c->threads) {
+        d->is_matrix = true;
         const uint32_t spec[] = {c->threads,      l->dev->coop_m, l->dev->coop_n, l->dev->coop_k,
                                  c->bm,           c->bn,          c->bk,          c->down,
                                  c->across,       j->quads % 2 == 0};

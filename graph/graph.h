@@ -279,10 +279,12 @@ uint64_t ipt_plan_arena_bytes(const ipt_plan *p);
 size_t ipt_plan_n_dispatch(const ipt_plan *p);
 double ipt_plan_macs(const ipt_plan *p);       /* multiply-adds of a whole run; 0 on the host */
 double ipt_plan_early_macs(const ipt_plan *p); /* those of ipt_early's segment among them */
-/* Per-node device times of the last run (profile): op name, milliseconds, multiply-adds. */
+/* Per-node device times of the last run (profile) and the node's work. */
 typedef struct ipt_plan_row {
     const char *op, *name;
-    double ms, macs;
+    double ms;
+    double macs, matrix_macs; /* multiply-adds; of them, those of matrix units */
+    double bytes;             /* that must be read and written once: inputs, weights, outputs */
 } ipt_plan_row;
 IPT_CHECKED ipt_status ipt_plan_profile(ipt_plan *p, const ipt_plan_row **rows, size_t *n);
 void ipt_plan_destroy(ipt_plan **p); /* p and *p may be NULL */

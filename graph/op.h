@@ -1,5 +1,5 @@
-/* graph/op.h - what an operator is: signature, reference, gradient, kernel.  For graph/ and its
- * tests only; models see graph.h. */
+/* graph/op.h - what an operator is: signature, reference, gradient, kernel.  For graph/, its
+ * tests and bench/ only; models see graph.h. */
 #ifndef IPT_GRAPH_OP_H
 #define IPT_GRAPH_OP_H
 #include "graph/graph.h"
@@ -76,8 +76,9 @@ typedef struct ipt_dispatch {
     ipt_bind bind[IPT_MAX_BIND];
     uint8_t push[IPT_MAX_PUSH];
     uint32_t groups[3];
-    double macs;  /* multiply-adds, for profiles and submit sizes */
-    bool no_wait; /* independent of the dispatch before it in the same node: no barrier between */
+    double macs;    /* multiply-adds, for profiles and submit sizes */
+    bool is_matrix; /* they are done by matrix units */
+    bool no_wait;   /* independent of the dispatch before it in the same node: no barrier between */
 } ipt_dispatch;
 enum { IPT_MAX_SCRATCH = 6 };
 /* The list a kernel function fills; scratch lives for the node only. */
@@ -141,6 +142,7 @@ typedef struct ipt_op_def {
     uint8_t panel; /* bit i: in[i] is read as packed panels when it is a WEIGHT leaf */
     uint8_t back;  /* bit i, with panel's: better as panels of ipt_panel_back (IPT_USE_BACK) */
     uint8_t table; /* bit i: in[i] is an embedding table (IPT_USE_TABLE) */
+    uint8_t picks; /* bit i: of in[i] no more is read than out[0] holds */
     bool view;     /* out[0] is in[0] under another shape: no kernel at all */
     /* Checks attributes and sets out shapes (dims, rank and dtype) the signature cannot; called
      * after the signature matched; out[] comes filled where the signature says all.  NULL: sig says

@@ -145,6 +145,7 @@ static ipt_status slice_kernel(const ipt_node *n, ipt_launch *l)
 
 const ipt_op_def ipt_op_slice = {.name = "slice",
                                  .sig = "x:*c -> y:*d",
+                                 .picks = 1,
                                  .infer = slice_infer,
                                  .ref = slice_ref,
                                  .grad = slice_grad,
@@ -487,6 +488,7 @@ static ipt_status embedding_kernel(const ipt_node *n, ipt_launch *l)
 
 const ipt_op_def ipt_op_embedding = {.name = "embedding",
                                      .sig = "ids:nt table:vc -> y:ntc",
+                                     .picks = 2,
                                      .table = 2,
                                      .infer = embedding_infer,
                                      .ref = embedding_ref,
@@ -589,6 +591,7 @@ static ipt_status take_rows_kernel(const ipt_node *n, ipt_launch *l)
 
 const ipt_op_def ipt_op_take_rows = {.name = "take_rows",
                                      .sig = "x:ntc idx:n -> y:nc",
+                                     .picks = 1,
                                      .infer = take_rows_infer,
                                      .ref = take_rows_ref,
                                      .grad = take_rows_grad,

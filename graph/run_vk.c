@@ -484,6 +484,38 @@ static ipt_status check_guards(ipt_plan *p)
 }
 
 /* --- run -------------------------------------------------------------------------------------- */
+/* From the shapes, padding left out: the least that any kernel moves. */
+static double node_bytes(const ipt_node *n)
+{
+    const ipt_op_def *def = ipt_op_table[n->op];
+    const uint64_t y = ipt_shape_bytes(&n->out_shape[0]);
+    uint64_t sum = 0;
+    for (int k = 0; k < n->n_in && !def->view; k++) {
+        bool again = n->in[k] == 0;
+        for (int j = 0; j < k; j++)
+            again = again || n->in[j] == n->in[k];
+        const uint64_t x = again ? 0 : ipt_shape_bytes(&n->in_shape[k]);
+        sum += def->picks >> k & 1 && x > y ? y : x;
+    }
+    for (int k = 0; k < n->n_out && !def->view; k++)
+        sum += ipt_shape_bytes(&n->out_shape[k]);
+    return (double)sum;
+}
+
+static ipt_plan_row row_of(const ipt_planned_node *pn, double ms)
+{
+    ipt_plan_row row = {.op = ipt_op_table[pn->n.op]->name,
+                        .name = pn->n.name,
+                        .ms = ms,
+                        .bytes = node_bytes(&pn->n)};
+    for (size_t i = 0; i < pn->launch.n_d; i++) {
+        const ipt_dispatch *d = &pn->launch.d[i];
+        row.macs += d->macs;
+        row.matrix_macs += d->is_matrix ? d->macs : 0;
+    }
+    return row;
+}
+
 static ipt_status collect_profile(ipt_plan *p)
 {
     struct ipt_device_run *d = p->dev;
@@ -497,14 +529,8 @@ static ipt_status collect_profile(ipt_plan *p)
         double ms[MAX_NODES_PER_CMD + 2] = {0};
         const piece *c = &d->piece[i];
         IPT_TRY(ipt_cmd_stamps(c->cmd, ms, c->end - c->first + 1));
-        for (uint32_t k = c->first; k < c->end; k++) {
-            const ipt_planned_node *pn = &p->node[k];
-            ipt_plan_row *row = &d->row[k];
-            *row = (ipt_plan_row){ipt_op_table[pn->n.op]->name, pn->n.name,
-                                  ms[k - c->first + 1] - ms[k - c->first], 0};
-            for (size_t j = 0; j < pn->launch.n_d; j++)
-                row->macs += pn->launch.d[j].macs;
-        }
+        for (uint32_t k = c->first; k < c->end; k++)
+            d->row[k] = row_of(&p->node[k], ms[k - c->first + 1] - ms[k - c->first]);
     }
     return IPT_OK;
 }
