@@ -9,7 +9,8 @@
 
 #include <jansson.h>
 
-#include "graph/graph.h"
+#include "bench/peak.h"
+#include "graph/op.h"
 #include "vk/vk.h"
 
 typedef struct ipt_bench_opts {
@@ -28,10 +29,12 @@ typedef struct ipt_bench_opts {
     int32_t regions; /* unet with LoRAs: also with so many texts seen by place, the LoRAs bound */
     int32_t maps;    /* unet: k > 0: also attention maps of level k - 1 and their gradient */
     int32_t steps;   /* of generate */
+    /* The device and its peaks before any row; may be NULL; not called by generate. */
+    void (*begin)(void *user, const json_t *result);
     void (*row)(void *user, const json_t *row); /* each row as it is measured; may be NULL */
     void *user;
 } ipt_bench_opts;
-/* One object: what, device, rows[], ...  Ownership: caller, json_decref.
+/* One object: bench, version, device, driver, peak, rows[], ...  Ownership: caller, json_decref.
  * Errors: IPT_ERR_ARG (unknown `what` or config), those of devices and plans, IPT_ERR_CANCELLED. */
 IPT_CHECKED ipt_status ipt_bench_run(ipt_ctx *ctx, const ipt_bench_opts *o, json_t **out);
 
@@ -43,14 +46,19 @@ typedef struct bench {
     ipt_gpu *gpu;
     ipt_weights *weights;
     ipt_dtype act; /* of activations */
+    bench_peak peak;
     json_t *result, *rows;
     struct bench_blas *blas; /* NULL: OpenBLAS is not installed */
 } bench;
 
+/* Sums over operators of what ipt_plan_row says. */
+typedef struct bench_work {
+    double macs, matrix_macs, bytes;
+} bench_work;
 typedef struct bench_time {
     double first_ms;           /* the first run: pipelines are compiled */
     double wall_ms, device_ms; /* medians; device: sum over operators */
-    double macs;
+    bench_work work;
 } bench_time;
 /* A median of five runs of 8 ms is at the mercy of whatever wakes up beside it: short runs go on
  * until they have taken this long together, or BENCH_MAX_RUNS are done. */
@@ -64,8 +72,21 @@ double bench_median(double *v, size_t n); /* sorts v */
 IPT_CHECKED ipt_status bench_fill(bench *b, ipt_plan *p, const char *leaf, size_t n, double scale);
 /* Appends a row and shows it; takes row. */
 void bench_row(bench *b, json_t *row);
-/* Rows {op, n, ms, gflops} of the last run, slowest first. */
-IPT_CHECKED ipt_status bench_profile_json(ipt_plan *p, json_t **out);
+/* Adds to a row what was done in ms: gmac, gflops and, where the bytes are known, of_peak and
+ * of_bandwidth: the time in which the device could have computed, or moved, all of it, over ms.
+ * Products that run on matrix units are measured by their peak.  A convolution by Winograd's method
+ * counts as the direct sum and may pass 1. */
+void bench_add_shares(const bench *b, json_t *row, double ms, const bench_work *w);
+/* Rows {op, n, ms, gflops, ...} of the last run, slowest first. */
+IPT_CHECKED ipt_status bench_profile_json(const bench *b, ipt_plan *p, json_t **out);
+
+/* --- bench_ops.c: single operators ------------------------------------------------------------ */
+IPT_CHECKED ipt_status bench_gemm(bench *b);
+IPT_CHECKED ipt_status bench_conv(bench *b);
+/* Rows of every operator of the table; one without a case says so. */
+IPT_CHECKED ipt_status bench_ops(bench *b);
+/* The i-th case of bench_ops as a graph with the output "y", or false after the last; its name. */
+bool bench_ops_build(size_t i, ipt_dtype act, ipt_graph *g, ipt_op *op, const char **name);
 
 IPT_CHECKED ipt_status bench_unet(bench *b);
 IPT_CHECKED ipt_status bench_vae(bench *b);

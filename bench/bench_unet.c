@@ -180,10 +180,9 @@ fail:
 static void add_row(bench *b, const char *name, int32_t batch, const bench_time *t,
                     const ipt_plan *p, double plain_ms)
 {
-    json_t *row =
-        json_pack("{s:s, s:i, s:f, s:f, s:f, s:f, s:f}", "name", name, "batch", (int)batch,
-                  "first_ms", t->first_ms, "ms", t->wall_ms, "device_ms", t->device_ms, "gmac",
-                  t->macs * 1e-9, "gflops", 2e-6 * t->macs / t->wall_ms);
+    json_t *row = json_pack("{s:s, s:i, s:f, s:f, s:f}", "name", name, "batch", (int)batch,
+                            "first_ms", t->first_ms, "ms", t->wall_ms, "device_ms", t->device_ms);
+    bench_add_shares(b, row, t->wall_ms, &t->work);
     json_object_set_new(row, "arena_mib", json_real((double)ipt_plan_arena_bytes(p) / 1048576.0));
     json_object_set_new(row, "dispatches", json_integer((json_int_t)ipt_plan_n_dispatch(p)));
     if (plain_ms > 0)
@@ -259,7 +258,8 @@ static ipt_status bench_loras(bench *b, const ipt_unet_config *c, ipt_plan **pla
     IPT_TRY_GOTO(bench_measure(b, p, &t), end);
     if (b->o->regions > 1) {
         IPT_TRY_GOTO(make_plan(b, c, &l, b->o->batch, b->o->regions, &bound), end);
-        all = (bench_time){.macs = ipt_plan_macs(bound) - ipt_plan_early_macs(bound)};
+        /* bytes 0: what keys and values took, once, cannot be told apart */
+        all = (bench_time){.work.macs = ipt_plan_macs(bound) - ipt_plan_early_macs(bound)};
     }
     plan[KEPT] = plan[SWITCHED] = p;
     plan[BOUND] = bound;
@@ -272,11 +272,11 @@ static ipt_status bench_loras(bench *b, const ipt_unet_config *c, ipt_plan **pla
         add_row(b, "lora, bound to regions", b->o->batch, &all, bound, ms[BOUND] / ratio[BOUND]);
     }
     if (bound && b->o->profile) {
-        IPT_TRY_GOTO(bench_profile_json(bound, &ops), end);
+        IPT_TRY_GOTO(bench_profile_json(b, bound, &ops), end);
         json_object_set_new(b->result, "regions_profile", ops);
     }
     if (b->o->profile) {
-        IPT_TRY_GOTO(bench_profile_json(p, &ops), end);
+        IPT_TRY_GOTO(bench_profile_json(b, p, &ops), end);
         json_object_set_new(b->result, "lora_profile", ops);
     }
     bench_row(b, json_pack("{s:s, s:i, s:f, s:f}", "name", "lora, switched every run", "batch",
@@ -350,7 +350,7 @@ static ipt_status bench_maps(bench *b, const ipt_unet_config *c, double plain_ms
         bench_row(b, row);
     }
     if (b->o->profile) {
-        IPT_TRY_GOTO(bench_profile_json(p, &ops), end);
+        IPT_TRY_GOTO(bench_profile_json(b, p, &ops), end);
         json_object_set_new(b->result, "maps_profile", ops);
     }
 end:
@@ -374,7 +374,7 @@ ipt_status bench_unet(bench *b)
     IPT_TRY_GOTO(bench_measure(b, p, &t), end);
     add_row(b, "plain", b->o->batch, &t, p, 0);
     if (b->o->profile) {
-        IPT_TRY_GOTO(bench_profile_json(p, &ops), end);
+        IPT_TRY_GOTO(bench_profile_json(b, p, &ops), end);
         json_object_set_new(b->result, "profile", ops);
     }
     if (b->o->lora_rank > 0 && b->o->lora_count > 0)
@@ -406,7 +406,7 @@ ipt_status bench_vae(bench *b)
     json_object_set_new(b->result, "height", json_integer(8 * h));
     add_row(b, "decode", b->o->batch, &t, p, 0);
     if (b->o->profile) {
-        IPT_TRY_GOTO(bench_profile_json(p, &ops), end);
+        IPT_TRY_GOTO(bench_profile_json(b, p, &ops), end);
         json_object_set_new(b->result, "profile", ops);
     }
 end:

@@ -47,52 +47,125 @@ static const cli_option options[] = {
 
 static double num(const json_t *o, const char *key) { return ipt_json_num(o, key, 0); }
 
+/* --- tables ----------------------------------------------------------------------------------- */
+enum { TEXT = -1 };
+typedef struct column {
+    const char *key, *title;
+    int width, decimals; /* TEXT: left-aligned */
+    double scale;
+} column;
+#define SHARES                                                                                     \
+    {"gflops", "GFLOP/s", 9, 1, 1}, {"of_peak", "peak %", 7, 1, 100},                              \
+    {                                                                                              \
+        "of_bandwidth", "mem %", 7, 1, 100                                                         \
+    }
+static const column matrix_columns[] = {{"name", "", 27, TEXT, 0},
+                                        {"m", "rows", 6, 0, 1},
+                                        {"n", "columns", 8, 0, 1},
+                                        {"k", "depth", 6, 0, 1},
+                                        {"ms", "ms", 9, 2, 1},
+                                        SHARES,
+                                        {"sgemm_gflops", "sgemm", 8, 1, 1},
+                                        {"of_sgemm", "of it %", 8, 1, 100},
+                                        {0}};
+static const column op_columns[] = {{"op", "operator", 15, TEXT, 0},
+                                    {"name", "", 19, TEXT, 0},
+                                    {"shape", "first operand", 16, TEXT, 0},
+                                    {"ms", "ms", 10, 3, 1},
+                                    SHARES,
+                                    {0}};
+static const column part_columns[] = {{"name", "", 28, TEXT, 0},
+                                      {"batch", "batch", 5, 0, 1},
+                                      {"ms", "ms", 10, 1, 1},
+                                      SHARES,
+                                      {"gmac", "GMAC", 8, 1, 1},
+                                      {"arena_mib", "arena", 7, 0, 1},
+                                      {"first_ms", "first ms", 9, 0, 1},
+                                      {"ratio", "ratio", 7, 3, 1},
+                                      {0}};
+static const column profile_columns[] = {{"op", "  operator", 18, TEXT, 0},
+                                         {"n", "nodes", 7, 0, 1},
+                                         {"ms", "ms", 10, 1, 1},
+                                         SHARES,
+                                         {0}};
+#undef SHARES
+
+static const column *columns_of(const char *what)
+{
+    if (cli_has_word(what, "gemm conv"))
+        return matrix_columns;
+    return strcmp(what, "ops") == 0 ? op_columns : part_columns;
+}
+
+static void put_titles(FILE *f, const column *c)
+{
+    for (; c->key; c++)
+        cli_put(f, c->decimals == TEXT ? "%-*s" : "%*s", c->width, c->title);
+    cli_line(f, "%s", "");
+}
+
+/* What a row does not have, or has nothing of, is a dash. */
+static void put_row(FILE *f, const column *c, const json_t *row)
+{
+    const char *note = ipt_json_str(row, "note", NULL);
+    for (; c->key && !(note && c->decimals != TEXT); c++)
+        if (c->decimals == TEXT)
+            cli_put(f, "%-*s", c->width, ipt_json_str(row, c->key, ""));
+        else if (num(row, c->key) > 0)
+            cli_put(f, "%*.*f", c->width, c->decimals, c->scale * num(row, c->key));
+        else
+            cli_put(f, "%*s", c->width, "-");
+    cli_line(f, "%s", note ? note : "");
+}
+
+typedef struct shown {
+    const cli *c;
+    const char *what;
+} shown;
+
+/* Rows are seen as they come; with --json beside it, and not with -q. */
+static FILE *stream_of(const shown *s)
+{
+    return !s->c->json ? stdout : s->c->quiet ? NULL : stderr;
+}
+
+static void show_begin(void *user, const json_t *o)
+{
+    const json_t *peak = json_object_get(o, "peak");
+    FILE *f = stream_of(user);
+    if (!f)
+        return;
+    cli_put(f, "peak %.1f GFLOP/s", num(peak, "gflops"));
+    if (num(peak, "matrix_gflops") > 0)
+        cli_put(f, ", on matrix units %.1f", num(peak, "matrix_gflops"));
+    cli_line(f, ", memory %.1f GB/s; shares of these (see --help):", num(peak, "gbytes"));
+    put_titles(f, columns_of(((const shown *)user)->what));
+}
+
 static void show_row(void *user, const json_t *row)
 {
-    const cli *c = user;
-    const char *op = ipt_json_str(row, "op", NULL), *name = ipt_json_str(row, "name", "");
-    if (c->json && c->quiet)
+    FILE *f = stream_of(user);
+    if (!f)
         return;
-    FILE *f = c->json ? stderr : stdout;
-    if (json_object_get(row, "m")) {
-        cli_put(f, "%-10s %-28s %5.0f x %5.0f x %5.0f %9.2f ms %7.1f GFLOP/s", op, name,
-                num(row, "m"), num(row, "n"), num(row, "k"), num(row, "ms"), num(row, "gflops"));
-        if (json_is_real(json_object_get(row, "sgemm_gflops")))
-            cli_line(f, "   sgemm %6.1f   %5.1f %%", num(row, "sgemm_gflops"),
-                     100 * num(row, "of_sgemm"));
-        else
-            cli_line(f, "   sgemm n/a");
-    } else if (op) {
-        cli_line(f, "%-10s %-14s %-20s %9.3f ms %9.3f ms on the device %7.1f GFLOP/s", op, name,
-                 ipt_json_str(row, "shape", ""), num(row, "ms"), num(row, "device_ms"),
-                 num(row, "gflops"));
-    } else if (json_object_get(row, "first_step_ms")) {
+    if (json_object_get(row, "first_step_ms"))
         cli_line(f,
                  "%-6s load %.0f ms, text %.0f ms, first step %.0f ms, step %.1f ms, vae %.0f ms, "
                  "total %.0f ms",
-                 name, num(row, "load_ms"), num(row, "text_ms"), num(row, "first_step_ms"),
-                 num(row, "ms_per_step"), num(row, "vae_ms"), num(row, "ms"));
-    } else {
-        cli_put(f, "%-30s batch %.0f %10.1f ms", name, num(row, "batch"), num(row, "ms"));
-        if (json_object_get(row, "gflops"))
-            cli_put(f, "  %7.1f GFLOP/s  %7.1f GMAC  arena %.0f MiB  first run %.0f ms",
-                    num(row, "gflops"), num(row, "gmac"), num(row, "arena_mib"),
-                    num(row, "first_ms"));
-        if (json_object_get(row, "ratio"))
-            cli_put(f, "  ratio %.3f", num(row, "ratio"));
-        cli_line(f, "%s", "");
-    }
+                 ipt_json_str(row, "name", ""), num(row, "load_ms"), num(row, "text_ms"),
+                 num(row, "first_step_ms"), num(row, "ms_per_step"), num(row, "vae_ms"),
+                 num(row, "ms"));
+    else
+        put_row(f, columns_of(((const shown *)user)->what), row);
     fflush(f);
 }
 
 static void show_end(const json_t *o)
 {
     const json_t *ops = json_object_get(o, "profile");
-    for (size_t i = 0; i < json_array_size(ops); i++) {
-        const json_t *r = json_array_get(ops, i);
-        cli_line(stdout, "  %-16s %5.0f x %10.1f ms %8.1f GFLOP/s", ipt_json_str(r, "op", ""),
-                 num(r, "n"), num(r, "ms"), num(r, "gflops"));
-    }
+    if (ops)
+        put_titles(stdout, profile_columns);
+    for (size_t i = 0; i < json_array_size(ops); i++)
+        put_row(stdout, profile_columns, json_array_get(ops, i));
     cli_put(stdout, "%s%s%s", ipt_json_str(o, "device", ""),
             json_object_get(o, "kernels") ? ", kernels " : "", ipt_json_str(o, "kernels", ""));
     if (json_object_get(o, "peak_host_mib"))
@@ -107,6 +180,7 @@ static int measure(cli *c, const bench_args *a, const char *what)
 {
     bool whole = strcmp(what, "unet") == 0 || strcmp(what, "vae") == 0;
     json_t *out = NULL;
+    shown to = {c, what};
     ipt_bench_opts o = {.what = what,
                         .device = a->device,
                         .kernels = a->kernels,
@@ -131,8 +205,9 @@ static int measure(cli *c, const bench_args *a, const char *what)
                         .regions = a->regions,
                         .profile = a->profile,
                         .steps = a->steps,
+                        .begin = show_begin,
                         .row = show_row,
-                        .user = c};
+                        .user = &to};
     ipt_status s = ipt_bench_run(c->ctx, &o, &out);
     if (s != IPT_OK)
         return cli_fail_status(c, s);
@@ -164,9 +239,22 @@ const cli_command cli_cmd_bench = {
     .name = "bench",
     .brief = "measure kernels, the UNet, the VAE or whole requests on this machine",
     .usage = "gemm|conv|ops|unet|vae|generate [OPTION...] [--json]",
-    .about = "Weights are random except for generate.  gemm and conv stand beside OpenBLAS's sgemm "
-             "where\n"
-             "libopenblas.so.0 is installed.  Times are medians of warm runs.\n",
+    .about =
+        "Weights are random except for generate.  gemm and conv stand beside OpenBLAS's sgemm "
+        "where\n"
+        "libopenblas.so.0 is installed.  Times are medians of warm runs; those of ops and of "
+        "--profile\n"
+        "are the device's own.\n"
+        "\n"
+        "What the device does at most is measured first: multiply-adds in f32, those of matrix "
+        "units\n"
+        "where products run on them, and memory read and written.  \"peak %\" is the share "
+        "of the former\n"
+        "that the row reaches, \"mem %\" that of the latter if inputs, weights and outputs "
+        "were moved\n"
+        "once.  A convolution by Winograd's method counts as the direct sum: it may pass 100.  "
+        "Busy\n"
+        "cores make peaks low and shares meaningless.\n",
     .option = options,
     .example =
         "  impasto bench gemm\n"

@@ -58,9 +58,10 @@ run() { # FOLDER SUITE COMMAND...
         --library-path "$libs:/usr/lib/x86_64-linux-gnu:/lib/x86_64-linux-gnu" "$program" "$@"
 }
 
-# Lines "name<tab>milliseconds" of what a bench says.
+# Lines "name<tab>milliseconds" of a bench's JSON: of each row, "ms" follows "name".
 rows() {
-    sed -n 's/^\(.*[^ ]\)  *\([0-9][0-9.]*\) ms  *[0-9.]* GFLOP.*/\1\t\2/p' | sed 's/   */ /g'
+    sed -n -e 's/^ *"name": "\(.*\)",$/\1/;t keep' -e 's/^ *"ms": \([0-9.e+-]*\),*$/\1/;t show' -e d \
+        -e ':keep' -e 'h;d' -e ':show' -e 'G;s/^\(.*\)\n\(.*\)$/\2\t\1/p'
 }
 
 bench() { # FOLDER IMPASTO
@@ -72,7 +73,7 @@ bench() { # FOLDER IMPASTO
             echo "$BENCHES" | tr ';' '\n' | while read -r what; do
                 echo "round $round, $suite: $what" >&2
                 # shellcheck disable=SC2086
-                run "$folder" "$suite" "$program" bench $what --repeat 3 -q </dev/null | rows >>"$out/$suite"
+                run "$folder" "$suite" "$program" bench $what --repeat 3 --json -q </dev/null | rows >>"$out/$suite"
             done
         done
     done
