@@ -1,11 +1,12 @@
 /* cli/cmd_bench.c - impasto bench: figures of this machine. */
 #include "bench/bench.h"
+#include "bench/compare.h"
 #include "cli/cli.h"
 
 #include <string.h>
 
 typedef struct bench_args {
-    const char *device, *kernels, *config, *model, *precision, *lora_kind;
+    const char *device, *kernels, *config, *model, *precision, *lora_kind, *compare;
     int32_t width, height, batch, repeat, lora_rank, lora_count, steps, maps, regions;
     bool profile, composite;
 } bench_args;
@@ -38,6 +39,9 @@ static const cli_option options[] = {
     {"composite", 0, CLI_FLAG, NULL, "also all LoRAs as the rows of one batch", AT(composite), 0, 0,
      NULL},
     {"profile", 0, CLI_FLAG, NULL, "unet, vae: time by operator", AT(profile), 0, 0, NULL},
+    {"compare", 0, CLI_TEXT, "FILE",
+     "also against this earlier run, as --json printed it: new / old of each row", AT(compare), 0,
+     0, NULL},
     {"device", 0, CLI_TEXT, "DEVICE", "index, \"cpu\" or part of a name", AT(device), 0, 0, NULL},
     {"kernels", 0, CLI_CHOICE, "simd|tile", "kernel shape, default by device", AT(kernels), 0, 0,
      "simd tile"},
@@ -176,6 +180,51 @@ static void show_end(const json_t *o)
     cli_line(stdout, "%s", "");
 }
 
+/* --- against an earlier run ------------------------------------------------------------------- */
+static const column ratio_columns[] = {{"name", "new / old", 48, TEXT, 0},
+                                       {"ms", "ms", 12, 3, 1},
+                                       {"earlier_ms", "before", 12, 3, 1},
+                                       {"ratio", "ratio", 9, 3, 1},
+                                       {0}};
+
+/* A string as it is, a number as JSON writes it. */
+static void put_value(FILE *f, const json_t *v)
+{
+    if (json_is_integer(v))
+        cli_put(f, "%" PRId64, (int64_t)json_integer_value(v));
+    else
+        cli_put(f, "%s", json_is_string(v) ? json_string_value(v) : "not said");
+}
+
+static void warn_of_differences(const cli *c, const json_t *differs)
+{
+    for (size_t i = 0; i < json_array_size(differs) && !c->quiet; i++) {
+        const json_t *d = json_array_get(differs, i);
+        cli_put(stderr, "impasto: warning: another %s: now ", ipt_json_str(d, "what", ""));
+        put_value(stderr, json_object_get(d, "now"));
+        cli_put(stderr, "%s", ", before ");
+        put_value(stderr, json_object_get(d, "earlier"));
+        cli_line(stderr, "%s", "");
+    }
+}
+
+static void put_only(const char *when, const json_t *names)
+{
+    for (size_t i = 0; i < json_array_size(names); i++)
+        cli_line(stdout, "only %s: %s", when, json_string_value(json_array_get(names, i)));
+}
+
+static void show_comparison(const json_t *o)
+{
+    const json_t *rows = json_object_get(o, "rows");
+    put_titles(stdout, ratio_columns);
+    for (size_t i = 0; i < json_array_size(rows); i++)
+        put_row(stdout, ratio_columns, json_array_get(rows, i));
+    put_only("now", json_object_get(o, "only_now"));
+    put_only("before", json_object_get(o, "only_earlier"));
+}
+
+/* --- entry ------------------------------------------------------------------------------------ */
 static int measure(cli *c, const bench_args *a, const char *what)
 {
     bool whole = strcmp(what, "unet") == 0 || strcmp(what, "vae") == 0;
@@ -208,12 +257,23 @@ static int measure(cli *c, const bench_args *a, const char *what)
                         .begin = show_begin,
                         .row = show_row,
                         .user = &to};
-    ipt_status s = ipt_bench_run(c->ctx, &o, &out);
+    json_t *earlier = NULL, *against = NULL;
+    ipt_status s = a->compare ? ipt_bench_load(c->ctx, a->compare, what, &earlier) : IPT_OK;
+    if (s == IPT_OK)
+        s = ipt_bench_run(c->ctx, &o, &out);
+    if (s == IPT_OK && earlier) {
+        against = ipt_bench_compare(out, earlier);
+        warn_of_differences(c, json_object_get(against, "differs"));
+        json_object_set_new(out, "compare", against);
+    }
+    json_decref(earlier);
     if (s != IPT_OK)
         return cli_fail_status(c, s);
     if (c->json)
         return cli_print_json(c, out);
     show_end(out);
+    if (against)
+        show_comparison(against);
     json_decref(out);
     return CLI_OK;
 }
@@ -260,7 +320,9 @@ const cli_command cli_cmd_bench = {
         "  impasto bench gemm\n"
         "  impasto bench unet --config sd15 -W 512 -H 512 --profile\n"
         "  impasto bench unet --config sdxl -W 1024 -H 1024 --lora-rank 8 --lora-count 3 --json\n"
-        "  impasto bench generate --json\n",
+        "  impasto bench generate --json\n"
+        "  impasto bench ops --json > before.json\n"
+        "  impasto bench ops --compare before.json\n",
     .run = run,
     .min_args = 1,
     .max_args = 1,

@@ -1,10 +1,15 @@
 /* tests/test_bench.c - impasto bench without its times: what it measures of a device, which
- * operators it has rows for. */
+ * operators it has rows for, its JSON, and how two runs are compared. */
 #include "tests/support.h"
 
+#include <jansson.h>
 #include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
 
 #include "bench/bench.h"
+#include "bench/compare.h"
 #include "model_io/model_io.h"
 
 static bool is_rate(double v) { return isfinite(v) && v > 0; }
@@ -121,6 +126,141 @@ static void test_bytes(void **state)
     test_gpu_done(&gpu, &ctx);
 }
 
+/* --- comparison ------------------------------------------------------------------------------- */
+/* A file of a folder that lasts as long as the test. */
+static void write_file(ipt_ctx *ctx, char path[256], const char *text)
+{
+    const char *tmp = getenv("TMPDIR");
+    ipt_name(path, 256, "%s/impasto-bench-XXXXXX", tmp ? tmp : "/tmp");
+    const int fd = mkstemp(path);
+    assert_true(fd >= 0);
+    close(fd);
+    assert_ok(ctx, ipt_file_write(ctx, path, text, strlen(text)));
+}
+
+static json_t *load(ipt_ctx *ctx, const char *text)
+{
+    char path[256];
+    json_t *o = NULL;
+    write_file(ctx, path, text);
+    assert_ok(ctx, ipt_bench_load(ctx, path, "ops", &o));
+    unlink(path);
+    return o;
+}
+
+static const json_t *at(const json_t *o, const char *list, size_t i)
+{
+    return json_array_get(json_object_get(o, list), i);
+}
+
+static void test_compare(void **state)
+{
+    ipt_ctx *ctx = test_ctx();
+    (void)state;
+    json_t *earlier =
+        load(ctx, "{\"bench\": \"ops\", \"device\": \"A\", \"width\": 512, \"rows\": ["
+                  "{\"op\": \"add\", \"name\": \"x\", \"ms\": 4},"
+                  "{\"op\": \"mul\", \"name\": \"x\", \"ms\": 2},"
+                  "{\"op\": \"old\", \"name\": \"x\", \"ms\": 1},"
+                  "{\"op\": \"view\", \"name\": \"x\", \"note\": \"none\"}]}");
+    json_t *now = load(ctx, "{\"bench\": \"ops\", \"device\": \"B\", \"width\": 512, \"rows\": ["
+                            "{\"op\": \"mul\", \"name\": \"x\", \"ms\": 3},"
+                            "{\"op\": \"add\", \"name\": \"x\", \"ms\": 1},"
+                            "{\"op\": \"add\", \"name\": \"x\", \"batch\": 2, \"ms\": 1}]}");
+    json_t *o = ipt_bench_compare(now, earlier);
+    assert_int_equal(json_array_size(json_object_get(o, "rows")), 2);
+    assert_string_equal(ipt_json_str(at(o, "rows", 0), "name", ""), "mul x");
+    assert_true(fabs(ipt_json_num(at(o, "rows", 0), "ratio", 0) - 1.5) < 1e-12);
+    assert_string_equal(ipt_json_str(at(o, "rows", 1), "name", ""), "add x");
+    assert_true(fabs(ipt_json_num(at(o, "rows", 1), "ratio", 0) - 0.25) < 1e-12);
+    assert_int_equal(json_array_size(json_object_get(o, "only_now")), 1);
+    assert_string_equal(json_string_value(at(o, "only_now", 0)), "add x, batch 2");
+    assert_int_equal(json_array_size(json_object_get(o, "only_earlier")), 1);
+    assert_string_equal(json_string_value(at(o, "only_earlier", 0)), "old x");
+    assert_int_equal(json_array_size(json_object_get(o, "differs")), 1);
+    assert_string_equal(ipt_json_str(at(o, "differs", 0), "what", ""), "device");
+    assert_string_equal(ipt_json_str(at(o, "differs", 0), "now", ""), "B");
+    assert_string_equal(ipt_json_str(at(o, "differs", 0), "earlier", ""), "A");
+    json_decref(o);
+    json_decref(now);
+    json_decref(earlier);
+    ipt_ctx_destroy(&ctx);
+}
+
+static void test_wrong_files(void **state)
+{
+    static const struct {
+        const char *text, *says;
+    } wrong[] = {
+        {"", "not valid JSON"},
+        {"{\"bench\": \"ops\"", "not valid JSON"},
+        {"[1, 2]", "not a result of impasto bench"},
+        {"{\"error\": {}}", "not a result of impasto bench"},
+        {"{\"bench\": \"conv\", \"rows\": []}", "of bench conv, not of bench ops"},
+        {"{\"bench\": \"ops\"}", "no rows"},
+        {"{\"bench\": \"ops\", \"rows\": {}}", "no rows"},
+        {"{\"bench\": \"ops\", \"rows\": []}", "no rows"},
+        {"{\"bench\": \"ops\", \"rows\": [7]}", "row 1 has no name"},
+        {"{\"bench\": \"ops\", \"rows\": [{\"name\": 1, \"ms\": 1}]}", "row 1 has no name"},
+        {"{\"bench\": \"ops\", \"rows\": [{\"name\": \"a\", \"ms\": 1}, {\"name\": \"a\"}]}",
+         "row 2 has no time"},
+        {"{\"bench\": \"ops\", \"rows\": [{\"name\": \"a\", \"ms\": -1}]}", "row 1 has no time"},
+        {"{\"bench\": \"ops\", \"rows\": [{\"name\": \"a\", \"note\": \"b\"}]}", "no rows"},
+    };
+    ipt_ctx *ctx = test_ctx();
+    (void)state;
+    for (size_t i = 0; i < IPT_COUNT(wrong); i++) {
+        char path[256];
+        json_t *o = NULL;
+        write_file(ctx, path, wrong[i].text);
+        assert_int_equal(ipt_bench_load(ctx, path, "ops", &o), IPT_ERR_FORMAT);
+        if (o || !strstr(ipt_last_error(ctx), path) || !strstr(ipt_last_error(ctx), wrong[i].says))
+            fail_msg("'%s': %s", wrong[i].text, ipt_last_error(ctx));
+        unlink(path);
+    }
+    ipt_ctx_destroy(&ctx);
+}
+
+/* The smallest bench there is, to JSON and back: the same rows, each 1 times itself. */
+static void test_json(void **state)
+{
+    const ipt_bench_opts opts = {.what = "vae",
+                                 .device = getenv("IPT_TEST_DEVICE"),
+                                 .config = "sd15",
+                                 .width = 64,
+                                 .height = 64,
+                                 .batch = 1,
+                                 .repeat = 1};
+    ipt_ctx *ctx = NULL;
+    ipt_gpu *gpu = test_gpu(&ctx); /* skips without a device */
+    char path[256];
+    json_t *now = NULL, *earlier = NULL;
+    (void)state;
+    assert_ok(ctx, ipt_bench_run(ctx, &opts, &now));
+    const json_t *peak = json_object_get(now, "peak"), *row = at(now, "rows", 0);
+    assert_true(is_rate(ipt_json_num(peak, "gflops", 0)));
+    assert_true(is_rate(ipt_json_num(peak, "gbytes", 0)));
+    assert_true(is_rate(ipt_json_num(row, "gmac", 0)));
+    assert_true(is_rate(ipt_json_num(row, "of_peak", 0)));
+    assert_true(is_rate(ipt_json_num(row, "of_bandwidth", 0)));
+    char *text = json_dumps(now, JSON_INDENT(2));
+    assert_non_null(text);
+    write_file(ctx, path, text);
+    assert_ok(ctx, ipt_bench_load(ctx, path, "vae", &earlier));
+    json_t *o = ipt_bench_compare(now, earlier);
+    assert_int_equal(json_array_size(json_object_get(o, "rows")), 1);
+    assert_true(fabs(ipt_json_num(at(o, "rows", 0), "ratio", 0) - 1) < 1e-9);
+    assert_int_equal(json_array_size(json_object_get(o, "only_now")), 0);
+    assert_int_equal(json_array_size(json_object_get(o, "only_earlier")), 0);
+    assert_int_equal(json_array_size(json_object_get(o, "differs")), 0);
+    unlink(path);
+    free(text);
+    json_decref(o);
+    json_decref(earlier);
+    json_decref(now);
+    test_gpu_done(&gpu, &ctx);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -129,6 +269,9 @@ int main(void)
         cmocka_unit_test(test_bytes),
         cmocka_unit_test(test_every_operator_has_a_row),
         cmocka_unit_test(test_every_row_can_run),
+        cmocka_unit_test(test_compare),
+        cmocka_unit_test(test_wrong_files),
+        cmocka_unit_test(test_json),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

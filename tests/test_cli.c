@@ -74,6 +74,7 @@ static void test_usage_errors(void **state)
         {{"model", "inspect"}, "usage"},
         {{"model", "inspect", "a", "b"}, "unexpected"},
         {{"bench", "nothing"}, "gemm"},
+        {{"bench", "gemm", "--compare", ""}, "compare"},
         {{"bench", "unet", "-W", "100"}, "64"},
         {{"devices", "x"}, "unexpected"},
     };
@@ -580,6 +581,17 @@ static void test_tokenize(void **state)
     expect_line(&r, 64, "no-such-file", "no such file");
 }
 
+static void test_bench_input(void **state) /* before anything is measured */
+{
+    place *p = *state;
+    static const char other[] = "{\"bench\": \"conv\", \"rows\": [{\"name\": \"a\", \"ms\": 1}]}";
+    write_text(p, "other.json", other, sizeof other - 1);
+    result r = RUN(p, "bench", "gemm", "--compare", "no-such-file");
+    expect_line(&r, 64, "no-such-file", "no such file");
+    r = RUN(p, "bench", "gemm", "--compare", "other.json");
+    expect_line(&r, 64, "of bench conv, not of bench gemm", "another bench");
+}
+
 static void test_generate(void **state)
 {
     static const char *const keys[] = {
@@ -695,8 +707,8 @@ int main(void)
         cmocka_unit_test(test_bad_checkpoint), cmocka_unit_test(test_bad_vae),
         cmocka_unit_test(test_bad_lora),       cmocka_unit_test(test_bad_image),
         cmocka_unit_test(test_inspect),        cmocka_unit_test(test_tokenize),
-        cmocka_unit_test(test_generate),       cmocka_unit_test(test_methods),
-        cmocka_unit_test(test_signals),
+        cmocka_unit_test(test_bench_input),    cmocka_unit_test(test_generate),
+        cmocka_unit_test(test_methods),        cmocka_unit_test(test_signals),
     };
     return cmocka_run_group_tests(tests, set_up, place_destroy);
 }
