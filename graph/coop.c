@@ -2,14 +2,15 @@
  * a device, small ones else, and parts of the depth where even these are few. */
 #include "graph/coop.h"
 
-#include <stdlib.h>
+#include "core/core.h"
 
 /* Larger ones reread less, smaller ones fill more of the device. */
 static const struct shape {
     uint32_t threads, bm, bn, bk;
 } shapes[] = {{256, 128, 128, 32}, {128, 64, 64, 32}};
 enum {
-    FULL = 192,       /* workgroups that keep a large device busy */
+    FULL = 192,       /* workgroups that keep a large device busy (measured on an H200) */
+    SHARED_OUT = 384, /* of small products' parts: each has little to do */
     LEAST_SLICES = 8, /* of a part */
     MAX_PARTS = 8
 };
@@ -52,24 +53,19 @@ ipt_coop_tile ipt_coop_choose(const ipt_traits *dev, int64_t rows, int32_t cols,
     ipt_coop_tile t = {0};
     if (dev->coop_m == 0 || dev->subgroup == 0)
         return t;
-    const char *force = getenv("IPT_COOP_TILE");
-    for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
+    for (size_t i = 0; i < IPT_COUNT(shapes); i++) {
         ipt_coop_tile next = {0};
-        if (force && (size_t)atoi(force) != i)
-            continue;
-        if (share_out(dev, &shapes[i], &next) && (t.threads == 0 || tiles_of(&t, rows, cols) < FULL))
+        if (share_out(dev, &shapes[i], &next) &&
+            (t.threads == 0 || tiles_of(&t, rows, cols) < FULL))
             t = next;
     }
     if (t.threads == 0)
         return t;
     const uint64_t tiles = tiles_of(&t, rows, cols),
                    slices = (uint64_t)taps * (((uint64_t)k + t.bk - 1) / t.bk);
-    uint64_t parts = (FULL + tiles - 1) / tiles;
+    uint64_t parts = tiles < FULL ? (SHARED_OUT + tiles - 1) / tiles : 1;
     parts = parts < slices / LEAST_SLICES ? parts : slices / LEAST_SLICES;
     parts = parts < MAX_PARTS ? parts : MAX_PARTS;
-    const char *fp = getenv("IPT_COOP_PARTS");
-    if (fp)
-        parts = (uint64_t)atoi(fp) < slices ? (uint64_t)atoi(fp) : slices;
     t.parts = parts > 1 ? (uint32_t)parts : 1;
     return t;
 }

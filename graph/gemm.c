@@ -129,7 +129,7 @@ static void walk_reach(const ipt_walk *w, int64_t m0, int64_t m1, int64_t *lo, i
 typedef struct gemm_job {
     const ipt_gemm *g;
     bool simd, texel;
-    uint32_t sg, tm; /* simd */
+    uint32_t sg, tm;    /* simd */
     ipt_coop_tile coop; /* threads 0: not used */
     int32_t quads, taps, panels;
     uint64_t a_quad, elt, panel_bytes,
@@ -312,9 +312,9 @@ static void shape(const ipt_launch *l, ipt_dispatch *d, const gemm_job *j, const
     }
     if (c->threads) {
         d->is_matrix = true;
-        const uint32_t spec[] = {c->threads,      l->dev->coop_m, l->dev->coop_n, l->dev->coop_k,
-                                 c->bm,           c->bn,          c->bk,          c->down,
-                                 c->across,       j->quads % 2 == 0};
+        const uint32_t spec[] = {
+            c->threads, l->dev->coop_m, l->dev->coop_n, l->dev->coop_k, c->bm,
+            c->bn,      c->bk,          c->down,        c->across,      j->quads % 2 == 0};
         for (size_t i = 0; i < IPT_COUNT(spec); i++)
             ipt_launch_spec(d, spec[i]);
         d->k.subgroup = j->sg;
@@ -417,7 +417,8 @@ static ipt_status add_band(ipt_launch *l, const gemm_job *j, const gemm_band *b)
     return add_parts(l, j, b, push, groups);
 }
 
-/* Parts of the depth only where one dispatch makes the whole result and the node has scratch left. */
+/* Parts of the depth only where one dispatch makes the whole result and the node has scratch left.
+ */
 static void cut_depth(ipt_launch *l, const gemm_job *j, gemm_band *b)
 {
     const ipt_coop_tile *c = &j->coop;

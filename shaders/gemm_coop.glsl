@@ -3,10 +3,10 @@
 // Shapes and layouts: gemm_iface.glsl; f16 operands only, sums in f32.  A workgroup makes BM x BN
 // results, DOWN x ACROSS subgroups of it a rectangle of matrices each.  Slices of BK k's go through
 // registers into one half of shared memory while the other half is multiplied: one barrier per
-// slice.  Rows in shared memory are padded by 16 bytes, so that eight of them, 16 bytes each, lie in
-// different banks.  Where a product is deep and has few results, workgroups z share its slices and
-// store sums that gemm_parts.comp adds up (-DPARTS).  Else sums pass through shared memory, matrix
-// by matrix, to the epilogue.  Grid: x = row tiles, y = column tiles, z = parts.
+// slice.  Rows in shared memory are padded by 16 bytes, so that eight of them, 16 bytes each, lie
+// in different banks.  Where a product is deep and has few results, workgroups z share its slices
+// and store sums that gemm_parts.comp adds up (-DPARTS).  Else sums pass through shared memory,
+// matrix by matrix, to the epilogue.  Grid: x = row tiles, y = column tiles, z = parts.
 //
 // Included by gemm_coop.comp, and by gemm_emu.comp (-DEMULATED) with matrices in plain arithmetic:
 // with it devices without matrix units test all of the rest.
@@ -35,9 +35,9 @@ const int PITCH_B = OCTETS + 1;
 const int PITCH_C = TN + 4; // floats
 const int HALF_A = BM * PITCH_A;
 const int HALF_B = BK * PITCH_B;
-const int PIECES_A = BM * EIGHTS / int(THREADS); // 16 bytes each, of one invocation
+const int PIECES_A = BM * EIGHTS / int(THREADS);     // 16 bytes each, of one invocation
 const int PIECES_B = BK / 2 * OCTETS / int(THREADS); // 32 bytes each
-const int RM = BM / DOWN / TM; // matrices of a subgroup
+const int RM = BM / DOWN / TM;                       // matrices of a subgroup
 const int RN = BN / ACROSS / TN;
 
 shared uvec4 a_tile[2 * HALF_A];
@@ -55,12 +55,18 @@ shared float c_tile[DOWN * ACROSS * TM * PITCH_C];
 
 #ifdef EMULATED
 #define UNROLL // takes llvmpipe seconds to compile
-// Operands stay in shared memory; of results an invocation holds every SG-th.  llvmpipe leaves loops
-// after 65535 turns of all of a shader's together: about 50 slices.
+// Operands stay in shared memory; of results an invocation holds every SG-th.  llvmpipe leaves
+// loops after 65535 turns of all of a shader's together: about 50 slices.
 const int SG = int(THREADS) / (DOWN * ACROSS);
-struct matrix_a { int at; };
-struct matrix_b { int at; };
-struct matrix_c { float v[TM * TN / SG]; };
+struct matrix_a {
+    int at;
+};
+struct matrix_b {
+    int at;
+};
+struct matrix_c {
+    float v[TM * TN / SG];
+};
 
 float half_at(uvec4 eight, int k)
 {
@@ -102,11 +108,12 @@ void store_c(matrix_c c, int at, int pitch)
 #define load_b(m, at) coopMatLoad(m, b_tile, at, PITCH_B, gl_CooperativeMatrixLayoutRowMajor)
 #define clear(m) m = matrix_c(0)
 #define multiply_add(a, b, c) c = coopMatMulAdd(a, b, c)
-#define store_c(m, at, pitch) coopMatStore(m, RESULTS, at, pitch, gl_CooperativeMatrixLayoutRowMajor)
+#define store_c(m, at, pitch)                                                                      \
+    coopMatStore(m, RESULTS, at, pitch, gl_CooperativeMatrixLayoutRowMajor)
 #endif
 
-#define SUBGROUP_BARRIER()                                                     \
-    controlBarrier(gl_ScopeSubgroup, gl_ScopeSubgroup, gl_StorageSemanticsShared, \
+#define SUBGROUP_BARRIER()                                                                         \
+    controlBarrier(gl_ScopeSubgroup, gl_ScopeSubgroup, gl_StorageSemanticsShared,                  \
                    gl_SemanticsAcquireRelease)
 
 uvec4 a_next[PIECES_A];
@@ -125,9 +132,10 @@ uvec4 fetch_a(int from, int quad)
 // ... of b two k's of eight columns.
 void fetch(int id, int from[PIECES_A], int panel_at[PIECES_B], int tap, int q)
 {
-    UNROLL for (int i = 0; i < PIECES_A; i++)
-        a_next[i] = fetch_a(from[i], q + (id + i * int(THREADS)) % EIGHTS * 2);
-    UNROLL for (int i = 0; i < PIECES_B; i++) {
+    UNROLL for (int i = 0; i < PIECES_A; i++) a_next[i] =
+        fetch_a(from[i], q + (id + i * int(THREADS)) % EIGHTS * 2);
+    UNROLL for (int i = 0; i < PIECES_B; i++)
+    {
         int pair = (id + i * int(THREADS)) / OCTETS;
         int at = panel_at[i] + ((tap * pc.quads + q) * 2 + pair) * 8;
         bool inside = q + (pair >> 1) < pc.quads;
@@ -138,12 +146,14 @@ void fetch(int id, int from[PIECES_A], int panel_at[PIECES_B], int tap, int q)
 
 void keep(int id, int half_)
 {
-    UNROLL for (int i = 0; i < PIECES_A; i++) {
+    UNROLL for (int i = 0; i < PIECES_A; i++)
+    {
         int e = id + i * int(THREADS);
         a_tile[half_ * HALF_A + e / EIGHTS * PITCH_A + e % EIGHTS] = a_next[i];
     }
     // A word of b holds two k's of one column: columns become neighbours.
-    UNROLL for (int i = 0; i < PIECES_B; i++) {
+    UNROLL for (int i = 0; i < PIECES_B; i++)
+    {
         int e = id + i * int(THREADS);
         int at = half_ * HALF_B + e / OCTETS * 2 * PITCH_B + e % OCTETS;
         uvec4 l = b_next[2 * i], r = b_next[2 * i + 1];
@@ -159,8 +169,8 @@ void look(ivec3 origin[PIECES_A], int tap, inout int from[PIECES_A])
     if (MODE == PLAIN)
         return;
     int ky = tap / pc.kw;
-    UNROLL for (int i = 0; i < PIECES_A; i++)
-        from[i] = gemm_pixel(MODE, origin[i], ky, tap - ky * pc.kw);
+    UNROLL for (int i = 0; i < PIECES_A; i++) from[i] =
+        gemm_pixel(MODE, origin[i], ky, tap - ky * pc.kw);
 }
 
 void main()
@@ -174,12 +184,14 @@ void main()
     ivec3 origin[PIECES_A];
     int from[PIECES_A];
     int panel_at[PIECES_B];
-    UNROLL for (int i = 0; i < PIECES_A; i++) {
+    UNROLL for (int i = 0; i < PIECES_A; i++)
+    {
         int m = pc.row0 + min(first + (id + i * int(THREADS)) / EIGHTS, pc.rows - 1);
         origin[i] = gemm_origin(m);
         from[i] = m * pc.quads - pc.a_first;
     }
-    UNROLL for (int i = 0; i < PIECES_B; i++) {
+    UNROLL for (int i = 0; i < PIECES_B; i++)
+    {
         int octet = (column >> 3) + (id + i * int(THREADS)) % OCTETS;
         panel_at[i] = min(octet >> 2, pc.panels - 1) * depth * 16 + (octet & 3) * 2;
     }
@@ -189,8 +201,7 @@ void main()
     matrix_c sum[RM * RN];
     matrix_a a[RM];
     matrix_b b;
-    UNROLL for (int i = 0; i < RM * RN; i++)
-        clear(sum[i]);
+    UNROLL for (int i = 0; i < RM * RN; i++) clear(sum[i]);
 
     int per_tap = (pc.quads + QK - 1) / QK;
     int slice = 0, end = pc.taps * per_tap;
@@ -215,13 +226,14 @@ void main()
             }
             fetch(id, from, panel_at, tap, q);
         }
-        UNROLL for (int k = 0; k < BK; k += TK) {
+        UNROLL for (int k = 0; k < BK; k += TK)
+        {
             UNROLL for (int i = 0; i < RM; i++)
                 load_a(a[i], turn * HALF_A + (down + i * TM) * PITCH_A + k / 8);
-            UNROLL for (int j = 0; j < RN; j++) {
+            UNROLL for (int j = 0; j < RN; j++)
+            {
                 load_b(b, turn * HALF_B + k * PITCH_B + (across + j * TN) / 8);
-                UNROLL for (int i = 0; i < RM; i++)
-                    multiply_add(a[i], b, sum[i * RN + j]);
+                UNROLL for (int i = 0; i < RM; i++) multiply_add(a[i], b, sum[i * RN + j]);
             }
         }
         if (slice < end)
@@ -231,14 +243,15 @@ void main()
 
 #ifdef PARTS
     int pitch = int(gl_NumWorkGroups.y) * BN;
-    int corner = (int(gl_WorkGroupID.z * gl_NumWorkGroups.x) * BM + first + down) * pitch + column +
-                 across;
+    int corner =
+        (int(gl_WorkGroupID.z * gl_NumWorkGroups.x) * BM + first + down) * pitch + column + across;
     UNROLL for (int i = 0; i < RM * RN; i++)
         store_c(sum[i], corner + i / RN * TM * pitch + i % RN * TN, pitch);
 #else
     int mine = int(gl_SubgroupID) * TM * PITCH_C;
     int bound = min(pc.cols, pc.col0 + pc.panels * 32);
-    UNROLL for (int i = 0; i < RM * RN; i++) {
+    UNROLL for (int i = 0; i < RM * RN; i++)
+    {
         store_c(sum[i], mine, PITCH_C);
         SUBGROUP_BARRIER();
         for (int e = int(gl_SubgroupInvocationID); e < TM * TN / 4; e += int(gl_SubgroupSize)) {

@@ -1,5 +1,5 @@
-// shaders/gemm_emu.comp - gemm_coop.glsl with matrices in plain arithmetic, for the tests of devices
-// without matrix units (traits.coop_emulated).
+// shaders/gemm_emu.comp - gemm_coop.glsl with matrices in plain arithmetic, for the tests of
+// devices without matrix units (traits.coop_emulated).
 #version 450
 //! variant f16 -DACT_F16 -DEMULATED
 //! variant part -DACT_F16 -DPARTS -DEMULATED

@@ -1,5 +1,5 @@
-// shaders/gemm_parts.comp - adds up what the parts of a deep product made (gemm_coop.glsl, -DPARTS) and
-// does what the product's epilogue does.
+// shaders/gemm_parts.comp - adds up what the parts of a deep product made (gemm_coop.glsl, -DPARTS)
+// and does what the product's epilogue does.
 //
 // binding 0: f32 sums [parts][pc.each rows][pc.side_cols]; the rest as in gemm_iface.glsl.  An
 // invocation has four columns of one row.  Grid: linear.

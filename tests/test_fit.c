@@ -105,7 +105,8 @@ static void batch_is_halved(void **state)
  * of attention in one binding than rows for CPUs do, and GPUs align what is bound. */
 static void limit_to_a_size(fixture *f, int32_t w, int32_t h)
 {
-    static const uint64_t limit[] = {25 << 10, 28 << 10, 32 << 10, 36 << 10, 44 << 10};
+    static const uint64_t limit[] = {12 << 10, 16 << 10, 20 << 10, 25 << 10,
+                                     28 << 10, 32 << 10, 36 << 10, 44 << 10};
     for (size_t i = 0; i < IPT_COUNT(limit); i++) {
         limit_binding(f, limit[i]);
         assert_int_equal(draw(f, w, h, 0), IPT_ERR_TOO_LARGE);

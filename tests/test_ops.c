@@ -364,8 +364,9 @@ typedef struct test_state {
     enum { AS_IT_IS, WINOGRAD, COOP } kernels;
 } test_state;
 
-/* For plans that are made from now on: 3 x 3 convolutions by Winograd's method wherever it can be, or
- * products as for matrix units of 8 x 8 x 8, which are emulated.  The former traits, to be set back. */
+/* For plans that are made from now on: 3 x 3 convolutions by Winograd's method wherever it can be,
+ * or products as for matrix units of 8 x 8 x 8, which are emulated.  The former traits, to be set
+ * back. */
 static ipt_traits set_kernels(ipt_gpu *gpu, const test_state *t)
 {
     const ipt_traits was = *ipt_gpu_traits(gpu);
@@ -652,7 +653,8 @@ int main(void)
                 }
             for (int m = 0; m < 2 * (int)(IPT_COUNT(modes) + IPT_COUNT(narrows)); m++) {
                 const bool is_coop = m % 2;
-                const int narrow_at = m / 2 - (int)IPT_COUNT(modes), at = narrow_at < 0 ? m / 2 : narrow_at;
+                const int narrow_at = m / 2 - (int)IPT_COUNT(modes),
+                          at = narrow_at < 0 ? m / 2 : narrow_at;
                 if (is_coop ? !has_products(c, narrow_at < 0 ? modes[at].act : narrows[at].act)
                             : !is_conv(c))
                     continue;

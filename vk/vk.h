@@ -87,7 +87,7 @@ uint32_t ipt_gpu_validation_count(const ipt_gpu *gpu);
 /* Tests only: the n-th vkAllocateMemory from now and all later ones fail; 0 = off. */
 void ipt_gpu_alloc_fail_after(ipt_gpu *gpu, uint64_t n);
 /* Tests only: plans made from now on see another device: max_range, max_texels, max_group_count
- * (none larger than the device's own) and align (none smaller) of *t. */
+ * (none larger than the device's own), align (none smaller), winograd and coop_* of *t. */
 void ipt_gpu_limit_traits(ipt_gpu *gpu, const ipt_traits *t);
 
 /* --- memory: slabs, suballocated ------------------------------------------------------------- */
