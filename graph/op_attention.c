@@ -171,53 +171,98 @@ static bool any_ok(const ipt_attn_geo *g, const ipt_traits *dev)
            g->d <= MAX_ANY_D;
 }
 
-/* attention_tile.comp, or attention_any.comp, which takes the same. */
+/* A dispatch for batch elements b .. b + step - 1 of attention_tile.comp, or of one that takes the
+ * same: push block, constants, bindings. */
+static ipt_dispatch *add_tile(const ipt_attn_geo *g, ipt_launch *l, const char *shader, uint32_t b,
+                              uint32_t step, const uint32_t *spec, size_t n_spec)
+{
+    const uint64_t qn = (uint64_t)g->t * g->c, kn = (uint64_t)g->s * g->c;
+    const uint64_t at[4] = {b * qn, b * kn, b * kn, b * qn}, each[4] = {qn, kn, kn, qn};
+    struct {
+        uint32_t t, s, heads, d, ld, q_off, k_off, v_off, o_off, lse_off;
+        float scale;
+    } push = {g->t, g->s, g->heads, g->d, g->c, 0, 0, 0, 0, 0, g->scale * 1.44269504088896340736f};
+    push.q_off = push.o_off = (uint32_t)(b * qn) - ipt_attn_below(l, b * qn, g->elt);
+    push.k_off = push.v_off = (uint32_t)(b * kn) - ipt_attn_below(l, b * kn, g->elt);
+    push.lse_off = b * g->heads * g->t;
+    ipt_dispatch *d = ipt_launch_add(l, shader, &push, sizeof push);
+    for (size_t i = 0; i < n_spec; i++)
+        ipt_launch_spec(d, spec[i]);
+    for (uint8_t i = 0; i < 4; i++)
+        ipt_launch_bind_part(l, d,
+                             &(ipt_bind){.kind = IPT_BIND_SSBO,
+                                         .src = i < 3 ? IPT_SRC_IN : IPT_SRC_OUT,
+                                         .index = i < 3 ? i : 0,
+                                         .write = i == 3,
+                                         .off = at[i] * g->elt,
+                                         .bytes = step * each[i] * g->elt});
+    ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_OUT, 1, true);
+    if (d) {
+        d->macs = 2.0 * step * (double)qn * g->s;
+        d->no_wait = b != 0;
+    }
+    return d;
+}
+
+/* attention_tile.comp, or attention_any.comp. */
 static void forward_tile(const ipt_attn_geo *g, ipt_launch *l, bool any)
 {
     const uint32_t sg = l->dev->subgroup;
     const uint32_t chunks = ipt_attn_div_up(g->d, 16), slices = ipt_attn_div_up(chunks, 8),
                    nv = ipt_attn_div_up(chunks, slices);
-    const uint64_t qn = (uint64_t)g->t * g->c, kn = (uint64_t)g->s * g->c,
-                   ln = (uint64_t)g->heads * g->t;
+    const uint32_t spec_any[] = {sg, g->d, g->causal}, spec_tile[] = {nv, g->causal};
     for (uint32_t b = 0, step = batch_step(g); b < g->n; b += step) {
-        struct {
-            uint32_t t, s, heads, d, ld, q_off, k_off, v_off, o_off, lse_off;
-            float scale;
-        } push = {
-            g->t, g->s, g->heads, g->d, g->c, 0, 0, 0, 0, 0, g->scale * 1.44269504088896340736f};
-        push.q_off = push.o_off = (uint32_t)(b * qn) - ipt_attn_below(l, b * qn, g->elt);
-        push.k_off = push.v_off = (uint32_t)(b * kn) - ipt_attn_below(l, b * kn, g->elt);
-        push.lse_off = (uint32_t)(b * ln);
-        ipt_dispatch *d = ipt_launch_add(l,
-                                         any ? IPT_VARIANT("attention_any", g->dtype)
-                                             : IPT_VARIANT("attention_tile", g->dtype),
-                                         &push, sizeof push);
-        if (any) {
-            ipt_launch_spec(d, sg);
-            ipt_launch_spec(d, g->d);
-        } else {
-            ipt_launch_spec(d, nv);
-        }
-        ipt_launch_spec(d, g->causal);
-        ipt_launch_bind_part(l, d,
-                             &(ipt_bind){IPT_BIND_SSBO, IPT_SRC_IN, 0, false, (b * qn) * g->elt,
-                                         (step * qn) * g->elt});
-        ipt_launch_bind_part(l, d,
-                             &(ipt_bind){IPT_BIND_SSBO, IPT_SRC_IN, 1, false, (b * kn) * g->elt,
-                                         (step * kn) * g->elt});
-        ipt_launch_bind_part(l, d,
-                             &(ipt_bind){IPT_BIND_SSBO, IPT_SRC_IN, 2, false, (b * kn) * g->elt,
-                                         (step * kn) * g->elt});
-        ipt_launch_bind_part(l, d,
-                             &(ipt_bind){IPT_BIND_SSBO, IPT_SRC_OUT, 0, true, (b * qn) * g->elt,
-                                         (step * qn) * g->elt});
-        ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_OUT, 1, true);
+        ipt_dispatch *d =
+            any ? add_tile(g, l, IPT_VARIANT("attention_any", g->dtype), b, step, spec_any, 3)
+                : add_tile(g, l, IPT_VARIANT("attention_tile", g->dtype), b, step, spec_tile, 2);
         ipt_attn_groups(d, ipt_attn_div_up(g->t, any ? sg : IPT_ATTN_TILE),
                         any ? g->heads : g->heads * slices, step);
-        if (d) {
+        if (d)
             d->k.subgroup = any ? sg : 0;
-            d->macs = 2.0 * step * (double)qn * g->s;
-            d->no_wait = b != 0;
+    }
+}
+
+/* On matrix units (attention_coop.comp). */
+enum { COOP_SUBGROUPS = 4, COOP_KEYS = 32, MAX_COOP_D = 160 };
+
+/* d rounded up to whole matrices. */
+static uint32_t coop_width(const ipt_attn_geo *g, const ipt_traits *dev)
+{
+    const uint32_t unit = dev->coop_n > dev->coop_k ? dev->coop_n : dev->coop_k;
+    return ipt_attn_div_up(g->d, unit) * unit;
+}
+
+static bool coop_ok(const ipt_attn_geo *g, const ipt_traits *dev)
+{
+    const uint32_t m = dev->coop_m, n = dev->coop_n, k = dev->coop_k;
+    if (m == 0 || dev->coop_emulated || g->dtype != IPT_F16 || !dev->subgroup_shuffle ||
+        dev->subgroup % m || n % (dev->subgroup / m) || COOP_KEYS % n || COOP_KEYS % k || n % 8 ||
+        k % 8 || COOP_SUBGROUPS * dev->subgroup > dev->max_invocations)
+        return false;
+    const uint32_t width = coop_width(g, dev),
+                   shared = 2 * COOP_KEYS * (width / 8 + 1) * 16 +
+                            COOP_SUBGROUPS * m * ((COOP_KEYS + 4) * 4 + (COOP_KEYS / 8 + 1) * 16);
+    return g->d % 8 == 0 && g->d <= MAX_COOP_D && dev->align % 16 == 0 &&
+           shared <= dev->shared_bytes;
+}
+
+static void forward_coop(const ipt_attn_geo *g, ipt_launch *l)
+{
+    const ipt_traits *dev = l->dev;
+    const uint32_t spec[] = {COOP_SUBGROUPS * dev->subgroup,
+                             dev->coop_m,
+                             dev->coop_n,
+                             dev->coop_k,
+                             dev->subgroup,
+                             coop_width(g, dev),
+                             COOP_KEYS,
+                             (uint32_t)g->causal};
+    for (uint32_t b = 0, step = batch_step(g); b < g->n; b += step) {
+        ipt_dispatch *d = add_tile(g, l, "attention_coop", b, step, spec, IPT_COUNT(spec));
+        ipt_attn_groups(d, ipt_attn_div_up(g->t, COOP_SUBGROUPS * dev->coop_m), g->heads, step);
+        if (d) {
+            d->k.subgroup = dev->subgroup;
+            d->is_matrix = true;
         }
     }
 }
@@ -336,6 +381,8 @@ static ipt_status attention_kernel(const ipt_node *n, ipt_launch *l)
         forward_simd(&g, l);
     else if (rows_ok(&g, l->dev))
         return forward_rows(&g, l);
+    else if (coop_ok(&g, l->dev))
+        forward_coop(&g, l);
     else
         forward_tile(&g, l, any_ok(&g, l->dev));
     return l->status;
