@@ -1,4 +1,4 @@
-"""Stage 3: trains judge 1 or 2: a residual network over 64 x 64 pictures that says what each window shows.
+"""Stage 5: trains judge 1 or 2: a residual network over 64 x 64 pictures that says what each window shows.
 
 Group norms and SiLU instead of batch norms, and one output layer on an 8 x 8 map of features, so that the
 engine's graph can run it (eval/judge.c): a window's logits are the mean of its cells' logits.
@@ -12,13 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from judge_data import NOTHING, STYLE_NAMES, scene, training
-from world import SEED, WORK, concepts, threads
+from world import CLASSES, NOTHING, SEED, STYLE_NAMES, WORK, concepts
+from judge_data import layouts, random_scenes, training
+from optim import Clock, Optimizer, laid_out, mixed, saved, tuned
 from score import roughen
 from train import rate
-from vae import to_tensor
 
-CLASSES = NOTHING + 1  # of a window: the concepts, another object, nothing
 WIDTHS = (32, 64, 96)
 GROUPS = 8
 
@@ -34,7 +33,7 @@ class Block(nn.Module):
 
 
 class Judge(nn.Module):
-    """x [N,3,64,64] in -1..1 -> features [N,96,8,8], logits of cells [N, small | large | styles, 8,8]."""
+    """x [N,3,64,64] in -1..1 -> features [N,96,8,8]; logits() has what they say of the windows."""
 
     def __init__(self):
         super().__init__()
@@ -67,60 +66,79 @@ def logits(judge, features):
     return judge.head(small)[..., :CLASSES], head[:, CLASSES:2 * CLASSES], head[:, 2 * CLASSES:]
 
 
-def batch_of(pick, count, rng):
-    rows = [scene(pick, rng) for _ in range(count)]
-    stack = [torch.from_numpy(np.stack([getattr(r[1], k) for r in rows]))
-             for k in ("small", "weight", "large", "concept")]
-    return to_tensor(np.stack([r[0] for r in rows])), stack, torch.tensor([r[2] for r in rows])
-
-
-def loss_of(judge, x, stack, style):
-    small, weight, large, concept = stack
-    f = judge(x)
+def loss_of(judge, x, facts, style):
+    """Objects weigh more than the many windows of nothing."""
+    small, weight, large, concept = facts
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=mixed(x.device.type)):
+        f = judge(x)
+    f = f.float()
     s, l, k = logits(judge, f)
     cells, whole = windows(f)
     each = -(small * s.log_softmax(-1)).sum(-1)
-    loss = (each * weight).sum() / weight.sum() + 0.5 * -(large * l.log_softmax(-1)).sum(-1).mean()
-    if (style >= 0).any():
-        loss = loss + 0.6 * F.cross_entropy(k[style >= 0], style[style >= 0])
+    seldom = 1 + 4 * (1 - large[:, NOTHING])
+    loss = (each * weight).sum() / weight.sum()
+    loss = loss + (seldom * -(large * l.log_softmax(-1)).sum(-1)).sum() / seldom.sum()
+    named = F.cross_entropy(k, style.clamp_min(0), reduction="none") * (style >= 0)
+    loss = loss + 0.5 * named.sum() / (style >= 0).sum().clamp_min(1)
     known = concept >= 0
-    return loss + 0.5 * F.cross_entropy(judge.aux(torch.cat([cells, whole[:, None]], 1)[known]), concept[known])
+    seen = judge.aux(torch.cat([cells, whole[:, None]], 1)[known])
+    return loss + 0.4 * F.cross_entropy(seen, concept[known])
+
+
+def smooth(n, channels, cells, edge, device):
+    return F.interpolate(torch.randn(n, channels, cells, cells, device=device), size=edge, mode="bicubic",
+                         align_corners=True)
+
+
+def distorted(x):
+    """Shapes bent and colours blotched inside objects, as few steps of a denoiser leave them."""
+    n, edge, d = len(x), x.shape[-1], x.device
+    much = torch.rand(n, 1, 1, 1, device=d) * (torch.rand(n, 1, 1, 1, device=d) < 0.75)
+    field = much * (1.4 * smooth(n, 2, 6, edge, d) + 0.8 * smooth(n, 2, 14, edge, d)) * 2 / edge
+    straight = F.affine_grid(torch.eye(2, 3, device=d).expand(n, 2, 3), x.shape, align_corners=False)
+    x = F.grid_sample(x, straight + field.permute(0, 2, 3, 1), padding_mode="border", align_corners=False)
+    inside = (x - F.avg_pool2d(x, 9, 1, 4, count_include_pad=False)).abs().amax(1, keepdim=True)
+    inside = F.max_pool2d(inside, 5, 1, 2).clamp(0, 1)
+    return x + 0.45 * much * inside * smooth(n, 3, 16, edge, d)
 
 
 def main():
     ap = argparse.ArgumentParser()
     ap.add_argument("number", type=int, choices=(1, 2))
-    ap.add_argument("--steps", type=int, default=1800)
-    ap.add_argument("--batch", type=int, default=32)
-    ap.add_argument("--lr", type=float, default=2e-3)
-    ap.add_argument("--go-on", action="store_true", help="from the last checkpoint's weights, with a schedule of its own")
+    ap.add_argument("--seconds", type=float, default=70)
+    ap.add_argument("--device", default="cpu")
+    ap.add_argument("--batch", type=int, default=512)
+    ap.add_argument("--rate", type=float, default=2e-3)
+    ap.add_argument("--weights", help="judge_N.pt to go on from")
+    ap.add_argument("--out", default=WORK)
     args = ap.parse_args()
-    torch.set_num_threads(threads())
+    clock = Clock(time.time() + args.seconds)
+    tuned(args.device)
     torch.manual_seed(SEED + 2000 * args.number)
-    rng = np.random.default_rng(SEED + 2000 * args.number + 1 + 500 * args.go_on)
-    pick, judge = training(args.number), Judge()
-    file = os.path.join(WORK, f"judge_{args.number}.pt")
-    if args.go_on:
-        judge.load_state_dict(torch.load(file, weights_only=True))
-    print(f"judge {args.number}: {sum(p.numel() for n, p in judge.named_parameters() if 'aux' not in n)} "
-          f"parameters, {sum(map(len, pick.own))} drawings of the concepts, {len(pick.other)} others", flush=True)
-    judge.to(memory_format=torch.channels_last)
-    opt = torch.optim.AdamW(judge.parameters(), lr=args.lr, betas=(0.9, 0.99), weight_decay=0.05)
-    start, total = time.time(), 0.0
-    for step in range(args.steps):
-        for g in opt.param_groups:
-            g["lr"] = args.lr * rate(step, args.steps, 100, 0.7)
-        x, stack, style = batch_of(pick, args.batch, rng)
-        loss = loss_of(judge, roughen(x).to(memory_format=torch.channels_last), stack, style)
-        opt.zero_grad(set_to_none=True)
+    choice = layouts(20000, np.random.default_rng(SEED + 2000 * args.number + 1))
+    pick, judge = training(args.number, args.device), laid_out(Judge(), args.device)
+    if args.weights:
+        judge.load_state_dict(torch.load(args.weights, map_location=args.device))
+    named = list(judge.named_parameters())
+    opt = Optimizer(named, args.rate, args.rate, 0.995, 0.05, ("stem", "head", "aux"))
+
+    def log(text):
+        print(f"[{time.time() - clock.start:5.0f} judge {args.number}] {text}", flush=True)
+
+    log(f"{sum(p.numel() for n, p in named if 'aux' not in n)} parameters, "
+        f"{sum(map(len, pick.own[:-1]))} drawings of the concepts, {len(pick.own[-1])} others")
+    path, told = os.path.join(args.out, f"judge_{args.number}.pt"), 0.0
+    while opt.count < 5 or clock.passed() < 1:
+        x, facts, style = random_scenes(pick, args.batch, choice)
+        loss = loss_of(judge, roughen(distorted(x)), facts, style)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(judge.parameters(), 5.0)
-        opt.step()
-        total += loss.item()
-        if (step + 1) % 100 == 0:
-            print(f"  step {step + 1} loss {total / 100:.3f} {time.time() - start:.0f} s", flush=True)
-            total = 0.0
-            torch.save(judge.state_dict(), file)
+        opt.step(rate(clock.passed()))
+        if opt.count % 50 == 0 and time.time() - told > 8:
+            told = time.time()
+            log(f"step {opt.count} of {args.batch}, loss {loss.item():.3f}")
+            saved(opt.averaged(named), path)
+    log(f"{opt.count} steps, loss {loss.item():.3f}")
+    saved(opt.averaged(named), path)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ import os
 
 import numpy as np
 
-from world import COLOURS, CONCEPT_STYLES, CONCEPTS, EVAL, NEW_STYLES, SEED, STYLES, ground, phrase
+from world import COLOURS, CONCEPT_STYLES, CONCEPTS, EVAL, NEW_STYLES, SEED, STYLES, phrase
+from scenes import ground
 
 GROUNDS = ("white", "light blue", "yellow", "pink", "grey", "purple", "blue")
 COUNTS = {2: (10, 10), 3: (4, 4), 4: (2, 2)}  # objects -> sets of one family, of several
