@@ -65,8 +65,9 @@ static const cli_option options[] = {
      NULL},
     {"device", 0, CLI_TEXT, "DEVICE", "index, \"cpu\" or part of a name; see impasto devices",
      AT(device), 0, 0, NULL},
-    {"vram-limit", 0, CLI_INT, "MIB", "device memory to take at most", AT(vram_limit), 64, 1 << 24,
-     NULL},
+    {"vram-limit", 0, CLI_INT, "MIB",
+     "device memory to take at most; weights that do not fit come from the file in every step",
+     AT(vram_limit), 64, 1 << 24, NULL},
     {"trace", 0, CLI_TEXT, "FILE", "write every intermediate as .safetensors", AT(trace), 0, 0,
      NULL},
     {0},
@@ -571,6 +572,11 @@ static json_t *report_json(const gen_run *r, const ipt_report *p)
                   (json_int_t)p->rows_backward, "explain", (json_int_t)p->rows_explain));
     json_object_set_new(o, "peak_device_mib", json_real((double)p->peak_device_bytes / 1048576.0));
     json_object_set_new(o, "peak_host_mib", json_real((double)p->peak_host_bytes / 1048576.0));
+    json_object_set_new(
+        o, "unet_memory",
+        json_pack("{s:f, s:f, s:f, s:i}", "weights_mib", (double)p->unet_weight_bytes / 1048576.0,
+                  "streamed_mib", (double)p->unet_streamed_bytes / 1048576.0, "working_mib",
+                  (double)p->unet_working_bytes / 1048576.0, "blocks", (int)p->unet_blocks));
     json_object_set_new(o, "plans_recorded", json_integer((json_int_t)p->n_plans_recorded));
     json_object_set_new(o, "bytes_uploaded", json_integer((json_int_t)p->bytes_uploaded));
     json_object_set_new(o, "adapters", adapters_json(p));

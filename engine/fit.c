@@ -1,6 +1,6 @@
 /* engine/fit.c - what to do when a graph passes what the device holds: the UNet's rows in smaller
- * batches, and when nothing helps a message that names the picture size that fits.
- * Must not know: text, samplers, files. */
+ * batches, then with weights that come in while it runs, and when nothing helps a message that
+ * names the picture size that fits. Must not know: text, samplers, files. */
 #include "engine/internal.h"
 
 #include "vae/vae.h"
@@ -64,17 +64,25 @@ ipt_status ipt_unet_plan(ipt_engine *e, ipt_unet_key *key, ipt_plan **out)
     const int32_t f = ipt_vae_factor(&e->m->config.vae), asked = key->batch;
     ipt_plan_key full = unet_key(e, key);
     const ipt_kept_plan *kept = ipt_plan_find(e, &full, asked);
-    if (kept) /* perhaps for fewer rows: what was found out before */
+    if (kept) { /* perhaps for fewer rows: what was found out before */
         key->batch = kept->key.unet.batch;
-    for (;; key->batch = (key->batch + 1) / 2) {
+        e->is_tight = e->is_tight || ipt_plan_is_streamed(kept->plan);
+    }
+    for (;;) {
         full = unet_key(e, key);
         ipt_status status = ipt_plan_get(e, &full, asked, out);
         if (status == IPT_OK)
             break;
-        if (ipt_too_large(status) && key->batch == 1)
-            return ipt_fit_advise(e, status, &full, key->w * f, key->h * f, one_row_fits);
         if (!ipt_too_large(status))
             return status;
+        if (key->batch > 1) {
+            key->batch = (key->batch + 1) / 2;
+        } else if (status == IPT_ERR_DEVICE_MEM && e->opts.vram_limit > 0 && !e->is_tight) {
+            e->is_tight = true;
+            key->batch = asked;
+        } else {
+            return ipt_fit_advise(e, status, &full, key->w * f, key->h * f, one_row_fits);
+        }
     }
     if (key->batch < asked)
         ipt_log(e->ctx, IPT_LOG_INFO, "%d rows at once pass what %s holds: evaluating %d", asked,

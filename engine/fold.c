@@ -104,6 +104,15 @@ ipt_status ipt_fold_choose(ipt_run *u)
     return IPT_OK;
 }
 
+void ipt_fold_refuse(ipt_run *u)
+{
+    if (u->r->fold && strcmp(u->r->fold, "always") == 0)
+        ipt_log(u->e->ctx, IPT_LOG_WARN,
+                "fold always: weights come from the file in every evaluation under this "
+                "--vram-limit, so that the adapters stay beside them");
+    u->e->is_folded = false;
+}
+
 /* --- in and out ------------------------------------------------------------------------------- */
 /* Sites one after the other, as work that is seen when it takes a while and that a cancel ends. */
 static ipt_status next_site(ipt_run *u, const char *stage, double start, size_t done, size_t total)

@@ -130,11 +130,12 @@ static ipt_status run_request(ipt_run *u, void *to)
     u->rep->ms_load = ipt_now_ms() - u->t_start;
     IPT_TRY(ipt_job_encode(u));
     double t0 = ipt_now_ms();
-    IPT_TRY(ipt_unet_prepare(u));
     if (u->r->init)
         ipt_run_progress(u, "encode", 0, 1, 0);
     IPT_TRY(ipt_start_prepare(e, u->r, &u->set, &u->arena, &u->start));
     IPT_TRY(ipt_paste_prepare(e, u->r, &u->set, u->start.repaint, &u->arena, &u->paste));
+    IPT_TRY(ipt_preview_fit(u));
+    IPT_TRY(ipt_unet_prepare(u));
     u->rep->ms_load += ipt_now_ms() - t0;
     IPT_TRY(ipt_run_report(u));
     IPT_TRY(ipt_loop_buffers(u));
@@ -168,7 +169,7 @@ ipt_status ipt_run_with(ipt_engine *e, const ipt_request *r, ipt_run_fn body, vo
     u->t_start = ipt_now_ms();
     e->request++;
     e->n_plans = e->bytes_uploaded = 0;
-    e->is_folded = false;
+    e->is_folded = e->holds_unet = e->is_tight = false;
     ipt_arena_finish(&e->report_arena);
     ipt_arena_init(&u->arena, e->ctx);
     u->rows.ctx = e->ctx;

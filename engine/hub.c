@@ -156,8 +156,8 @@ static ipt_status measure(ipt_run *u, void *user)
                         "the prompt joins prompts or names LoRAs; expected one that says what the "
                         "pictures show");
     IPT_TRY(ipt_job_encode(u));
-    IPT_TRY(ipt_unet_prepare(u));
     IPT_TRY(encode_pictures(h, u));
+    IPT_TRY(ipt_unet_prepare(u));
     if (h->done == 0)
         h->start_ms = ipt_now_ms();
     IPT_TRY(ipt_settings_sampler(u->e->ctx, &u->set, &s));

@@ -248,6 +248,10 @@ typedef struct ipt_report {
     uint64_t rows_full, rows_shallow, rows_maps, rows_backward;
     uint64_t rows_explain; /* evaluated whole for ipt_request.explain, beside those */
     uint64_t peak_device_bytes, peak_host_bytes;
+    /* The UNet on the device: its weights, those of them that come in anew at every evaluation, in
+     * how many blocks, and activations with adapters. */
+    uint64_t unet_weight_bytes, unet_streamed_bytes, unet_working_bytes;
+    uint32_t unet_blocks;
     bool is_folded; /* the adapters were in the UNet's weights */
     double ms_fold; /* of bringing them in, and what an earlier request left out */
     uint64_t n_plans_recorded, bytes_uploaded; /* by this request: 0 when everything was kept */

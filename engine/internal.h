@@ -102,6 +102,7 @@ typedef struct ipt_kept_plan {
     int32_t asked; /* rows that were wanted, of which key.unet.batch fit */
     uint64_t used; /* by which request */
     ipt_plan *plan;
+    bool is_settled;
     ipt_adapter_set *set; /* whose factors are in it; NULL: none */
 } ipt_kept_plan;
 
@@ -128,7 +129,9 @@ struct ipt_engine {
     /* of the request that runs */
     uint64_t request; /* its number */
     uint64_t n_plans, bytes_uploaded;
-    bool is_folded; /* its adapters act in the UNet's weights: its plan has none */
+    bool is_folded;  /* its adapters act in the UNet's weights: its plan has none */
+    bool holds_unet; /* it goes on with the UNet's plans that it got */
+    bool is_tight;   /* these stream weights: with all of them even one row at a time did not fit */
     ipt_arena report_arena;
 };
 
@@ -154,6 +157,7 @@ IPT_CHECKED ipt_status ipt_open_tokenizer(ipt_ctx *ctx, const ipt_model *m, int 
                                           ipt_tokenizer **out);
 /* The weight store of a component, made at first use. */
 IPT_CHECKED ipt_status ipt_engine_store(ipt_engine *e, int comp, ipt_weights **out);
+void ipt_loaded_drop_store(ipt_engine *e, int comp); /* no plan reads it */
 
 /* --- adapters.c ------------------------------------------------------------------------------- */
 /* e->set becomes the request's adapters and those of its prompt's tags, for e->m. */
@@ -180,11 +184,15 @@ IPT_CHECKED ipt_status ipt_combine_set(ipt_engine *e, const ipt_request *r,
  * other kinds.  Borrowed until the request ends.  Errors: those of ipt_plan_create. */
 IPT_CHECKED ipt_status ipt_plan_get(ipt_engine *e, const ipt_plan_key *key, int32_t asked,
                                     ipt_plan **out);
+/* Settles this request's plans of a component, says what they take, and records what is not yet. */
+IPT_CHECKED ipt_status ipt_plans_settle(ipt_engine *e, int comp);
 /* A kept plan of the key, or for fewer rows where `asked` were wanted before; NULL: none. */
 ipt_kept_plan *ipt_plan_find(ipt_engine *e, const ipt_plan_key *key, int32_t asked);
 /* Whether a plan could be made: IPT_OK, or why not.  Nothing is recorded. */
 IPT_CHECKED ipt_status ipt_plan_dry(ipt_engine *e, const ipt_plan_key *key);
 void ipt_plans_drop(ipt_engine *e, uint32_t model); /* those of a model; 0: all */
+/* Plans and weights of this request's model that it does not go on with. */
+void ipt_plans_drop_idle(ipt_engine *e);
 const ipt_plan_key *ipt_plan_latest(const ipt_engine *e, ipt_plan_kind kind); /* NULL: none */
 
 /* --- settings.c ------------------------------------------------------------------------------- */
@@ -322,6 +330,8 @@ IPT_CHECKED ipt_status ipt_unet_plan(ipt_engine *e, ipt_unet_key *key, ipt_plan 
 /* z [C,h,w] sampler latent -> rgb [3,8h,8w]... f32 in 0..1, stored [H,W,3]. */
 IPT_CHECKED ipt_status ipt_decode(ipt_engine *e, const ipt_request *r, const float *latent,
                                   int32_t h, int32_t w, float *rgb);
+/* Its plan beforehand. */
+IPT_CHECKED ipt_status ipt_decode_plan(ipt_engine *e, const ipt_request *r, int32_t h, int32_t w);
 /* Multiply-adds of ipt_decode, near enough to say how long it will take beside a UNet's. */
 double ipt_decode_macs(const ipt_engine *e, int32_t h, int32_t w);
 /* rgb [H,W,3] in -1..1 -> mean and standard deviation [C,h,w] of the unscaled latent. */

@@ -148,6 +148,25 @@ double ipt_decode_macs(const ipt_engine *e, int32_t h, int32_t w)
     return macs;
 }
 
+/* Whether a latent is decoded at once; else in tiles of *side latent pixels. */
+static bool is_whole(const ipt_engine *e, const ipt_request *r, int32_t h, int32_t w, int32_t *side)
+{
+    const int32_t f = ipt_vae_factor(&e->m->config.vae), longer = h > w ? h : w,
+                  asked = r->vae_tile > 0 ? r->vae_tile / f : AUTO_TILE / f;
+    *side = asked > 8 ? asked : 8;
+    return r->vae_tile < 0 || longer <= asked ||
+           (r->vae_tile == 0 && (size_t)h * (size_t)w * (size_t)(f * f) <= AUTO_WHOLE);
+}
+
+ipt_status ipt_decode_plan(ipt_engine *e, const ipt_request *r, int32_t h, int32_t w)
+{
+    ipt_plan *plan = NULL;
+    int32_t side = 0;
+    bool whole = is_whole(e, r, h, w, &side);
+    return whole ? decode_plan(e, h, w, &plan)
+                 : decode_plan(e, side < h ? side : h, side < w ? side : w, &plan);
+}
+
 ipt_status ipt_decode(ipt_engine *e, const ipt_request *r, const float *latent, int32_t h,
                       int32_t w, float *rgb)
 {
@@ -161,11 +180,8 @@ ipt_status ipt_decode(ipt_engine *e, const ipt_request *r, const float *latent, 
             z[i * c + k] = e->taesd || v->tiny
                                ? latent[k * hw + i]
                                : latent[k * hw + i] / v->scaling_factor + v->shift_factor;
-    int32_t f = ipt_vae_factor(v), side = r->vae_tile > 0 ? r->vae_tile / f : AUTO_TILE / f;
-    int32_t longer = h > w ? h : w;
-    bool whole = r->vae_tile < 0 || longer <= side ||
-                 (r->vae_tile == 0 && hw * (size_t)(f * f) <= AUTO_WHOLE);
-    side = side > 8 ? side : 8;
+    int32_t f = ipt_vae_factor(v), side = 0, longer = h > w ? h : w;
+    bool whole = is_whole(e, r, h, w, &side);
     ipt_status status = whole ? decode_whole(e, z, h, w, rgb) : IPT_OK;
     if (whole && ipt_too_large(status) && r->vae_tile < 0) {
         char why[800];

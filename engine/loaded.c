@@ -76,6 +76,20 @@ ipt_status ipt_engine_store(ipt_engine *e, int comp, ipt_weights **out)
 }
 
 /* --- keeping ---------------------------------------------------------------------------------- */
+static void forget_fold(ipt_loaded *m)
+{
+    ipt_adapter_set_release(&m->fold.set);
+    ipt_free(m->fold.gate);
+    m->fold = (ipt_fold){0};
+}
+
+void ipt_loaded_drop_store(ipt_engine *e, int comp)
+{
+    if (comp == IPT_COMP_UNET) /* the next store has the files' weights */
+        forget_fold(e->m);
+    ipt_weights_destroy(&e->m->store[comp]);
+}
+
 void ipt_loaded_drop(ipt_engine *e, ipt_loaded **mp)
 {
     ipt_loaded *m = *mp;
@@ -84,8 +98,7 @@ void ipt_loaded_drop(ipt_engine *e, ipt_loaded **mp)
     ipt_plans_drop(e, m->id);
     if (e->set && e->set->model == m->id)
         ipt_adapter_set_release(&e->set);
-    ipt_adapter_set_release(&m->fold.set);
-    ipt_free(m->fold.gate);
+    forget_fold(m);
     for (int c = 0; c < IPT_COMP_COUNT; c++)
         ipt_weights_destroy(&m->store[c]);
     for (int i = 0; i < 2; i++)

@@ -174,6 +174,7 @@ ipt_status ipt_loop_picture(ipt_run *u, int32_t k, ipt_trace *trace, float *rgb)
     ipt_noise source;
     ipt_status status = IPT_OK;
     double t0 = 0;
+    IPT_TRY(ipt_unet_wake(u));
     ipt_noise_seed(&source, u->r->seed + (uint64_t)k, u->set.philox);
     IPT_TRY(ipt_settings_sampler(u->e->ctx, &u->set, &s));
     ipt_start_draw(&u->start, u->e, s, &u->set, &source, b->fresh, b->noise, b->x);
@@ -184,6 +185,7 @@ ipt_status ipt_loop_picture(ipt_run *u, int32_t k, ipt_trace *trace, float *rgb)
     IPT_TRY_GOTO(sample_loop(u, s, &source, trace, k), done);
     u->rep->ms_sample += ipt_now_ms() - t0;
     t0 = ipt_now_ms();
+    ipt_unet_rest(u);
     ipt_run_progress(u, "vae", 0, 1, k);
     IPT_TRY_GOTO(ipt_decode(u->e, u->r, b->x, u->set.h, u->set.w, rgb), done);
     u->vae_ms = ipt_now_ms() - t0;

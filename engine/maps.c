@@ -49,31 +49,34 @@ static int32_t rows_at_once(const ipt_run *u)
     return u->set.h * u->set.w > SMALL || chunks == 0 ? 1 : (int32_t)((n + chunks - 1) / chunks);
 }
 
-static ipt_status get_plan(ipt_run *u, const ipt_unet_key *whole)
+ipt_status ipt_maps_plan(ipt_run *u)
 {
-    ipt_plan_key key = {.kind = IPT_PLAN_MAPS, .model = u->e->m->id, .unet = *whole};
-    bool asks = false;
-    IPT_TRY(asks_gradient(u, &asks));
-    if (!asks)
+    ipt_maps *m = &u->maps;
+    if (m->batch == 0)
         return IPT_OK;
-    key.unet.batch = u->maps.batch = rows_at_once(u);
-    key.unet.deep = 0;
-    key.unet.is_grad = true;
-    ipt_status status = ipt_plan_get(u->e, &key, 0, &u->maps.plan);
+    ipt_status status = ipt_plan_get(u->e, &m->key, 0, &m->plan);
     return ipt_too_large(status)
-               ? ipt_fit_advise(u->e, status, &key, u->set.width, u->set.height, size_fits)
+               ? ipt_fit_advise(u->e, status, &m->key, u->set.width, u->set.height, size_fits)
                : status;
 }
 
-ipt_status ipt_maps_prepare(ipt_run *u, const ipt_unet_key *whole)
+ipt_status ipt_maps_prepare(ipt_run *u)
 {
     ipt_maps *m = &u->maps;
+    bool asks = false;
     if (m->tap == 0)
         return IPT_OK;
     const ipt_grid *g = &u->job.grid[m->tap - 1];
     m->n = (size_t)g->h * (size_t)g->w * (size_t)u->job.tokens;
-    IPT_TRY(get_plan(u, whole));
-    size_t rows = u->max_rows, b = (size_t)m->batch, each = (size_t)u->batch,
+    IPT_TRY(asks_gradient(u, &asks));
+    if (asks) {
+        m->batch = rows_at_once(u);
+        m->key = (ipt_plan_key){.kind = IPT_PLAN_MAPS, .model = u->e->m->id, .unet = u->key};
+        m->key.unet.batch = m->batch;
+        m->key.unet.deep = 0;
+        m->key.unet.is_grad = true;
+    }
+    size_t rows = u->max_rows, b = (size_t)m->batch, each = (size_t)u->key.batch,
            x = (size_t)u->set.h * (size_t)u->set.w * (size_t)u->e->m->config.unet.in_channels;
     const struct {
         float **at;

@@ -112,7 +112,10 @@ static ipt_status build(ipt_engine *e, const ipt_plan_key *key, ipt_graph *g)
     return ipt_graph_status(g);
 }
 
-static ipt_status record(ipt_engine *e, const ipt_plan_key *key, bool dry, ipt_plan **out)
+/* How a plan is made: recorded, only looked at, or with weights that come in while it runs. */
+typedef enum { PLAN_WHOLE, PLAN_DRY, PLAN_STREAMED } plan_form;
+
+static ipt_status record(ipt_engine *e, const ipt_plan_key *key, plan_form form, ipt_plan **out)
 {
     ipt_graph *g = NULL;
     ipt_weights *store = e->taesd_store;
@@ -120,7 +123,11 @@ static ipt_status record(ipt_engine *e, const ipt_plan_key *key, bool dry, ipt_p
         IPT_TRY(ipt_engine_store(e, comp_of(key->kind), &store));
     IPT_TRY(ipt_graph_create(e->ctx, &g));
     ipt_status status = build(e, key, g);
-    const ipt_plan_opts o = {.gpu = e->gpu, .weights = store, .dry = dry};
+    const ipt_plan_opts o = {.gpu = e->gpu,
+                             .weights = store,
+                             .dry = form == PLAN_DRY,
+                             .stream = form == PLAN_STREAMED ||
+                                       (form == PLAN_DRY && e->opts.vram_limit > 0)};
     if (status == IPT_OK)
         status = ipt_plan_create(g, &o, out);
     ipt_graph_destroy(&g);
@@ -130,7 +137,7 @@ static ipt_status record(ipt_engine *e, const ipt_plan_key *key, bool dry, ipt_p
 ipt_status ipt_plan_dry(ipt_engine *e, const ipt_plan_key *key)
 {
     ipt_plan *none = NULL;
-    ipt_status status = record(e, key, true, &none);
+    ipt_status status = record(e, key, PLAN_DRY, &none);
     ipt_plan_destroy(&none);
     return status;
 }
@@ -203,29 +210,110 @@ static ipt_status write_factors(ipt_engine *e, ipt_kept_plan *k)
     return IPT_OK;
 }
 
+/* --- when memory is short --------------------------------------------------------------------- */
+/* What earlier requests left; false: nothing was there. */
+static bool drop_older(ipt_engine *e)
+{
+    ipt_kept_plan *old = NULL;
+    bool dropped = false;
+    for (; (old = oldest(e, IPT_PLAN_KINDS)); dropped = true)
+        drop(old);
+    while (ipt_loaded_drop_one(e))
+        dropped = true;
+    return dropped;
+}
+
+static bool has_plans(const ipt_engine *e, uint32_t model, int comp)
+{
+    for (int kind = 0; kind < IPT_PLAN_KINDS; kind++)
+        for (int i = 0; i < IPT_KEEP_PLANS; i++) {
+            const ipt_kept_plan *k = &e->plan[kind][i];
+            if (k->plan && k->key.model == model && comp_of((ipt_plan_kind)kind) == comp)
+                return true;
+        }
+    return false;
+}
+
+/* Text encoders, UNet and VAE work one after the other. */
+void ipt_plans_drop_idle(ipt_engine *e)
+{
+    for (int kind = 0; kind < IPT_PLAN_KINDS; kind++)
+        for (int i = 0; i < IPT_KEEP_PLANS; i++)
+            if (!(e->holds_unet && comp_of((ipt_plan_kind)kind) == IPT_COMP_UNET))
+                drop(&e->plan[kind][i]);
+    for (int c = 0; c < IPT_COMP_COUNT; c++)
+        if (!has_plans(e, e->m->id, c))
+            ipt_loaded_drop_store(e, c);
+}
+
+/* A plan that did not fit beside all that there is. */
+static ipt_status record_tight(ipt_engine *e, const ipt_plan_key *key, plan_form form,
+                               ipt_status status, ipt_plan **out)
+{
+    if (drop_older(e))
+        status = record(e, key, form, out);
+    if (status != IPT_ERR_DEVICE_MEM || e->opts.vram_limit == 0)
+        return status;
+    ipt_plans_drop_idle(e);
+    status = record(e, key, form, out);
+    if (status != IPT_ERR_DEVICE_MEM || comp_of(key->kind) == IPT_COMP_UNET)
+        return status;      /* its rows are cut into smaller batches first: fit.c */
+    ipt_plans_drop_idle(e); /* what the failure has loaded of it */
+    return record(e, key, PLAN_STREAMED, out);
+}
+
 ipt_status ipt_plan_get(ipt_engine *e, const ipt_plan_key *key, int32_t asked, ipt_plan **out)
 {
-    ipt_kept_plan *k = ipt_plan_find(e, key, asked), *old = NULL;
+    ipt_kept_plan *k = ipt_plan_find(e, key, asked);
     if (!k) {
         ipt_plan *plan = NULL;
+        const bool is_tight = e->is_tight && comp_of(key->kind) == IPT_COMP_UNET;
+        const plan_form form = is_tight ? PLAN_STREAMED : PLAN_WHOLE;
         k = free_place(e, key->kind);
-        ipt_status status = record(e, key, false, &plan);
-        if (ipt_too_large(status)) { /* once more with what earlier requests left behind gone */
-            bool dropped = false;
-            for (; (old = oldest(e, IPT_PLAN_KINDS)); dropped = true)
-                drop(old);
-            while (ipt_loaded_drop_one(e))
-                dropped = true;
-            if (dropped)
-                status = record(e, key, false, &plan);
-        }
+        ipt_status status = record(e, key, form, &plan);
+        if (ipt_too_large(status))
+            status = record_tight(e, key, form, status, &plan);
         IPT_TRY(status);
         *k = (ipt_kept_plan){.key = *key, .asked = asked, .plan = plan};
         e->n_plans++;
     }
     k->used = e->request;
     IPT_TRY(write_factors(e, k));
+    if (comp_of(key->kind) != IPT_COMP_UNET) /* those of the UNet are settled when all are there */
+        IPT_TRY(ipt_plans_settle(e, comp_of(key->kind)));
     *out = k->plan;
+    return IPT_OK;
+}
+
+/* What a plan takes, before it runs for the first time. */
+static void say_memory(const ipt_engine *e, const ipt_kept_plan *k)
+{
+    const double mib = 1024.0 * 1024.0;
+    const ipt_plan_memory m = ipt_plan_get_memory(k->plan);
+    const char *name = ipt_comp_name(comp_of(k->key.kind));
+    if (m.streamed == 0)
+        ipt_log(e->ctx, IPT_LOG_INFO, "%s: weights %.1f MiB, working memory %.1f MiB", name,
+                (double)m.weights / mib, (double)m.working / mib);
+    else
+        ipt_log(e->ctx, IPT_LOG_INFO,
+                "%s: weights %.1f MiB, of which %.1f MiB stay on the device and %.1f MiB come in "
+                "anew in every run, in %u blocks by way of %.1f MiB; working memory %.1f MiB",
+                name, (double)m.weights / mib, (double)(m.weights - m.streamed) / mib,
+                (double)m.streamed / mib, m.n_block, (double)m.ring / mib, (double)m.working / mib);
+}
+
+ipt_status ipt_plans_settle(ipt_engine *e, int comp)
+{
+    for (int kind = 0; kind < IPT_PLAN_KINDS; kind++)
+        for (int i = 0; i < IPT_KEEP_PLANS; i++) {
+            ipt_kept_plan *k = &e->plan[kind][i];
+            if (!k->plan || k->used != e->request || comp_of((ipt_plan_kind)kind) != comp ||
+                k->is_settled)
+                continue;
+            IPT_TRY(ipt_plan_settle(k->plan));
+            k->is_settled = true;
+            say_memory(e, k);
+        }
     return IPT_OK;
 }
 

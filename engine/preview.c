@@ -86,7 +86,7 @@ static ipt_status fit(ipt_engine *e, ipt_preview_map *m)
     return status;
 }
 
-/* The map of the model that is loaded, fitted at first use. */
+/* The map of the model that is loaded, fitted once. */
 static ipt_status prepare_map(ipt_engine *e)
 {
     ipt_preview_map *m = &e->m->preview;
@@ -108,12 +108,24 @@ static uint8_t byte_of(float v)
     return (uint8_t)lrintf(v * 255.0F);
 }
 
+static bool is_tiny(const ipt_engine *e) { return e->taesd || e->m->config.vae.tiny; }
+
+ipt_status ipt_preview_fit(ipt_run *u)
+{
+    return u->r->preview && !is_tiny(u->e) ? prepare_map(u->e) : IPT_OK;
+}
+
+ipt_status ipt_preview_plan(ipt_run *u)
+{
+    return u->r->preview && is_tiny(u->e) ? ipt_decode_plan(u->e, u->r, u->set.h, u->set.w)
+                                          : IPT_OK;
+}
+
 /* --- pictures --------------------------------------------------------------------------------- */
 static ipt_status draw_map(ipt_run *u, const float *x0, ipt_image *im)
 {
     const ipt_preview_map *m = &u->e->m->preview;
     size_t hw = (size_t)u->set.h * (size_t)u->set.w;
-    IPT_TRY(prepare_map(u->e));
     const float *bias = m->value + (size_t)m->channels * 3;
     uint8_t *rgb = ipt_alloc(u->e->ctx, hw * 3);
     if (!rgb)
@@ -150,12 +162,11 @@ ipt_status ipt_preview_show(ipt_run *u, const ipt_sampler *s, int32_t eval, int3
     const ipt_buffers *b = &u->buf;
     const ipt_request *r = u->r;
     int32_t done = ipt_sampler_step_of(s, eval) + 1, every = r->preview_every;
-    bool tiny = u->e->taesd || u->e->m->config.vae.tiny;
     if (!r->preview || !ipt_sampler_completes_step(s, eval) || (every > 1 && done % every != 0))
         return IPT_OK;
     ipt_image im = {0};
     ipt_sampler_predict_x0(s, eval, b->eps, b->x, b->x0);
-    IPT_TRY(tiny ? draw_decoded(u, b->x0, &im) : draw_map(u, b->x0, &im));
+    IPT_TRY(is_tiny(u->e) ? draw_decoded(u, b->x0, &im) : draw_map(u, b->x0, &im));
     const ipt_preview p = {
         .image = image, .step = done, .n_step = ipt_sampler_n_steps(s), .im = &im};
     ipt_status status = r->preview(r->user, &p);

@@ -40,6 +40,7 @@ enum { IPT_KEEP_LOSS = 64 };
 /* Attention maps of rows, and the latent's gradient by way of them; tap 0: no row wants maps. */
 typedef struct ipt_maps {
     int32_t tap;        /* ipt_unet_key.tap */
+    ipt_plan_key key;   /* of `plan`, unless batch is 0 */
     ipt_plan *plan;     /* to the last tapped layer and back; NULL: no gradients */
     int32_t batch;      /* its rows */
     size_t n;           /* values of a row's maps: cells x tokens */
@@ -121,6 +122,7 @@ typedef struct ipt_run {
     ipt_row *pick;        /* [max_rows] those of a replay, and where their predictions go */
     float **pick_eps, **pick_maps;
     /* unet.c: the plan and its inputs, [batch, ...] */
+    ipt_unet_key key; /* of the whole UNet; batch: rows that are wanted at once */
     ipt_plan *unet;
     int32_t batch;
     float *in_x, *in_text, *in_add, *in_gates, *in_time, *out_eps, *out_maps;
@@ -157,8 +159,13 @@ IPT_CHECKED ipt_status ipt_job_text(ipt_run *u, const ipt_row *row, size_t *inde
 void ipt_job_finish(ipt_run *u);
 
 /* --- unet.c ----------------------------------------------------------------------------------- */
-/* A plan for all rows of an evaluation at once, or for fewer at a time when they do not fit. */
+/* A plan for all rows of an evaluation at once, or for fewer at a time when they do not fit, with
+ * what goes beside it; after everything else that needs the device before the first evaluation. */
 IPT_CHECKED ipt_status ipt_unet_prepare(ipt_run *u);
+/* Under a memory limit: no evaluation follows until ipt_unet_wake, and what comes may take the
+ * UNet's place. */
+void ipt_unet_rest(ipt_run *u);
+IPT_CHECKED ipt_status ipt_unet_wake(ipt_run *u);
 /* Evaluates rows [n] of one variant, n <= u->batch, at timestep t of step `step`: eps[k] [C,h,w],
  * and maps[k] [u->maps.n] of those that want them. */
 IPT_CHECKED ipt_status ipt_unet_rows(ipt_run *u, const float *x, double t, int32_t step,
@@ -181,8 +188,10 @@ bool ipt_regions_same(const ipt_run *u, int32_t a, int32_t b);
 IPT_CHECKED ipt_status ipt_regions_write(ipt_run *u, ipt_plan *p);
 
 /* --- maps.c ----------------------------------------------------------------------------------- */
-/* The plan for gradients beside u->unet where the method wants them, and memory. */
-IPT_CHECKED ipt_status ipt_maps_prepare(ipt_run *u, const ipt_unet_key *whole);
+/* What the method needs for maps and gradients but for the plan. */
+IPT_CHECKED ipt_status ipt_maps_prepare(ipt_run *u);
+/* The plan for gradients beside u->unet, where the method wants some. */
+IPT_CHECKED ipt_status ipt_maps_plan(ipt_run *u);
 /* Maps of the rows that want a gradient, then the method's loss, then dL/d(latent), by which the
  * method changes u->buf.in.  *again: another round on what it is now. */
 IPT_CHECKED ipt_status ipt_maps_update(ipt_run *u, double t, int32_t eval, int32_t round,
@@ -191,6 +200,8 @@ IPT_CHECKED ipt_status ipt_maps_update(ipt_run *u, double t, int32_t eval, int32
 /* --- fold.c ----------------------------------------------------------------------------------- */
 /* Whether this request's adapters go into the UNet's weights: e->is_folded.  Before its plan. */
 IPT_CHECKED ipt_status ipt_fold_choose(ipt_run *u);
+/* Not after all: the weights do not stay on the device. */
+void ipt_fold_refuse(ipt_run *u);
 /* Brings the weights on the device into that state: out with what an earlier request left, in with
  * this one's.  After its plan, which puts them there.  A failure or a cancel half way is mended by
  * the next call.  Errors: those of ipt_bank_fold; IPT_ERR_CANCELLED. */
@@ -225,6 +236,10 @@ IPT_CHECKED ipt_status ipt_loop_trace_text(ipt_run *u, ipt_trace *t);
 IPT_CHECKED ipt_status ipt_loop_picture(ipt_run *u, int32_t k, ipt_trace *trace, float *rgb);
 
 /* --- preview.c -------------------------------------------------------------------------------- */
+/* Where previews are wanted: what they need of the model's VAE, before the UNet takes the device;
+ * the plan that works beside the UNet. */
+IPT_CHECKED ipt_status ipt_preview_fit(ipt_run *u);
+IPT_CHECKED ipt_status ipt_preview_plan(ipt_run *u);
 /* After evaluation `eval` of picture `image`, before its step: shows u->buf.x and .eps if wanted.
  */
 IPT_CHECKED ipt_status ipt_preview_show(ipt_run *u, const ipt_sampler *s, int32_t eval,

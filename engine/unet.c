@@ -10,48 +10,109 @@ static size_t texts_of(const ipt_run *u)
     return u->regions.n_text > 1 ? (size_t)u->regions.n_text : 1;
 }
 
+/* --- plans ------------------------------------------------------------------------------------ */
+static void drop_plans(ipt_run *u)
+{
+    u->unet = u->cache.shallow = u->maps.plan = NULL;
+    ipt_cache_finish(u);
+    u->e->holds_unet = false;
+    ipt_plans_drop_idle(u->e);
+}
+
+/* Everything that an evaluation runs on; what is left of the device's memory goes to weights then.
+ */
+static ipt_status get_plans(ipt_run *u)
+{
+    ipt_engine *e = u->e;
+    ipt_unet_key key = u->key;
+    e->holds_unet = true;
+    IPT_TRY(ipt_unet_plan(e, &key, &u->unet));
+    if (e->is_folded && ipt_plan_is_streamed(u->unet)) {
+        ipt_fold_refuse(u);
+        drop_plans(u);
+        e->holds_unet = true;
+        key = u->key;
+        IPT_TRY(ipt_unet_plan(e, &key, &u->unet));
+    }
+    u->batch = key.batch;
+    IPT_TRY(ipt_fold_apply(u));
+    IPT_TRY(ipt_cache_prepare(u, &key));
+    IPT_TRY(ipt_maps_plan(u));
+    IPT_TRY(ipt_preview_plan(u));
+    IPT_TRY(ipt_plans_settle(e, IPT_COMP_UNET));
+    for (size_t i = 0; i < IPT_COUNT(u->regions.seen); i++)
+        u->regions.seen[i].is_valid = false;
+    IPT_TRY(ipt_regions_write(u, u->unet));
+    return ipt_regions_write(u, u->cache.shallow);
+}
+
+void ipt_unet_rest(ipt_run *u)
+{
+    if (u->e->opts.vram_limit == 0)
+        return;
+    ipt_cache_finish(u);
+    u->e->holds_unet = false;
+}
+
+ipt_status ipt_unet_wake(ipt_run *u)
+{
+    ipt_engine *e = u->e;
+    if (e->holds_unet)
+        return IPT_OK;
+    u->unet = NULL;
+    ipt_status status = get_plans(u);
+    if (status == IPT_ERR_DEVICE_MEM && e->opts.vram_limit > 0 && u->unet) {
+        drop_plans(u); /* the UNet itself left no room for what goes beside it */
+        e->is_tight = true;
+        status = get_plans(u);
+    }
+    if (status == IPT_OK) {
+        const ipt_plan_memory m = ipt_plan_get_memory(u->unet);
+        u->rep->unet_weight_bytes = m.weights;
+        u->rep->unet_streamed_bytes = m.streamed;
+        u->rep->unet_working_bytes = m.working;
+        u->rep->unet_blocks = m.n_block;
+    }
+    return status;
+}
+
 ipt_status ipt_unet_prepare(ipt_run *u)
 {
     ipt_engine *e = u->e;
     const ipt_unet_config *c = &e->m->config.unet;
     size_t rows = u->max_rows, chunks = (rows + IPT_MAX_ROWS - 1) / IPT_MAX_ROWS;
     int32_t limit = u->r->batch > 0 ? u->r->batch : (int32_t)((rows + chunks - 1) / chunks);
-    ipt_unet_key key = {limit < (int32_t)rows ? limit : (int32_t)rows,
-                        u->set.h,
-                        u->set.w,
-                        u->text[0].enc.tokens,
-                        e->m->act_type,
-                        0,
-                        false,
-                        ipt_policy_tap(u->policy) + 1,
-                        false,
-                        u->regions.n_text > 1 ? u->regions.n_text : 0,
-                        u->regions.is_placed};
-    u->maps.tap = key.tap;
+    u->key = (ipt_unet_key){limit < (int32_t)rows ? limit : (int32_t)rows,
+                            u->set.h,
+                            u->set.w,
+                            u->text[0].enc.tokens,
+                            e->m->act_type,
+                            0,
+                            false,
+                            ipt_policy_tap(u->policy) + 1,
+                            false,
+                            u->regions.n_text > 1 ? u->regions.n_text : 0,
+                            u->regions.is_placed};
+    u->maps.tap = u->key.tap;
     IPT_TRY(ipt_cache_read(u));
-    key.deep = u->cache.interval > 1 ? u->cache.deep : 0;
+    u->key.deep = u->cache.interval > 1 ? u->cache.deep : 0;
     IPT_TRY(ipt_fold_choose(u));
-    IPT_TRY(ipt_unet_plan(e, &key, &u->unet));
-    IPT_TRY(ipt_fold_apply(u));
-    u->batch = key.batch;
-    IPT_TRY(ipt_cache_prepare(u, &key));
-    IPT_TRY(ipt_maps_prepare(u, &key));
-    IPT_TRY(ipt_regions_write(u, u->unet));
-    IPT_TRY(ipt_regions_write(u, u->cache.shallow));
-    size_t replays = (rows + (size_t)key.batch - 1) / (size_t)key.batch;
+    IPT_TRY(ipt_maps_prepare(u));
+    IPT_TRY(ipt_unet_wake(u));
+    size_t replays = (rows + (size_t)u->batch - 1) / (size_t)u->batch;
     double whole = ipt_plan_macs(u->unet), shallow = whole;
     if (u->cache.shallow)
         shallow = ipt_plan_macs(u->cache.shallow);
     u->step_macs =
         (whole + shallow * (u->cache.interval - 1)) / u->cache.interval * (double)replays;
-    size_t b = (size_t)(u->batch > u->maps.batch ? u->batch : u->maps.batch),
+    size_t b = (size_t)(u->key.batch > u->maps.batch ? u->key.batch : u->maps.batch),
            hw = (size_t)u->set.h * (size_t)u->set.w;
     const struct {
         float **at;
         size_t n;
     } in[] = {
         {&u->in_x, hw * (size_t)c->in_channels},
-        {&u->in_text, texts_of(u) * (size_t)key.tokens * (size_t)c->cross_dim[0]},
+        {&u->in_text, texts_of(u) * (size_t)u->key.tokens * (size_t)c->cross_dim[0]},
         {&u->in_add, (size_t)(c->add_in_dim > 0 ? c->add_in_dim : 1)},
         {&u->in_gates, (texts_of(u) + 1) * IPT_GATE_ROWS * IPT_MAX_SLOT},
         {&u->in_time, (size_t)(c->channels[0] + c->time_cond_dim)},
@@ -63,6 +124,7 @@ ipt_status ipt_unet_prepare(ipt_run *u)
     return IPT_OK;
 }
 
+/* --- rows ------------------------------------------------------------------------------------- */
 /* SDXL's added conditions: pooled text, then the embedded sizes (original, crop, target). */
 static ipt_status fill_add(ipt_run *u, const ipt_encoded *text, float *add)
 {

@@ -219,6 +219,15 @@ struct ipt_weights {
                        ipt_weight_view *out);
     /* The values for host reference runs, logical order. */
     ipt_status (*read)(ipt_weights *w, const char *name, const ipt_shape *shape, double *out);
+    /* What find would give, without making a copy: buf is NULL where there is none.  It may be NULL
+     * for devices without a memory limit; so may put. */
+    ipt_status (*size)(ipt_weights *w, const char *name, const ipt_shape *shape, ipt_use use,
+                       ipt_weight_view *out);
+    /* The values of such a copy into a place of the caller's that nothing on the device reads or
+     * writes meanwhile; what is submitted afterwards sees them.  is_known: a put of that name
+     * succeeded before, and its values are not looked through again. */
+    ipt_status (*put)(ipt_weights *w, const char *name, const ipt_shape *shape, ipt_use use,
+                      const ipt_weight_view *to, bool is_known);
 };
 
 /* Panels: columns (output features) in groups of 32; f32: [ceil(O/32)][Kp][32] floats; f16:
@@ -250,14 +259,33 @@ typedef struct ipt_plan_opts {
     bool check;           /* also run each node's reference on the device's inputs and name the
                              first node that differs (also env IPT_PLAN_CHECK=1) */
     bool profile;         /* time stamps around every node: ipt_plan_profile */
-    bool dry;   /* only whether it can be made: described and placed, its memory taken, but
-                   nothing recorded; it can only be destroyed */
-    bool guard; /* tests: guard bands around every value and NaN poison before each run */
+    bool dry;    /* only whether it can be made: described and placed, its memory taken (where a
+                    limit says that there is enough: not even that), but nothing recorded; it can
+                    only be destroyed */
+    bool stream; /* on a device with a memory limit: as many weights as fit when it first runs (or
+                    is settled) stay on the device, the others come in through a ring buffer in
+                    every run, ahead of what reads them.  The same bits. */
+    bool guard;  /* tests: guard bands around every value and NaN poison before each run */
 } ipt_plan_opts;
 /* Keeps gpu and weights until destroy; the graph may be destroyed at once.
  * Errors: the poison; IPT_ERR_DEVICE_MEM with need / have; IPT_ERR_TOO_LARGE when a tensor passes a
  * limit of the device; those of weights->find; IPT_ERR_UNSUPPORTED. */
 IPT_CHECKED ipt_status ipt_plan_create(ipt_graph *g, const ipt_plan_opts *o, ipt_plan **out);
+/* Of a plan with `stream`: settles which weights stay on the device, and records.  Its first run
+ * does it otherwise; once everything else that needs memory has it is the time.  Other plans:
+ * nothing. Errors: those of weights->find but for missing memory; IPT_ERR_CANCELLED: it may be
+ * tried again. */
+IPT_CHECKED ipt_status ipt_plan_settle(ipt_plan *p);
+/* Device memory of a plan, bytes.  Before it is settled nothing streams yet. */
+typedef struct ipt_plan_memory {
+    uint64_t weights;  /* that it reads, each once */
+    uint64_t streamed; /* of them, those that come in anew in every run */
+    uint64_t ring;     /* through which they come */
+    uint64_t working;  /* activations, inputs, adapters' factors */
+    uint32_t n_block;  /* parts in which they come, one ahead of the other */
+} ipt_plan_memory;
+ipt_plan_memory ipt_plan_get_memory(const ipt_plan *p); /* of a host plan: zeros */
+bool ipt_plan_is_streamed(const ipt_plan *p);           /* made with `stream` */
 /* The store that the plan was made with; NULL: none. */
 ipt_weights *ipt_plan_weights(const ipt_plan *p);
 /* Whether the plan has an input or parameter of that name: a graph leaves out what its key does not

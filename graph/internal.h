@@ -58,7 +58,8 @@ typedef struct ipt_planned_node {
     ipt_node n;
     ipt_launch launch;                      /* dispatches, device plans only */
     uint32_t scratch_slot[IPT_MAX_SCRATCH]; /* slot + 1 */
-    ipt_weight_view weight[IPT_MAX_IN];
+    ipt_weight_view weight[IPT_MAX_IN];     /* buf NULL until it is settled where they lie */
+    uint32_t read[IPT_MAX_IN];              /* of the plan's ipt_reads, + 1; 0: not a weight */
     uint32_t segment;
 } ipt_planned_node;
 
@@ -79,6 +80,7 @@ struct ipt_plan {
     ipt_slot *slot;
     uint32_t n_slot, cap_slot;
     uint64_t arena_bytes;
+    struct ipt_reads *reads;    /* stream.c: weights of a device plan */
     struct ipt_device_run *dev; /* run_vk.c */
     struct ipt_host_run *host;  /* run_ref.c */
 };
@@ -90,8 +92,34 @@ uint32_t ipt_planner_add_slot(ipt_plan *p, uint64_t bytes, uint32_t first, uint3
 /* Offsets by greedy best fit over lifetimes; pad: guard bytes before and after each slot. */
 IPT_CHECKED ipt_status ipt_planner_offsets(ipt_plan *p, uint64_t pad);
 
+/* --- stream.c: the weights that a device plan reads, on the device or on their way ------------ */
+/* Weights that come into the ring for some nodes. */
+typedef struct ipt_block {
+    uint32_t first, end; /* of the list in stream.c */
+    uint32_t after;      /* number + 1 of the last block before it whose place they take; 0: none */
+} ipt_block;
+/* Operand k of a node, which is a weight.  Where the device has no limit it is uploaded. */
+IPT_CHECKED ipt_status ipt_reads_bind(ipt_plan *p, ipt_planned_node *pn, int k, ipt_use use);
+/* Once all nodes are described and placed.  Errors: IPT_ERR_DEVICE_MEM says what is needed. */
+IPT_CHECKED ipt_status ipt_reads_fit(ipt_plan *p);
+IPT_CHECKED ipt_status ipt_reads_upload(ipt_plan *p); /* all that is not on the device */
+IPT_CHECKED ipt_status ipt_reads_ring(ipt_plan *p);   /* takes its memory */
+/* As many as there is room for onto the device; those that cost most for what they compute first.
+ */
+IPT_CHECKED ipt_status ipt_reads_settle(ipt_plan *p);
+uint64_t ipt_reads_bytes(const ipt_plan *p, uint32_t node); /* that it takes of the ring */
+/* Bytes of a block at most, so that the next one comes in beside it; a single node may have more.
+ */
+uint64_t ipt_reads_block(const ipt_plan *p);
+/* Says where the weights of nodes [first, end) lie; what is not on the device makes block i. */
+IPT_CHECKED ipt_status ipt_reads_place(ipt_plan *p, uint32_t i, uint32_t first, uint32_t end,
+                                       ipt_block *out);
+IPT_CHECKED ipt_status ipt_reads_fill(ipt_plan *p, const ipt_block *b);
+void ipt_reads_destroy(ipt_plan *p);
+
 /* run_vk.c / run_ref.c */
 IPT_CHECKED ipt_status ipt_device_create(ipt_plan *p);
+IPT_CHECKED ipt_status ipt_device_settle(ipt_plan *p);
 void ipt_device_destroy(ipt_plan *p);
 IPT_CHECKED ipt_status ipt_device_write(ipt_plan *p, uint32_t v, const void *src);
 IPT_CHECKED ipt_status ipt_device_read(ipt_plan *p, uint32_t v, void *dst);

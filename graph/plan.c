@@ -103,6 +103,10 @@ static ipt_status find_value(const ipt_plan *p, const char *name, bool want_leaf
     return IPT_OK;
 }
 
+ipt_status ipt_plan_settle(ipt_plan *p) { return p->gpu ? ipt_device_settle(p) : IPT_OK; }
+
+bool ipt_plan_is_streamed(const ipt_plan *p) { return p->opts.stream; }
+
 ipt_weights *ipt_plan_weights(const ipt_plan *p) { return p->weights; }
 
 bool ipt_plan_has(const ipt_plan *p, const char *in) { return named(p, in, true) != 0; }

@@ -13,6 +13,8 @@ static const uint32_t POISON = 0x7fc07fc0U; /* NaN as f32 and as a pair of f16 *
 typedef struct piece {
     ipt_cmd *cmd;
     uint32_t segment, first, end; /* nodes [first, end) */
+    ipt_block block;              /* weights that come in for them */
+    uint64_t value;               /* of its last submit */
 } piece;
 
 typedef struct span {
@@ -24,6 +26,7 @@ struct ipt_device_run {
     ipt_buffer *arena;
     piece *piece;
     uint32_t n_piece;
+    bool is_settled;   /* recorded, unless the plan is a dry one */
     ipt_plan_row *row; /* profile, one per node */
     size_t n_row;
 };
@@ -117,7 +120,7 @@ static ipt_status bind_back(ipt_plan *p, ipt_planned_node *pn, int k)
     const ipt_shape back = ipt_panel_back(&v->shape);
     if (!has_room_for_back(p, &back))
         return IPT_ERR_DEVICE_MEM;
-    IPT_TRY(p->weights->find(p->weights, v->name, &v->shape, IPT_USE_BACK, &pn->weight[k]));
+    IPT_TRY(ipt_reads_bind(p, pn, k, IPT_USE_BACK));
     pn->n.in_is_back[k] = true;
     return IPT_OK;
 }
@@ -137,8 +140,7 @@ static ipt_status bind_weights(ipt_plan *p, ipt_planned_node *pn)
                                             : IPT_USE_ROWS;
         ipt_status status = def->back >> k & 1 ? bind_back(p, pn, k) : IPT_ERR_DEVICE_MEM;
         if (status == IPT_ERR_DEVICE_MEM)
-            status = p->weights->find(p->weights, p->value[v].name, &p->value[v].shape, use,
-                                      &pn->weight[k]);
+            status = ipt_reads_bind(p, pn, k, use);
         IPT_TRY(status);
         pn->n.in_shape[k].dtype = pn->weight[k].dtype;
     }
@@ -150,7 +152,7 @@ static uint64_t tensor_bytes(const ipt_plan *p, const ipt_planned_node *pn, cons
 {
     if (b->src == IPT_SRC_SCRATCH)
         return b->index < pn->launch.n_scratch ? pn->launch.scratch[b->index] : 0;
-    if (b->src == IPT_SRC_IN && pn->weight[b->index].buf)
+    if (b->src == IPT_SRC_IN && pn->read[b->index])
         return pn->weight[b->index].bytes;
     uint32_t v = b->src == IPT_SRC_IN ? pn->n.in[b->index] : pn->n.out[b->index];
     if (!p->place[v])
@@ -221,7 +223,7 @@ static ipt_status resolve(const ipt_plan *p, const ipt_planned_node *pn, const i
                           ipt_binding *out)
 {
     uint32_t slot = 0;
-    if (b->src == IPT_SRC_IN && pn->weight[b->index].buf) {
+    if (b->src == IPT_SRC_IN && pn->read[b->index]) {
         const ipt_weight_view *w = &pn->weight[b->index];
         *out = (ipt_binding){w->buf, w->off + b->off, b->bytes ? b->bytes : w->bytes - b->off};
         return IPT_OK;
@@ -316,27 +318,58 @@ done:
 static ipt_status make_pieces(ipt_plan *p)
 {
     struct ipt_device_run *d = p->dev;
-    double budget = ipt_gpu_traits(p->gpu)->simd ? 4e9 : 4e11, macs = 0;
-    d->piece = ipt_arena_alloc(&p->arena, (p->n_node + 1) * sizeof *d->piece);
-    if (!d->piece)
-        return IPT_ERR_NOMEM;
+    const bool simd = ipt_gpu_traits(p->gpu)->simd;
+    /* With weights on their way the next ones come in while a piece runs: not all at once. */
+    double budget = simd ? 4e9 : p->opts.stream ? 4e10 : 4e11, macs = 0;
+    uint64_t coming = 0;
     for (uint32_t i = 0; i < p->n_node; i++) {
         piece *c = d->n_piece ? &d->piece[d->n_piece - 1] : NULL;
+        const uint64_t bytes = ipt_reads_bytes(p, i);
         double work = 0;
         for (size_t k = 0; k < p->node[i].launch.n_d; k++)
             work += p->node[i].launch.d[k].macs;
         if (!c || c->segment != p->node[i].segment || macs + work > budget ||
+            (bytes > 0 && coming > 0 && coming + bytes > ipt_reads_block(p)) ||
             i - c->first >= MAX_NODES_PER_CMD || p->opts.check) {
-            d->piece[d->n_piece++] = (piece){NULL, p->node[i].segment, i, i};
+            d->piece[d->n_piece++] = (piece){.segment = p->node[i].segment, .first = i, .end = i};
             c = &d->piece[d->n_piece - 1];
             macs = 0;
+            coming = 0;
         }
         c->end = i + 1;
         macs += work;
+        coming += bytes;
     }
+    for (uint32_t i = 0; i < d->n_piece; i++)
+        IPT_TRY(ipt_reads_place(p, i, d->piece[i].first, d->piece[i].end, &d->piece[i].block));
     for (uint32_t i = 0; i < d->n_piece; i++)
         IPT_TRY(record_piece(p, &d->piece[i]));
     return IPT_OK;
+}
+
+static void drop_pieces(ipt_plan *p)
+{
+    for (uint32_t i = 0; i < p->dev->n_piece; i++)
+        ipt_cmd_destroy(p->gpu, &p->dev->piece[i].cmd);
+    p->dev->n_piece = 0;
+}
+
+ipt_status ipt_device_settle(ipt_plan *p)
+{
+    struct ipt_device_run *d = p->dev;
+    if (d->is_settled)
+        return IPT_OK;
+    if (!d->piece)
+        d->piece = ipt_arena_alloc(&p->arena, (p->n_node + 1) * sizeof *d->piece);
+    if (!d->piece)
+        return IPT_ERR_NOMEM;
+    if (p->opts.stream)
+        IPT_TRY(ipt_reads_settle(p));
+    ipt_status status = make_pieces(p);
+    d->is_settled = status == IPT_OK;
+    if (status != IPT_OK)
+        drop_pieces(p);
+    return status;
 }
 
 ipt_status ipt_device_create(ipt_plan *p)
@@ -362,18 +395,22 @@ ipt_status ipt_device_create(ipt_plan *p)
                         "working memory: need %" PRIu64 " MiB, have %" PRIu64
                         " MiB; try a smaller picture, --vae-tile auto or a higher --vram-limit",
                         p->arena_bytes >> 20, p->opts.arena_limit >> 20);
+    IPT_TRY(ipt_reads_fit(p));
+    if (p->opts.dry && ipt_gpu_room(p->gpu) != UINT64_MAX)
+        return IPT_OK;
     IPT_TRY(ipt_buffer_create(p->gpu, p->arena_bytes, &p->dev->arena));
-    return p->opts.dry ? IPT_OK : make_pieces(p);
+    IPT_TRY(p->opts.stream ? ipt_reads_ring(p) : ipt_reads_upload(p));
+    return p->opts.dry || p->opts.stream ? IPT_OK : ipt_device_settle(p);
 }
 
 void ipt_device_destroy(ipt_plan *p)
 {
     if (!p->dev)
         return;
-    for (uint32_t i = 0; i < p->dev->n_piece; i++)
-        ipt_cmd_destroy(p->gpu, &p->dev->piece[i].cmd);
+    drop_pieces(p);
     ipt_free(p->dev->row);
     ipt_buffer_destroy(p->gpu, &p->dev->arena);
+    ipt_reads_destroy(p);
     p->dev = NULL;
 }
 
@@ -609,11 +646,20 @@ done:
     return status;
 }
 
+/* The weights of a block, while earlier pieces run that do not read where they go. */
+static ipt_status bring_in(ipt_plan *p, const ipt_block *b)
+{
+    if (b->after > 0)
+        IPT_TRY(ipt_gpu_wait(p->gpu, p->dev->piece[b->after - 1].value));
+    return ipt_reads_fill(p, b);
+}
+
 ipt_status ipt_device_exec(ipt_plan *p, uint32_t segment)
 {
-    const struct ipt_device_run *d = p->dev;
+    struct ipt_device_run *d = p->dev;
     uint64_t flight[IN_FLIGHT] = {0}, n = 0;
     ipt_status status = IPT_OK;
+    IPT_TRY(ipt_device_settle(p));
     if (p->opts.guard && segment == 0)
         IPT_TRY(poison_arena(p));
     for (uint32_t i = 0; i < d->n_piece && status == IPT_OK; i++) {
@@ -623,13 +669,17 @@ ipt_status ipt_device_exec(ipt_plan *p, uint32_t segment)
             status = ipt_fail(p->ctx, IPT_ERR_CANCELLED, "cancelled");
             break;
         }
+        status = bring_in(p, &d->piece[i].block);
+        if (status != IPT_OK)
+            break;
         if (p->opts.check) {
             status = check_node(p, &d->piece[i]);
             continue;
         }
         if (flight[n % IN_FLIGHT])
             IPT_TRY(ipt_gpu_wait(p->gpu, flight[n % IN_FLIGHT]));
-        status = ipt_cmd_submit(d->piece[i].cmd, &flight[n++ % IN_FLIGHT]);
+        status = ipt_cmd_submit(d->piece[i].cmd, &d->piece[i].value);
+        flight[n++ % IN_FLIGHT] = d->piece[i].value;
     }
     for (int k = 0; k < IN_FLIGHT; k++)
         if (flight[k]) {

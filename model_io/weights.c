@@ -313,8 +313,9 @@ static ipt_status fill(const ipt_store *s, const char *name, const ipt_shape *sh
     return IPT_OK;
 }
 
-ipt_status ipt_store_values(ipt_store *s, const char *name, ipt_use use, const ipt_store_entry *e,
-                            bool is_known, void *dst)
+/* All of an entry as it lies on the device. */
+static ipt_status store_values(ipt_store *s, const char *name, ipt_use use,
+                               const ipt_store_entry *e, bool is_known, void *dst)
 {
     ipt_found f = {0};
     ipt_status status = IPT_OK;
@@ -328,38 +329,49 @@ ipt_status ipt_store_values(ipt_store *s, const char *name, ipt_use use, const i
     return status;
 }
 
+ipt_status ipt_store_write(ipt_store *s, const char *name, ipt_use use, const ipt_store_entry *e,
+                           bool is_known)
+{
+    uint8_t *mapped = ipt_buffer_map(e->view.buf);
+    if (mapped)
+        return store_values(s, name, use, e, is_known, mapped + e->view.off);
+    void *bounce = ipt_alloc(s->ctx, (size_t)e->view.bytes);
+    if (!bounce)
+        return IPT_ERR_NOMEM;
+    ipt_status status = store_values(s, name, use, e, is_known, bounce);
+    if (status == IPT_OK)
+        status = ipt_buffer_write(s->gpu, e->view.buf, e->view.off, bounce, e->view.bytes);
+    ipt_free(bounce);
+    return status;
+}
+
+/* How a weight lies on the device. */
+static ipt_weight_view view_of(const ipt_store *s, const ipt_shape *shape, ipt_use use)
+{
+    const ipt_dtype to = use == IPT_USE_ROWS ? IPT_F32 : s->precision;
+    const ipt_shape back = ipt_panel_back(shape);
+    return (ipt_weight_view){.bytes = use == IPT_USE_PANEL ? ipt_panel_bytes(shape, to)
+                                      : use == IPT_USE_BACK
+                                          ? ipt_panel_bytes(&back, to)
+                                          : ipt_shape_count(shape) * (to == IPT_F16 ? 2U : 4U),
+                             .dtype = to};
+}
+
 static ipt_status upload(ipt_store *s, const char *name, const ipt_shape *shape, ipt_use use,
                          ipt_store_entry *out)
 {
     ipt_found f = {0};
-    ipt_status status = IPT_OK;
-    void *bounce = NULL;
-    ipt_dtype to = use == IPT_USE_ROWS ? IPT_F32 : s->precision;
     if (!s->is_random) /* before memory is taken for it */
         IPT_TRY(find_tensor(s, name, shape, &f));
-    const ipt_shape back = ipt_panel_back(shape);
-    uint64_t bytes = use == IPT_USE_PANEL  ? ipt_panel_bytes(shape, to)
-                     : use == IPT_USE_BACK ? ipt_panel_bytes(&back, to)
-                                           : ipt_shape_count(shape) * (to == IPT_F16 ? 2u : 4u);
-    *out = (ipt_store_entry){.shape = *shape};
-    IPT_TRY(ipt_buffer_create(s->gpu, bytes ? bytes : 4, &out->buf));
-    out->view = (ipt_weight_view){.buf = out->buf, .off = 0, .bytes = bytes, .dtype = to};
-    void *dst = ipt_buffer_map(out->buf);
-    if (!dst) {
-        dst = bounce = ipt_alloc(s->ctx, (size_t)bytes);
-        if (!dst)
-            status = IPT_ERR_NOMEM;
-    }
-    if (status == IPT_OK)
-        status = ipt_store_values(s, name, use, out, false, dst);
-    if (status == IPT_OK && bounce)
-        status = ipt_buffer_write(s->gpu, out->buf, 0, bounce, bytes);
-    ipt_free(bounce);
+    *out = (ipt_store_entry){.shape = *shape, .view = view_of(s, shape, use)};
+    IPT_TRY(ipt_buffer_create(s->gpu, out->view.bytes ? out->view.bytes : 4, &out->buf));
+    out->view.buf = out->buf;
+    ipt_status status = ipt_store_write(s, name, use, out, false);
     if (status != IPT_OK) {
         ipt_buffer_destroy(s->gpu, &out->buf);
         return status;
     }
-    s->device_bytes += bytes;
+    s->device_bytes += out->view.bytes;
     return IPT_OK;
 }
 
@@ -409,22 +421,47 @@ ipt_store_entry *ipt_store_entry_of(ipt_store *s, const char *name, ipt_use use)
                                                                                   : NULL;
 }
 
+/* What is on the device of a name, out->buf NULL where it is not; key [IPT_KEY_MAX + 2]. */
+static ipt_status find_kept(ipt_store *s, const char *name, const ipt_shape *shape, ipt_use use,
+                            char *key, ipt_weight_view *out)
+{
+    if (!s->gpu)
+        return ipt_fail(s->ctx, IPT_ERR_ARG, "weight '%s': this store has no device", name);
+    if (!key_of(name, use, key))
+        return ipt_fail(s->ctx, IPT_ERR_ARG, "weight '%.100s...': name too long", name);
+    const ipt_store_entry *kept = ipt_store_entry_of(s, name, use);
+    if (kept && memcmp(kept->shape.dim, shape->dim, sizeof shape->dim) != 0)
+        return other_shape(s, name, &kept->shape, shape);
+    *out = kept ? kept->view : view_of(s, shape, use);
+    return IPT_OK;
+}
+
+static ipt_status store_size(ipt_weights *w, const char *name, const ipt_shape *shape, ipt_use use,
+                             ipt_weight_view *out)
+{
+    ipt_store *s = (ipt_store *)w;
+    char key[IPT_KEY_MAX + 2];
+    return find_kept(s, strip(s, name), shape, use, key, out);
+}
+
+static ipt_status store_put(ipt_weights *w, const char *name, const ipt_shape *shape, ipt_use use,
+                            const ipt_weight_view *to, bool is_known)
+{
+    const ipt_store_entry e = {.shape = *shape, .view = *to};
+    return ipt_store_write((ipt_store *)w, strip((ipt_store *)w, name), use, &e, is_known);
+}
+
 static ipt_status store_find(ipt_weights *w, const char *name, const ipt_shape *shape, ipt_use use,
                              ipt_weight_view *out)
 {
     ipt_store *s = (ipt_store *)w;
     char key[IPT_KEY_MAX + 2];
+    ipt_weight_view kept;
     ipt_store_entry e;
-    if (!s->gpu)
-        return ipt_fail(s->ctx, IPT_ERR_ARG, "weight '%s': this store has no device", name);
     name = strip(s, name);
-    if (!key_of(name, use, key))
-        return ipt_fail(s->ctx, IPT_ERR_ARG, "weight '%.100s...': name too long", name);
-    const ipt_store_entry *kept = ipt_store_entry_of(s, name, use);
-    if (kept) {
-        if (memcmp(kept->shape.dim, shape->dim, sizeof shape->dim) != 0)
-            return other_shape(s, name, &kept->shape, shape);
-        *out = kept->view;
+    IPT_TRY(find_kept(s, name, shape, use, key, &kept));
+    if (kept.buf) {
+        *out = kept;
         return IPT_OK;
     }
     IPT_TRY(upload(s, name, shape, use, &e));
@@ -475,6 +512,8 @@ static ipt_status create(ipt_ctx *ctx, ipt_gpu *gpu, ipt_dtype precision, const 
         return IPT_ERR_NOMEM;
     s->base.find = store_find;
     s->base.read = store_read;
+    s->base.size = store_size;
+    s->base.put = store_put;
     s->ctx = ctx;
     s->gpu = gpu;
     s->precision = precision;

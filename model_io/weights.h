@@ -37,11 +37,11 @@ typedef struct ipt_store {
 
 /* The entry of a name and use, NULL: it is not on the device. */
 ipt_store_entry *ipt_store_entry_of(ipt_store *s, const char *name, ipt_use use);
-/* The values of the files (or the random ones) for an entry, as they lie on the device; writes all
- * of dst.  is_known: they were taken before, and are not looked through again.  Errors: those of
- * ipt_weights.find. */
-IPT_CHECKED ipt_status ipt_store_values(ipt_store *s, const char *name, ipt_use use,
-                                        const ipt_store_entry *e, bool is_known, void *dst);
+/* The values of the files (or the random ones) for an entry into its view on the device, which
+ * nothing there reads or writes.  is_known: they were taken before, and are not looked through
+ * again.  Errors: those of ipt_weights.find. */
+IPT_CHECKED ipt_status ipt_store_write(ipt_store *s, const char *name, ipt_use use,
+                                       const ipt_store_entry *e, bool is_known);
 /* IPT_ERR_UNSUPPORTED: a value that f16 does not hold. */
 ipt_status ipt_store_too_large(const ipt_store *s, const char *file, const char *key, float value);
 #endif

@@ -43,19 +43,16 @@ static void from_double(ipt_use use, const ipt_store_entry *e, const double *v, 
             ((float *)dst)[i] = (float)v[i];
 }
 
-/* The whole of one entry: v, or NULL for what the files hold. */
-static ipt_status rewrite(ipt_store *s, const char *name, ipt_use use, const ipt_store_entry *e,
-                          const double *v)
+/* The whole of one entry. */
+static ipt_status write_double(ipt_store *s, ipt_use use, const ipt_store_entry *e, const double *v)
 {
     void *mapped = ipt_buffer_map(e->buf),
          *dst = mapped ? mapped : ipt_alloc(s->ctx, (size_t)e->view.bytes);
     if (!dst)
         return IPT_ERR_NOMEM;
     ipt_status status = ipt_gpu_idle(s->gpu);
-    if (status == IPT_OK && v)
+    if (status == IPT_OK)
         from_double(use, e, v, dst);
-    else if (status == IPT_OK)
-        status = ipt_store_values(s, name, use, e, true, dst);
     if (status == IPT_OK && !mapped)
         status = ipt_buffer_write(s->gpu, e->buf, 0, dst, e->view.bytes);
     if (!mapped)
@@ -72,7 +69,7 @@ ipt_status ipt_weights_replace(ipt_weights *w, const char *name, const double *v
             if (e && pass == 0 && e->view.dtype == IPT_F16)
                 IPT_TRY(fits_half(s, name, v, ipt_shape_count(&e->shape)));
             if (e && pass == 1)
-                IPT_TRY(rewrite(s, name, all_uses[i], e, v));
+                IPT_TRY(write_double(s, all_uses[i], e, v));
         }
     return IPT_OK;
 }
@@ -80,10 +77,11 @@ ipt_status ipt_weights_replace(ipt_weights *w, const char *name, const double *v
 ipt_status ipt_weights_restore(ipt_weights *w, const char *name)
 {
     ipt_store *s = (ipt_store *)w;
+    IPT_TRY(ipt_gpu_idle(s->gpu));
     for (size_t i = 0; i < IPT_COUNT(all_uses); i++) {
         const ipt_store_entry *e = ipt_store_entry_of(s, name, all_uses[i]);
         if (e)
-            IPT_TRY(rewrite(s, name, all_uses[i], e, NULL));
+            IPT_TRY(ipt_store_write(s, name, all_uses[i], e, true));
     }
     return IPT_OK;
 }

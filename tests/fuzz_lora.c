@@ -189,7 +189,7 @@ static ipt_status read_zeros(ipt_weights *w, const char *name, const ipt_shape *
 /* Linear modules of a component, each on an input of ones, with the bank's adapters beside them. */
 static void run_bank(ipt_ctx *ctx, const ipt_bank *bank, int comp)
 {
-    ipt_weights weights = {find_none, read_zeros};
+    ipt_weights weights = {.find = find_none, .read = read_zeros};
     ipt_plan_opts o = {.weights = &weights};
     ipt_graph *g = NULL;
     ipt_plan *p = NULL;

@@ -553,7 +553,7 @@ static ipt_status run_checked(bench *b, liar *l)
 static void test_check(void **state)
 {
     bench *b = bench_device(state, false);
-    liar l = {.base = {liar_find, liar_read}};
+    liar l = {.base = {.find = liar_find, .read = liar_read}};
     assert_ok(b->ctx, ipt_weights_random(b->ctx, b->gpu, IPT_F32, 4, &l.real));
     assert_ok(b->ctx, run_checked(b, &l));
     l.about = "two.weight";

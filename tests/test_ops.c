@@ -172,7 +172,7 @@ static ipt_status store_find(ipt_weights *w, const char *name, const ipt_shape *
 
 static test_weights make_store(ipt_gpu *gpu, ipt_dtype dtype)
 {
-    return (test_weights){{store_find, store_read}, gpu, dtype, NULL};
+    return (test_weights){{.find = store_find, .read = store_read}, gpu, dtype, NULL};
 }
 
 static void drop_store(test_weights *t)

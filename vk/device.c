@@ -59,7 +59,7 @@ ipt_status ipt_vk_check(ipt_gpu *gpu, VkResult r, const char *what)
         r == VK_ERROR_MEMORY_MAP_FAILED)
         s = IPT_ERR_DEVICE_MEM;
     return ipt_fail(gpu->ctx, s, "%s: %s: %s (%d)%s", gpu->dev.info.name, what, result_name(r),
-                    (int)r, s == IPT_ERR_DEVICE_MEM ? IPT_VK_MEM_ADVICE : "");
+                    (int)r, s == IPT_ERR_DEVICE_MEM ? "; try --vram-limit" IPT_VK_MEM_ADVICE : "");
 }
 
 /* --- instance -------------------------------------------------------------------------------- */

@@ -249,6 +249,23 @@ static void free_empty_slabs(ipt_gpu *gpu)
     }
 }
 
+void ipt_gpu_limit_memory(ipt_gpu *gpu, uint64_t bytes)
+{
+    gpu->memory_limit = bytes;
+    reclaim(gpu);
+    free_empty_slabs(gpu);
+    gpu->peak = gpu->used;
+}
+
+uint64_t ipt_gpu_room(ipt_gpu *gpu)
+{
+    if (gpu->memory_limit == 0)
+        return UINT64_MAX;
+    reclaim(gpu);
+    free_empty_slabs(gpu); /* whoever asks wants to know what a large block may have */
+    return gpu->used < gpu->memory_limit ? gpu->memory_limit - gpu->used : 0;
+}
+
 /* A free block of at least `size`, or NULL with *r telling why. */
 static ipt_status find_block(ipt_gpu *gpu, uint64_t size, VkResult *r, ipt_buffer **out)
 {
@@ -281,8 +298,9 @@ static ipt_status out_of_memory(ipt_gpu *gpu, uint64_t need)
         snprintf(have, sizeof have, "%.1f MiB of %.1f MiB are in use", (double)gpu->used / mib,
                  (double)(i->budget_bytes ? i->budget_bytes : i->heap_bytes) / mib);
     return ipt_fail(gpu->ctx, IPT_ERR_DEVICE_MEM,
-                    "%s: out of device memory: need %.1f MiB more, %s" IPT_VK_MEM_ADVICE, i->name,
-                    (double)need / mib, have);
+                    "%s: out of device memory: need %.1f MiB more, %s; try %s" IPT_VK_MEM_ADVICE,
+                    i->name, (double)need / mib, have,
+                    gpu->memory_limit ? "a higher --vram-limit" : "--vram-limit");
 }
 
 ipt_status ipt_buffer_create(ipt_gpu *gpu, uint64_t bytes, ipt_buffer **out)

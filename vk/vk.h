@@ -82,10 +82,15 @@ const ipt_traits *ipt_gpu_traits(const ipt_gpu *gpu);
 ipt_ctx *ipt_gpu_ctx(const ipt_gpu *gpu);
 uint64_t ipt_gpu_used_bytes(const ipt_gpu *gpu); /* device memory allocated now */
 uint64_t ipt_gpu_peak_bytes(const ipt_gpu *gpu);
+/* Bytes that may be allocated before the memory limit, as if all of it were one block; UINT64_MAX:
+ * there is no limit. */
+uint64_t ipt_gpu_room(ipt_gpu *gpu);
 /* Validation messages of severity warning or error so far; 0 when validate was off. */
 uint32_t ipt_gpu_validation_count(const ipt_gpu *gpu);
 /* Tests only: the n-th vkAllocateMemory from now and all later ones fail; 0 = off. */
 void ipt_gpu_alloc_fail_after(ipt_gpu *gpu, uint64_t n);
+/* Tests only: another memory limit, and the peak counted anew. */
+void ipt_gpu_limit_memory(ipt_gpu *gpu, uint64_t bytes);
 /* Tests only: plans made from now on see another device: max_range, max_texels, max_group_count
  * (none larger than the device's own), align (none smaller), winograd and coop_* of *t. */
 void ipt_gpu_limit_traits(ipt_gpu *gpu, const ipt_traits *t);

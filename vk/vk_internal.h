@@ -8,9 +8,8 @@
 #include <vulkan/vulkan.h>
 
 enum { IPT_VK_ALIGN = 256, IPT_VK_SLOTS = 4 };
-/* Ends every message about missing device memory. */
-#define IPT_VK_MEM_ADVICE                                                                          \
-    "; try --vram-limit, a smaller picture, --vae-tile auto or --precision f16"
+/* Ends every message about missing device memory, behind what to do about --vram-limit. */
+#define IPT_VK_MEM_ADVICE ", a smaller picture, --vae-tile auto or --precision f16"
 
 /* What the device can do beyond ipt_traits; filled by ipt_vk_enumerate. */
 typedef struct ipt_vk_caps {
