@@ -67,7 +67,8 @@ ipt_status ipt_cache_prepare(ipt_run *u, const ipt_unet_key *whole)
     c->row = ipt_arena_alloc(&u->arena, u->max_rows * sizeof *c->row);
     if (!c->row)
         return IPT_ERR_NOMEM;
-    return ipt_buffer_create(e->gpu, u->max_rows * c->row_bytes, &c->kept);
+    return c->kept ? IPT_OK /* of an earlier picture */
+                   : ipt_buffer_create(e->gpu, u->max_rows * c->row_bytes, &c->kept);
 }
 
 void ipt_cache_finish(ipt_run *u)

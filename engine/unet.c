@@ -48,10 +48,8 @@ static ipt_status get_plans(ipt_run *u)
 
 void ipt_unet_rest(ipt_run *u)
 {
-    if (u->e->opts.vram_limit == 0)
-        return;
-    ipt_cache_finish(u);
-    u->e->holds_unet = false;
+    if (u->e->opts.vram_limit > 0)
+        u->e->holds_unet = false;
 }
 
 ipt_status ipt_unet_wake(ipt_run *u)

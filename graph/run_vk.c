@@ -322,6 +322,9 @@ static ipt_status make_pieces(ipt_plan *p)
     /* With weights on their way the next ones come in while a piece runs: not all at once. */
     double budget = simd ? 4e9 : p->opts.stream ? 4e10 : 4e11, macs = 0;
     uint64_t coming = 0;
+    d->piece = ipt_arena_alloc(&p->arena, (p->n_node + 1) * sizeof *d->piece);
+    if (!d->piece)
+        return IPT_ERR_NOMEM;
     for (uint32_t i = 0; i < p->n_node; i++) {
         piece *c = d->n_piece ? &d->piece[d->n_piece - 1] : NULL;
         const uint64_t bytes = ipt_reads_bytes(p, i);
@@ -359,10 +362,6 @@ ipt_status ipt_device_settle(ipt_plan *p)
     struct ipt_device_run *d = p->dev;
     if (d->is_settled)
         return IPT_OK;
-    if (!d->piece)
-        d->piece = ipt_arena_alloc(&p->arena, (p->n_node + 1) * sizeof *d->piece);
-    if (!d->piece)
-        return IPT_ERR_NOMEM;
     if (p->opts.stream)
         IPT_TRY(ipt_reads_settle(p));
     ipt_status status = make_pieces(p);

@@ -7,6 +7,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/time.h>
 #include <unistd.h>
 
 #define DATA IPT_TEST_DATA
@@ -186,7 +187,6 @@ static void every_limit(void **state)
     char model[512], path[64], region[128];
     const ipt_image init = {SIDE, SIDE, rgb}, mask = {SIDE, SIDE, white};
     const char *const regions[] = {region};
-    const char *only = getenv("IPT_STREAM_ONLY");
     (void)state;
     for (size_t i = 0; i < BYTES; i++) {
         rgb[i] = (uint8_t)(i * 37 % 251);
@@ -196,8 +196,6 @@ static void every_limit(void **state)
         const shown *c = &ALL[i];
         ipt_lora lora[2];
         const char *opt = NULL;
-        if (only && !strstr(c->name, only))
-            continue;
         if (c->is_staged)
             setenv("IPT_STAGING", "1", 1);
         fixture *f = open_engine(c->is_half ? IPT_PRECISION_F16 : IPT_PRECISION_F32);
@@ -218,10 +216,166 @@ static void every_limit(void **state)
     }
 }
 
+/* --- what goes wrong -------------------------------------------------------------------------- */
+/* The engine under a limit with which two thirds of the UNet's weights come in anew; f->want: the
+ * picture without one. */
+static void limit_to_third(fixture *f, const ipt_request *r)
+{
+    limit(f, 0);
+    assert_ok(f->ctx, draw(f, r));
+    memcpy(f->want, f->rgb, sizeof f->want);
+    limit(f, f->rep.unet_working_bytes + f->rep.unet_weight_bytes / 3);
+}
+
+static void same_picture(fixture *f, const ipt_request *r)
+{
+    assert_ok(f->ctx, draw(f, r));
+    assert_true(f->rep.unet_streamed_bytes > 0);
+    assert_memory_equal(f->rgb, f->want, sizeof f->rgb);
+}
+
+static ipt_stop stop;
+static void stop_now(int number)
+{
+    (void)number;
+    ipt_stop_ask(&stop);
+}
+
+/* Whenever it is asked: while weights are loaded, recorded, on their way. */
+static void cancel_anywhere(void **state)
+{
+    struct sigaction on = {.sa_handler = stop_now}, was;
+    int n_cancelled = 0;
+    (void)state;
+    fixture *f = open_engine(IPT_PRECISION_F32);
+    ipt_request r = small(DATA "/models/sd1");
+    limit_to_third(f, &r);
+    sigaction(SIGALRM, &on, &was);
+    for (int i = 0; i < 24; i++) {
+        const struct itimerval soon = {.it_value = {.tv_usec = 1000 + i * 4000}}, never = {0};
+        atomic_store(&stop.asked, 0);
+        r.stop = &stop;
+        setitimer(ITIMER_REAL, &soon, NULL);
+        ipt_status s = draw(f, &r);
+        setitimer(ITIMER_REAL, &never, NULL);
+        assert_true(s == IPT_OK || s == IPT_ERR_CANCELLED);
+        n_cancelled += s == IPT_ERR_CANCELLED;
+        r.stop = NULL;
+        if (i % 4 == 3) /* now and then from what was left */
+            same_picture(f, &r);
+        if (i % 4 == 1)
+            limit(f, f->engine->opts.vram_limit);
+    }
+    sigaction(SIGALRM, &was, NULL);
+    assert_true(n_cancelled > 0);
+    close_engine(f);
+}
+
+static void two_models_in_turn(void **state)
+{
+    static uint8_t want[2][BYTES];
+    (void)state;
+    fixture *f = open_engine(IPT_PRECISION_F16);
+    ipt_request r[2] = {small(DATA "/models/sd1"), small(DATA "/models/sdxl")};
+    uint64_t bytes = UINT64_MAX;
+    for (int i = 0; i < 2; i++) {
+        limit_to_third(f, &r[i]);
+        memcpy(want[i], f->want[0], BYTES);
+        bytes = f->engine->opts.vram_limit < bytes ? f->engine->opts.vram_limit : bytes;
+    }
+    limit(f, bytes);
+    for (int i = 0; i < 6; i++) {
+        assert_ok(f->ctx, draw(f, &r[i % 2]));
+        assert_memory_equal(f->rgb[0], want[i % 2], BYTES);
+        assert_true(f->rep.unet_streamed_bytes > 0 && f->peak <= bytes);
+    }
+    close_engine(f);
+}
+
+/* Weights that do not stay cannot be changed: adapters stay beside them, which is said where it was
+ * asked for.  Folded weights that stayed are the file's again. */
+static void nothing_is_folded(void **state)
+{
+    static const char *const how[] = {"auto", "always"};
+    const ipt_lora lora = {DATA "/kinds/locon.safetensors", 0.9F, 1, NULL, 0, 1, NULL, NULL};
+    (void)state;
+    fixture *f = open_engine(IPT_PRECISION_F32);
+    ipt_request r = small(DATA "/models/sd1"), plain = r;
+    r.lora = &lora;
+    r.n_lora = 1;
+    r.steps = 30; /* auto would fold */
+    for (size_t i = 0; i < IPT_COUNT(how); i++) {
+        r.fold = "never";
+        limit_to_third(f, &r);
+        r.fold = how[i];
+        f->n_warning = 0;
+        for (int k = 0; k < 2; k++) /* recorded, then kept */
+            same_picture(f, &r);
+        assert_false(f->rep.is_folded);
+        assert_int_equal(f->n_warning, i == 0 ? 0 : 2);
+    }
+    limit_to_third(f, &plain);
+    const uint64_t bytes = f->engine->opts.vram_limit;
+    limit(f, UINT64_C(60) << 20);
+    assert_ok(f->ctx, draw(f, &r));
+    assert_true(f->rep.is_folded);
+    f->engine->opts.vram_limit = bytes; /* the folded weights stand, and have to go */
+    ipt_gpu_limit_memory(f->gpu, bytes);
+    same_picture(f, &plain);
+    close_engine(f);
+}
+
+/* A file that is cut while its weights are on their way. */
+typedef struct cut {
+    const char *path;
+    int32_t at;
+} cut;
+
+static ipt_status cut_file(void *user, const ipt_latent *l)
+{
+    const cut *c = user;
+    return l->step == c->at && truncate(c->path, 4096) != 0 ? IPT_ERR_IO : IPT_OK;
+}
+
+static void copy_file(fixture *f, const char *from, const char *to)
+{
+    char *data = NULL;
+    size_t n = 0;
+    assert_ok(f->ctx, ipt_file_read(f->ctx, from, (size_t)64 << 20, &data, &n));
+    assert_ok(f->ctx, ipt_file_write(f->ctx, to, data, n));
+    ipt_free(data);
+}
+
+static void file_is_cut(void **state)
+{
+    static const char from[] = DATA "/model_sd1_single_f16.safetensors";
+    char path[64];
+    (void)state;
+    fixture *f = open_engine(IPT_PRECISION_F32);
+    ipt_name(path, sizeof path, "/tmp/impasto-cut-%ld.safetensors", (long)getpid());
+    copy_file(f, from, path);
+    ipt_request r = small(path);
+    r.config_dir = DATA "/models/sd1";
+    limit_to_third(f, &r);
+    cut c = {path, 1};
+    r.latent = cut_file;
+    r.latent_user = &c;
+    assert_int_equal(draw(f, &r), IPT_ERR_IO);
+    assert_non_null(strstr(ipt_last_error(f->ctx), path));
+    copy_file(f, from, path);
+    r.latent = NULL;
+    same_picture(f, &r);
+    unlink(path);
+    close_engine(f);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(every_limit),
+        cmocka_unit_test(every_limit),        cmocka_unit_test(cancel_anywhere),
+        cmocka_unit_test(two_models_in_turn), cmocka_unit_test(nothing_is_folded),
+        cmocka_unit_test(file_is_cut),
     };
+    cmocka_set_test_filter(getenv("IPT_TEST_ONLY"));
     return cmocka_run_group_tests_name("stream", tests, NULL, NULL);
 }
