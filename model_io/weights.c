@@ -205,6 +205,15 @@ static ipt_status convert(const ipt_store *s, const ipt_found *f, size_t first, 
     return IPT_OK;
 }
 
+/* Whether packing reads values of that type as they lie in the file. */
+static bool is_plain(ipt_st_dtype t, ipt_panel_type *as)
+{
+    static const ipt_panel_type types[IPT_ST_COUNT] = {
+        [IPT_ST_F32] = IPT_PANEL_F32, [IPT_ST_F16] = IPT_PANEL_F16, [IPT_ST_BF16] = IPT_PANEL_BF16};
+    *as = types[t];
+    return types[t] != IPT_PANEL_GET;
+}
+
 /* Borrows the loaded tensor where packing can read it as it is, else converts to f32. */
 static ipt_status get_elems(const ipt_store *s, const char *name, const ipt_shape *shape,
                             const ipt_found *f, elems *e)
@@ -217,12 +226,10 @@ static ipt_status get_elems(const ipt_store *s, const char *name, const ipt_shap
         size_t first = f->part.third ? (size_t)(f->part.third - 1) * n : 0,
                size = ipt_st_dtype_bytes(t->dtype);
         const uint8_t *p = t->data + first * size;
-        bool plain = t->dtype == IPT_ST_F32 || t->dtype == IPT_ST_F16 || t->dtype == IPT_ST_BF16;
-        if (plain && (uintptr_t)p % size == 0) {
+        ipt_panel_type type;
+        if (is_plain(t->dtype, &type) && (uintptr_t)p % size == 0) {
             e->p = p;
-            e->type = t->dtype == IPT_ST_F32   ? IPT_PANEL_F32
-                      : t->dtype == IPT_ST_F16 ? IPT_PANEL_F16
-                                               : IPT_PANEL_BF16;
+            e->type = type;
             return IPT_OK;
         }
         e->owned = ipt_calloc(s->ctx, n, sizeof *e->owned);
@@ -313,6 +320,41 @@ static ipt_status fill(const ipt_store *s, const char *name, const ipt_shape *sh
     return IPT_OK;
 }
 
+/* Panels of a plain tensor whose values are known, a few at a time: what is read stays in the
+ * processor's cache, and no memory of the tensor's size is touched anew. */
+static ipt_status fill_parts(const ipt_store *s, const ipt_shape *shape, const ipt_found *f,
+                             ipt_dtype to, void *dst)
+{
+    enum { OUTPUTS = 32 }; /* of a panel */
+    const size_t size = ipt_st_dtype_bytes(f->tensor->dtype), out = (size_t)shape->dim[0],
+                 first = f->part.third ? (size_t)(f->part.third - 1) * out : 0;
+    ipt_shape part = *shape;
+    elems e = {0};
+    uint8_t *to_bytes = dst;
+    ipt_status status = IPT_OK;
+    set_strides(&e, shape, false);
+    (void)is_plain(f->tensor->dtype, &e.type);
+    part.dim[0] = 0;
+    const uint64_t tail = ipt_panel_bytes(&part, to); /* behind the last panel */
+    part.dim[0] = OUTPUTS;
+    const uint64_t panel = ipt_panel_bytes(&part, to) - tail;
+    void *values = ipt_calloc(s->ctx, e.so * OUTPUTS, size);
+    if (!values)
+        return IPT_ERR_NOMEM;
+    for (size_t o = 0; o < out && status == IPT_OK; o += OUTPUTS, to_bytes += panel) {
+        const size_t n = out - o < OUTPUTS ? out - o : OUTPUTS;
+        const ipt_panel_src src = {
+            .data = values, .so = e.so, .si = e.si, .sy = e.sy, .sx = e.sx, .type = e.type};
+        part.dim[0] = (int32_t)n;
+        status = ipt_safetensors_read(f->file, f->tensor->place + (first + o) * e.so * size,
+                                      n * e.so * size, values);
+        if (status == IPT_OK)
+            ipt_panel_pack(&part, &src, to, to_bytes);
+    }
+    ipt_free(values);
+    return status;
+}
+
 /* All of an entry as it lies on the device. */
 static ipt_status store_values(ipt_store *s, const char *name, ipt_use use,
                                const ipt_store_entry *e, bool is_known, void *dst)
@@ -322,6 +364,9 @@ static ipt_status store_values(ipt_store *s, const char *name, ipt_use use,
     if (s->is_random)
         return fill(s, name, &e->shape, use, &f, e->view.dtype, true, dst);
     IPT_TRY(find_tensor(s, name, &e->shape, &f));
+    ipt_panel_type type;
+    if (is_known && use == IPT_USE_PANEL && !f.part.transposed && is_plain(f.tensor->dtype, &type))
+        return fill_parts(s, &e->shape, &f, e->view.dtype, dst);
     status = is_known ? ipt_st_load(f.tensor) : load_finite(s, &f);
     if (status == IPT_OK)
         status = fill(s, name, &e->shape, use, &f, e->view.dtype, is_known, dst);
@@ -456,7 +501,7 @@ static ipt_status store_find(ipt_weights *w, const char *name, const ipt_shape *
 {
     ipt_store *s = (ipt_store *)w;
     char key[IPT_KEY_MAX + 2];
-    ipt_weight_view kept;
+    ipt_weight_view kept = {0};
     ipt_store_entry e;
     name = strip(s, name);
     IPT_TRY(find_kept(s, name, shape, use, key, &kept));
