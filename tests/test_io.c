@@ -605,6 +605,35 @@ static void test_not_models(void **state)
 /* --- stores ----------------------------------------------------------------------------------- */
 static float get_double(const void *data, size_t i) { return (float)((const double *)data)[i]; }
 
+/* What is put into a place of the caller's is what a copy of its own would hold, and nothing beside
+ * it is written; the second time it comes by the short way. */
+static void check_put(ipt_ctx *ctx, ipt_gpu *gpu, ipt_weights *w, const ipt_want *want, ipt_use use,
+                      const uint8_t *expect, const ipt_weight_view *v)
+{
+    enum { BAND = 256 };
+    ipt_buffer *buf = NULL;
+    ipt_weight_view size;
+    const size_t n = v->bytes + 2U * BAND;
+    uint8_t *mark = malloc(n), *got = malloc(n);
+    assert_true(mark && got);
+    memset(mark, 0xa5, n);
+    assert_ok(ctx, w->size(w, want->name, &want->shape, use, &size));
+    assert_true(size.bytes == v->bytes && size.dtype == v->dtype);
+    assert_ok(ctx, ipt_buffer_create(gpu, n, &buf));
+    const ipt_weight_view to = {buf, BAND, v->bytes, v->dtype};
+    for (int known = 0; known < 2; known++) {
+        assert_ok(ctx, ipt_buffer_write(gpu, buf, 0, mark, n));
+        assert_ok(ctx, w->put(w, want->name, &want->shape, use, &to, known));
+        assert_ok(ctx, ipt_buffer_read(gpu, buf, 0, got, n));
+        assert_memory_equal(got, mark, BAND);
+        assert_memory_equal(got + BAND, expect, v->bytes);
+        assert_memory_equal(got + BAND + v->bytes, mark, BAND);
+    }
+    ipt_buffer_destroy(gpu, &buf);
+    free(mark);
+    free(got);
+}
+
 /* What lies in device memory equals panels packed from what read() returns. */
 static void check_store(ipt_ctx *ctx, ipt_gpu *gpu, ipt_weights *w, ipt_dtype precision,
                         const ipt_want *want, size_t n)
@@ -647,6 +676,7 @@ static void check_store(ipt_ctx *ctx, ipt_gpu *gpu, ipt_weights *w, ipt_dtype pr
             }
         }
         assert_memory_equal(got, expect, v.bytes);
+        check_put(ctx, gpu, w, &want[i], use, expect, &v);
         free(values);
         free(got);
         free(expect);

@@ -110,9 +110,9 @@ static const shown ALL[] = {
     {.name = "two pictures", .model = "sd1", .count = 2},
     {.name = "sdxl, half", .model = "sdxl", .is_half = true},
     {.name = "sd2", .model = "sd2"},
-    {.name = "no mapped memory", .model = "sd1", .is_staged = true, .count = 2},
+    {.name = "no mapped memory", .model = "sd1", .is_staged = true},
     {.name = "merge", .model = "sd1", .n_lora = 2, .compose = "merge", .fold = "never"},
-    {.name = "switch", .model = "sd1", .n_lora = 2, .compose = "switch", .count = 2},
+    {.name = "switch", .model = "sd1", .n_lora = 2, .compose = "switch"},
     {.name = "composite", .model = "sd1", .n_lora = 2, .compose = "composite"},
     {.name = "clora",
      .model = "sd1",
@@ -120,12 +120,12 @@ static const shown ALL[] = {
      .compose = "clora",
      .opt = "refine=1",
      .count = 2},
-    {.name = "cmlora", .model = "sd1", .n_lora = 2, .compose = "cmlora", .count = 2},
+    {.name = "cmlora", .model = "sd1", .n_lora = 2, .compose = "cmlora"},
     {.name = "cache", .model = "sd1", .cache = "2", .count = 2},
     {.name = "img2img", .model = "sd1", .from_picture = true},
     {.name = "inpaint", .model = "inpaint", .from_picture = true, .is_masked = true, .count = 2},
     {.name = "previews", .model = "sd1", .is_previewed = true},
-    {.name = "regions", .model = "sd1", .has_regions = true, .count = 2},
+    {.name = "regions", .model = "sd1", .has_regions = true},
 };
 
 static ipt_request request_of(const shown *c, ipt_lora lora[2], const char **opt, char *model,
@@ -162,7 +162,7 @@ static void sweep(fixture *f, const shown *c, ipt_request *r)
     memcpy(f->want, f->rgb, sizeof f->want);
     limit(f, UINT64_C(60) << 20); /* less than a slab: every buffer is what it asks for */
     assert_ok(f->ctx, draw(f, r));
-    const uint64_t most = f->peak, step = f->rep.unet_weight_bytes / 6;
+    const uint64_t most = f->peak, step = f->rep.unet_weight_bytes / 4;
     for (uint64_t bytes = most; n_refused<2; bytes = bytes> step ? bytes - step : bytes / 2) {
         limit(f, bytes);
         ipt_status s = draw(f, r);
