@@ -11,11 +11,11 @@
 //! requires GL_KHR_cooperative_matrix
 #define ACT_F16
 #extension GL_GOOGLE_include_directive : require
-#extension GL_KHR_memory_scope_semantics : require
 #extension GL_KHR_cooperative_matrix : require
 #extension GL_KHR_shader_subgroup_basic : require
 #extension GL_KHR_shader_subgroup_shuffle : require
 #include "attention.glsl"
+#include "coop.glsl"
 
 layout(local_size_x_id = 0) in;
 layout(constant_id = 0) const uint THREADS = 128;
@@ -52,13 +52,6 @@ shared uvec4 v_tile[BK * PITCH];
 shared float s_tile[SUBGROUPS * TM * PITCH_S];
 shared uvec4 p_tile[SUBGROUPS * TM * PITCH_P];
 shared int outgrown; // the block of keys in which some row of the workgroup was
-
-#define matrix_a coopmat<float16_t, gl_ScopeSubgroup, TM, TK, gl_MatrixUseA>
-#define matrix_b coopmat<float16_t, gl_ScopeSubgroup, TK, TN, gl_MatrixUseB>
-#define matrix_c coopmat<float, gl_ScopeSubgroup, TM, TN, gl_MatrixUseAccumulator>
-#define SUBGROUP_BARRIER()                                                                         \
-    controlBarrier(gl_ScopeSubgroup, gl_ScopeSubgroup, gl_StorageSemanticsShared,                  \
-                   gl_SemanticsAcquireRelease)
 
 // Keys and values k0 .. k0 + BK - 1; zeros outside.
 void fetch(int id, int k0, int base)

@@ -10,8 +10,8 @@
 //
 // Included by gemm_coop.comp, and by gemm_emu.comp (-DEMULATED) with matrices in plain arithmetic:
 // with it devices without matrix units test all of the rest.
-#extension GL_KHR_memory_scope_semantics : require
 #extension GL_KHR_shader_subgroup_basic : require
+#include "coop.glsl"
 #include "gemm_iface.glsl"
 
 layout(local_size_x_id = 0) in;
@@ -101,9 +101,6 @@ void store_c(matrix_c c, int at, int pitch)
 #define load_b(m, offset) m.at = offset
 #else
 #define UNROLL [[unroll]]
-#define matrix_a coopmat<float16_t, gl_ScopeSubgroup, TM, TK, gl_MatrixUseA>
-#define matrix_b coopmat<float16_t, gl_ScopeSubgroup, TK, TN, gl_MatrixUseB>
-#define matrix_c coopmat<float, gl_ScopeSubgroup, TM, TN, gl_MatrixUseAccumulator>
 #define load_a(m, at) coopMatLoad(m, a_tile, at, PITCH_A, gl_CooperativeMatrixLayoutRowMajor)
 #define load_b(m, at) coopMatLoad(m, b_tile, at, PITCH_B, gl_CooperativeMatrixLayoutRowMajor)
 #define clear(m) m = matrix_c(0)
@@ -111,10 +108,6 @@ void store_c(matrix_c c, int at, int pitch)
 #define store_c(m, at, pitch)                                                                      \
     coopMatStore(m, RESULTS, at, pitch, gl_CooperativeMatrixLayoutRowMajor)
 #endif
-
-#define SUBGROUP_BARRIER()                                                                         \
-    controlBarrier(gl_ScopeSubgroup, gl_ScopeSubgroup, gl_StorageSemanticsShared,                  \
-                   gl_SemanticsAcquireRelease)
 
 uvec4 a_next[PIECES_A];
 uvec4 b_next[PIECES_B * 2];

@@ -8,8 +8,9 @@
 //! requires GL_KHR_cooperative_matrix
 #extension GL_EXT_control_flow_attributes : require
 #extension GL_EXT_shader_explicit_arithmetic_types_float16 : require
-#extension GL_KHR_memory_scope_semantics : require
 #extension GL_KHR_cooperative_matrix : require
+#extension GL_GOOGLE_include_directive : require
+#include "coop.glsl"
 
 layout(local_size_x_id = 0) in;
 layout(constant_id = 1) const int TURNS = 1;
@@ -25,15 +26,15 @@ const int CHAINS = 4, STEPS = 4; // sums; products of each in a turn
 void main()
 {
     float lane = 1 + float(gl_LocalInvocationID.x);
-    coopmat<float16_t, gl_ScopeSubgroup, TM, TK, gl_MatrixUseA> a;
-    coopmat<float16_t, gl_ScopeSubgroup, TK, TN, gl_MatrixUseB> b;
-    coopmat<float, gl_ScopeSubgroup, TM, TN, gl_MatrixUseAccumulator> sum[CHAINS];
+    matrix_a a;
+    matrix_b b;
+    matrix_c sum[CHAINS];
     for (int i = 0; i < a.length(); i++)
         a[i] = float16_t(pc.a * (lane + float(i)));
     for (int i = 0; i < b.length(); i++)
         b[i] = float16_t(pc.b * (lane + float(i)));
     [[unroll]] for (int i = 0; i < CHAINS; i++)
-        sum[i] = coopmat<float, gl_ScopeSubgroup, TM, TN, gl_MatrixUseAccumulator>(pc.b * float(i));
+        sum[i] = matrix_c(pc.b * float(i));
     for (int turn = 0; turn < TURNS; turn++) {
         [[unroll]] for (int step = 0; step < STEPS; step++) {
             [[unroll]] for (int i = 0; i < CHAINS; i++)

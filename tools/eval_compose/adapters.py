@@ -15,7 +15,7 @@ import types
 import numpy as np
 import torch
 
-from world import (COLOURS, CONCEPT_STYLES, CONCEPTS, EVAL, MODELS, NEW_STYLES, SEED, STYLES, TRAIN_STYLES,
+from world import (COLOURS, CONCEPT_STYLES, CONCEPTS, EVAL, MODELS, NEW_STYLES, SEED, TRAIN_STYLES,
                    by_words, phrase, training_concepts)
 import fast
 import loras

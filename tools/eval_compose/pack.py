@@ -65,7 +65,6 @@ def main():
     ap.add_argument("folder", nargs="?")
     ap.add_argument("--model", help="diffusers folder to take along")
     ap.add_argument("--program", help="impasto, built for that machine")
-    ap.add_argument("--recipe", default=RECIPE, help="folder of the model's recipe")
     args = ap.parse_args()
     pack = os.path.join(EVAL_PACK, "pack")
     os.makedirs(pack, exist_ok=True)
@@ -75,8 +74,8 @@ def main():
         written(os.path.join(EVAL_PACK, "judge"), for_judges, halved, 80)
     if not args.folder:
         return
-    theirs = [n for n in os.listdir(args.recipe) if n.endswith((".py", "concepts.txt", "held_out.json"))]
-    for folder, names, to in ((HERE, OWN, "eval_compose"), (args.recipe, theirs, "default_model")):
+    theirs = [n for n in os.listdir(RECIPE) if n.endswith((".py", "concepts.txt", "held_out.json"))]
+    for folder, names, to in ((HERE, OWN, "eval_compose"), (RECIPE, theirs, "default_model")):
         os.makedirs(os.path.join(args.folder, to), exist_ok=True)
         for name in names:
             shutil.copy(os.path.join(folder, name), os.path.join(args.folder, to, name))
