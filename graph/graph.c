@@ -470,6 +470,11 @@ ipt_val ipt_emit(ipt_graph *g, ipt_op op, const char *name, const ipt_val *in, i
         if (in[i].id) {
             const ipt_value *v = &g->value[in[i].id];
             n.in_shape[i] = v->shape;
+            if (def->writes >> i & 1 && (v->node || v->role != IPT_PARAM)) {
+                ipt_poison(g, IPT_ERR_ARG, "%s: %s changes a parameter in place, not operand %d",
+                           n.name, def->name, i);
+                return none;
+            }
             n.in_is_panel[i] = (def->panel >> i & 1) && !v->node && v->role == IPT_WEIGHT;
         }
     }

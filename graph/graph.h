@@ -58,7 +58,8 @@ void ipt_graph_prefix(ipt_graph *g, const char *prefix);
 typedef enum ipt_role {
     IPT_INPUT,  /* host writes it before a run: latent, t, text, gates */
     IPT_WEIGHT, /* bound by canonical name to a weight store; shared, never copied */
-    IPT_PARAM,  /* host-written, kept between runs: adapter factors, trainable tensors */
+    IPT_PARAM,  /* kept between runs: adapter factors, trainable tensors; the host writes it, and
+                   operators that change values in place */
 } ipt_role;
 /* A leaf; the same name gives the same leaf (shapes must agree). */
 ipt_val ipt_leaf(ipt_graph *g, ipt_role role, const char *name, ipt_shape s);
@@ -157,6 +158,17 @@ ipt_val ipt_swap(ipt_graph *g, ipt_val x); /* [A,B,C,D] -> [A,C,B,D] */
 /* y[n,t,c] = share[t] b[n,t,c] + a[n,t,c] (a 0: without it); share [T] f32. */
 ipt_val ipt_share(ipt_graph *g, ipt_val b, ipt_val share, ipt_val a);
 ipt_val ipt_mse(ipt_graph *g, ipt_val a, ipt_val b); /* mean squared difference -> [1] f32 */
+ipt_val ipt_dot(ipt_graph *g, ipt_val a, ipt_val b); /* sum of products -> [1] f32 */
+/* --- in place: they change leaves of role IPT_PARAM.  What was built before reads the old values,
+ *     what is built later the new ones. -------------------------------------------------------- */
+void ipt_put(ipt_graph *g, ipt_val leaf, ipt_val v);        /* leaf = v, of either element type;
+                                                            without v (id 0) zeros, leaf f32 */
+void ipt_accumulate(ipt_graph *g, ipt_val leaf, ipt_val v); /* leaf += v; leaf f32 */
+/* One step of AdamW on w with gradient d, moments m and v, all [n] f32; hyper [8] f32: rate, b1,
+ * b2, eps, decay, 1 / (1 - b1^t), 1 / sqrt(1 - b2^t), factor of d. m = b1 m + (1-b1) d;  v = b2 v +
+ * (1-b2) d^2;  w = w (1 - rate decay) - rate m^ / (sqrt(v^) + eps) Source: Loshchilov and Hutter
+ * 2019, in the order of torch.optim.AdamW. */
+void ipt_adamw(ipt_graph *g, ipt_val w, ipt_val d, ipt_val m, ipt_val v, ipt_val hyper);
 
 /* --- adapters beside untouched weights (graph/adapter.c) --------------------------------------
  * Before building: a linear, conv2d or norm whose name matches a site emits side paths, gated by
@@ -251,10 +263,48 @@ void ipt_panel_pack(const ipt_shape *w, const ipt_panel_src *src, ipt_dtype dtyp
 /* The values again, as a right operand's leaf has them: [KH*KW*I, O], the row order ky, kx, i. */
 void ipt_panel_unpack(const ipt_shape *w, ipt_dtype dtype, const void *packed, float *dst);
 
+/* --- state: values on the device that outlive runs and that several plans share (ADR 14) -------
+ * A group is one buffer: tensors one behind the other in the order given, each from a multiple of
+ * 128 elements on, zeros between.  Groups of the same tensors have the same layout.  A graph sees a
+ * tensor as the leaf "<prefix><name>", the whole group as the leaf "<group>" [n]. */
+typedef struct ipt_state ipt_state;
+typedef struct ipt_state_item {
+    const char *name;
+    ipt_shape shape; /* the dtype is the group's */
+} ipt_state_item;
+typedef struct ipt_state_group {
+    const char *name, *prefix;
+    ipt_dtype dtype;
+    const ipt_state_item *item;
+    size_t n;
+} ipt_state_group;
+typedef struct ipt_state_view {
+    ipt_shape shape;
+    struct ipt_buffer *buf; /* NULL without a device */
+    uint64_t off;           /* bytes */
+    double *host;           /* without a device */
+} ipt_state_view;
+/* gpu NULL: for host plans, in double.  ctx and gpu outlive the state.  Errors: IPT_ERR_NOMEM. */
+IPT_CHECKED ipt_status ipt_state_create(ipt_ctx *ctx, struct ipt_gpu *gpu, ipt_state **out);
+void ipt_state_destroy(ipt_state **s); /* after the plans that use it */
+/* All zeros; names are copied.  Errors: IPT_ERR_ARG (a name twice, nothing in it), IPT_ERR_NOMEM,
+ * IPT_ERR_DEVICE_MEM, IPT_ERR_TOO_LARGE; the state is as before then. */
+IPT_CHECKED ipt_status ipt_state_add(ipt_state *s, const ipt_state_group *g);
+bool ipt_state_locate(const ipt_state *s, const char *name, ipt_state_view *out);
+/* A tensor or a whole group; bytes: 4 for each element, f32 on the host whatever is stored.
+ * Errors: IPT_ERR_MISSING, IPT_ERR_ARG (size), those of ipt_buffer_write. */
+IPT_CHECKED ipt_status ipt_state_write(ipt_state *s, const char *name, const float *src,
+                                       size_t bytes);
+IPT_CHECKED ipt_status ipt_state_read(const ipt_state *s, const char *name, float *dst,
+                                      size_t bytes);
+uint64_t ipt_state_bytes(const ipt_state *s); /* of the device */
+
 /* --- plan: liveness -> offsets -> kernels -> descriptors -> barriers -> commands -------------- */
 typedef struct ipt_plan_opts {
     struct ipt_gpu *gpu;  /* NULL: run every .ref on the host, in double */
     ipt_weights *weights; /* may be NULL when the graph has no weights */
+    ipt_state *state;     /* NULL: none; parameters and weights whose names it has are its tensors,
+                             row-major.  It outlives the plan. */
     uint64_t arena_limit; /* bytes; 0 = what the device allows */
     bool check;           /* also run each node's reference on the device's inputs and name the
                              first node that differs (also env IPT_PLAN_CHECK=1) */

@@ -52,6 +52,9 @@ typedef struct ipt_slot {
     uint64_t bytes, off;  /* place in the arena */
     uint32_t first, last; /* lifetime in node positions, inclusive */
     bool pinned;          /* whole life of the plan */
+    bool is_state;        /* not of the arena: it lies at off of the buffer, or on the host */
+    ipt_buffer *buf;
+    double *host;
 } ipt_slot;
 
 typedef struct ipt_planned_node {
@@ -79,17 +82,18 @@ struct ipt_plan {
     uint32_t n_early; /* the first nodes, of ipt_early */
     ipt_slot *slot;
     uint32_t n_slot, cap_slot;
-    uint64_t arena_bytes;
-    struct ipt_reads *reads;    /* stream.c: weights of a device plan */
-    struct ipt_device_run *dev; /* run_vk.c */
-    struct ipt_host_run *host;  /* run_ref.c */
+    uint64_t arena_bytes, arena_part; /* its offsets are cut at multiples of arena_part: buffers */
+    struct ipt_reads *reads;          /* stream.c: weights of a device plan */
+    struct ipt_device_run *dev;       /* run_vk.c */
+    struct ipt_host_run *host;        /* run_ref.c */
 };
 
 /* planner.c: drops dead nodes, sets segments, lifetimes (slots without offsets), in-place reuse. */
 IPT_CHECKED ipt_status ipt_planner_lifetimes(ipt_plan *p, const ipt_graph *g);
 uint32_t ipt_planner_add_slot(ipt_plan *p, uint64_t bytes, uint32_t first, uint32_t last,
                               bool pinned);
-/* Offsets by greedy best fit over lifetimes; pad: guard bytes before and after each slot. */
+/* Offsets by greedy best fit over lifetimes; pad: guard bytes before and after each slot.  No slot
+ * lies across a multiple of arena_part, unless it is larger. */
 IPT_CHECKED ipt_status ipt_planner_offsets(ipt_plan *p, uint64_t pad);
 
 /* --- stream.c: the weights that a device plan reads, on the device or on their way ------------ */
@@ -123,7 +127,8 @@ IPT_CHECKED ipt_status ipt_device_settle(ipt_plan *p);
 void ipt_device_destroy(ipt_plan *p);
 IPT_CHECKED ipt_status ipt_device_write(ipt_plan *p, uint32_t v, const void *src);
 IPT_CHECKED ipt_status ipt_device_read(ipt_plan *p, uint32_t v, void *dst);
-ipt_buffer *ipt_device_arena(const ipt_plan *p);
+/* Where a slot begins. */
+ipt_binding ipt_device_place(const ipt_plan *p, const ipt_slot *s);
 IPT_CHECKED ipt_status ipt_device_exec(ipt_plan *p, uint32_t segment);
 IPT_CHECKED ipt_status ipt_host_create(ipt_plan *p);
 void ipt_host_destroy(ipt_plan *p);

@@ -143,7 +143,9 @@ typedef struct ipt_op_def {
     uint8_t back;  /* bit i, with panel's: better as panels of ipt_panel_back (IPT_USE_BACK) */
     uint8_t table; /* bit i: in[i] is an embedding table (IPT_USE_TABLE) */
     uint8_t picks; /* bit i: of in[i] no more is read than out[0] holds */
-    bool view;     /* out[0] is in[0] under another shape: no kernel at all */
+    uint8_t writes; /* bit i: in[i], a PARAM leaf, is changed in place.  Such an operator has no
+                       outputs; ref's out[j] is the j-th of these, with its old values */
+    bool view;      /* out[0] is in[0] under another shape: no kernel at all */
     /* Checks attributes and sets out shapes (dims, rank and dtype) the signature cannot; called
      * after the signature matched; out[] comes filled where the signature says all.  NULL: sig says
      * it all. Returns a message (static text) on error, else NULL. */

@@ -640,7 +640,8 @@ struct mse_push {
     uint32_t part0;
 };
 
-static ipt_status mse_kernel(const ipt_node *n, ipt_launch *l)
+/* A sum over pairs of elements times scale, in two stages. */
+static ipt_status sum_kernel(const ipt_node *n, ipt_launch *l, const char *shader, float scale)
 {
     const uint64_t count = ipt_shape_count(&n->in_shape[0]),
                    elt = ipt_dtype_bytes(n->in_shape[0].dtype);
@@ -660,8 +661,7 @@ static ipt_status mse_kernel(const ipt_node *n, ipt_launch *l)
     for (uint64_t at = 0; at < count; at += fit) {
         const uint64_t some = count - at < fit ? count - at : fit;
         struct mse_push push = {(uint32_t)some, (uint32_t)chunk, 1.0F, (uint32_t)(at / chunk)};
-        ipt_dispatch *d =
-            ipt_launch_add(l, IPT_VARIANT("mse", n->in_shape[0].dtype), &push, sizeof push);
+        ipt_dispatch *d = ipt_launch_add(l, shader, &push, sizeof push);
         for (int i = 0; i < 2; i++)
             ipt_launch_bind_range(d, IPT_BIND_SSBO, IPT_SRC_IN, i, false, at * elt, some * elt);
         ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_SCRATCH, scratch, true);
@@ -669,11 +669,17 @@ static ipt_status mse_kernel(const ipt_node *n, ipt_launch *l)
         if (d)
             d->no_wait = at > 0;
     }
-    struct mse_push last = {(uint32_t)parts, (uint32_t)parts, 1.0F / (float)count, 0};
+    struct mse_push last = {(uint32_t)parts, (uint32_t)parts, scale, 0};
     ipt_dispatch *d = ipt_launch_add(l, "mse_sum", &last, sizeof last);
     ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_SCRATCH, scratch, false);
     ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_OUT, 0, true);
     return l->status;
+}
+
+static ipt_status mse_kernel(const ipt_node *n, ipt_launch *l)
+{
+    return sum_kernel(n, l, IPT_VARIANT("mse", n->in_shape[0].dtype),
+                      1.0F / (float)ipt_shape_count(&n->in_shape[0]));
 }
 
 const ipt_op_def ipt_op_mse = {.name = "mse",
@@ -719,4 +725,49 @@ ipt_val ipt_mse(ipt_graph *g, ipt_val a, ipt_val b)
 {
     ipt_val in[2] = {a, b};
     return ipt_emit(g, IPT_OP_MSE, NULL, in, 2, NULL, NULL);
+}
+
+/* --- sum of products -------------------------------------------------------------------------- */
+static const char *dot_infer(const ipt_node *n, ipt_shape out[])
+{
+    out[0] = ipt_shape1(IPT_F32, 1);
+    return n->in_shape[0].dtype == n->in_shape[1].dtype ? NULL : "element types differ";
+}
+
+static void dot_ref(const ipt_node *n, const double *const in[], double *const out[])
+{
+    double sum = 0;
+    for (size_t i = 0; i < ipt_shape_count(&n->in_shape[0]); i++)
+        sum += in[0][i] * in[1][i];
+    out[0][0] = sum;
+}
+
+static void dot_grad(ipt_graph *g, const ipt_node *n, const ipt_val dy[], uint32_t want,
+                     ipt_val dx[])
+{
+    ipt_shape one = n->in_shape[0]; /* dy, to be broadcast */
+    for (int i = 0; i < one.rank; i++)
+        one.dim[i] = 1;
+    one.dtype = IPT_F32;
+    ipt_val d = ipt_cast(g, ipt_reshape(g, dy[0], one), n->in_shape[0].dtype);
+    for (int k = 0; k < 2; k++)
+        if (want >> k & 1)
+            dx[k] = ipt_mul(g, ipt_in(n, 1 - k), d);
+}
+
+static ipt_status dot_kernel(const ipt_node *n, ipt_launch *l)
+{
+    return sum_kernel(n, l, n->in_shape[0].dtype == IPT_F16 ? "mse.dot_f16" : "mse.dot_f32", 1.0F);
+}
+
+const ipt_op_def ipt_op_dot = {.name = "dot",
+                               .sig = "a:* b:* -> y:1",
+                               .infer = dot_infer,
+                               .ref = dot_ref,
+                               .grad = dot_grad,
+                               .kernel = dot_kernel};
+
+ipt_val ipt_dot(ipt_graph *g, ipt_val a, ipt_val b)
+{
+    return ipt_emit(g, IPT_OP_DOT, NULL, (ipt_val[]){a, b}, 2, NULL, NULL);
 }

@@ -23,6 +23,37 @@ static ipt_status copy_values(ipt_plan *p, const ipt_graph *g)
     return IPT_OK;
 }
 
+/* A weight that the state has is a parameter for this plan. */
+static ipt_status find_state(ipt_plan *p)
+{
+    for (uint32_t v = 1; p->opts.state && v < p->n_value; v++) {
+        ipt_value *value = &p->value[v];
+        ipt_state_view view;
+        if (value->node || value->role == IPT_INPUT ||
+            !ipt_state_locate(p->opts.state, value->name, &view))
+            continue;
+        char want[64], have[64];
+        ipt_shape_text(&value->shape, want, sizeof want);
+        ipt_shape_text(&view.shape, have, sizeof have);
+        if (!ipt_shape_same(&view.shape, &value->shape) ||
+            (value->role == IPT_PARAM && view.shape.dtype != value->shape.dtype))
+            return ipt_fail(p->ctx, IPT_ERR_SHAPE, "%s: the state has %s%s, the graph %s%s",
+                            value->name, have, view.shape.dtype == IPT_F16 ? " f16" : "", want,
+                            value->shape.dtype == IPT_F16 ? " f16" : "");
+        value->role = IPT_PARAM;
+        value->shape.dtype = view.shape.dtype;
+        p->place[v] = ipt_planner_add_slot(p, ipt_shape_bytes(&view.shape), 0, UINT32_MAX, true);
+        if (!p->place[v])
+            return IPT_ERR_NOMEM;
+        ipt_slot *s = &p->slot[p->place[v] - 1];
+        s->is_state = true;
+        s->off = view.off;
+        s->buf = view.buf;
+        s->host = view.host;
+    }
+    return IPT_OK;
+}
+
 /* The constant that ipt_graph_backward uses for a scalar seed. */
 static ipt_status write_constants(ipt_plan *p)
 {
@@ -49,6 +80,7 @@ ipt_status ipt_plan_create(ipt_graph *g, const ipt_plan_opts *o, ipt_plan **out)
     p->opts.check = o->gpu && (o->check || (env && strcmp(env, "1") == 0));
     ipt_arena_init(&p->arena, g->ctx);
     IPT_TRY_GOTO(copy_values(p, g), fail);
+    IPT_TRY_GOTO(find_state(p), fail);
     IPT_TRY_GOTO(ipt_planner_lifetimes(p, g), fail);
     if (p->gpu)
         IPT_TRY_GOTO(ipt_device_create(p), fail);
@@ -137,8 +169,9 @@ ipt_status ipt_plan_locate(const ipt_plan *p, const char *name, struct ipt_buffe
         return ipt_fail(p->ctx, IPT_ERR_MISSING, "plan has no value named %s", name);
     if (!p->gpu || !p->place[v])
         return ipt_fail(p->ctx, IPT_ERR_ARG, "%s: has no place on a device", name);
-    *buf = ipt_device_arena(p);
-    *off = p->slot[p->place[v] - 1].off;
+    const ipt_binding at = ipt_device_place(p, &p->slot[p->place[v] - 1]);
+    *buf = at.buf;
+    *off = at.off;
     *bytes = ipt_shape_bytes(&p->value[v].shape);
     return IPT_OK;
 }

@@ -23,11 +23,12 @@ uint32_t ipt_planner_add_slot(ipt_plan *p, uint64_t bytes, uint32_t first, uint3
     return p->n_slot;
 }
 
-/* A node lives when an output of the graph needs it. */
+/* A node lives when an output of the graph needs it, or when it changes something in place. */
 static void mark_live(const ipt_graph *g, uint8_t *live)
 {
     for (uint32_t i = g->n_node; i-- > 0;) {
         const ipt_node *n = &g->node[i];
+        live[i] = ipt_op_table[n->op]->writes != 0;
         for (int k = 0; k < n->n_out; k++)
             live[i] |= (uint8_t)(g->value[n->out[k]].is_output || live[g->n_node + n->out[k]]);
         for (int k = 0; live[i] && k < n->n_in; k++)
@@ -40,6 +41,11 @@ static ipt_status copy_node(ipt_plan *p, const ipt_node *from, uint32_t segment)
     ipt_planned_node *n = &p->node[p->n_node++];
     n->n = *from;
     n->segment = segment;
+    for (int k = 0; k < from->n_in; k++) /* what is in the state is no weight here */
+        if (from->in[k] && p->place[from->in[k]]) {
+            n->n.in_is_panel[k] = false;
+            n->n.in_shape[k].dtype = p->value[from->in[k]].shape.dtype;
+        }
     n->n.name = ipt_arena_strdup(&p->arena, from->name);
     return n->n.name ? IPT_OK : IPT_ERR_NOMEM;
 }
@@ -92,7 +98,8 @@ static ipt_status place_leaves(ipt_plan *p, const uint8_t *used)
 {
     for (uint32_t v = 1; v < p->n_value; v++) {
         const ipt_value *value = &p->value[v];
-        if (value->node || value->role == IPT_WEIGHT || !(used[v] || value->is_output))
+        if (value->node || value->role == IPT_WEIGHT || !(used[v] || value->is_output) ||
+            p->place[v])
             continue;
         p->place[v] = ipt_planner_add_slot(p, ipt_shape_bytes(&value->shape), 0, UINT32_MAX, true);
         if (!p->place[v])
@@ -221,8 +228,18 @@ static int by_offset(const void *a, const void *b)
     return x < y ? -1 : x > y;
 }
 
+/* The first place from `at` on where `need` bytes do not lie across a cut. */
+static uint64_t uncut(const ipt_plan *p, uint64_t at, uint64_t need)
+{
+    const uint64_t part = p->arena_part;
+    if (part == 0 || at / part == (at + need - 1) / part)
+        return at;
+    return (at + part - 1) / part * part;
+}
+
 ipt_status ipt_planner_offsets(ipt_plan *p, uint64_t pad)
 {
+    uint32_t n_order = 0;
     ipt_slot **order = ipt_calloc(p->ctx, p->n_slot + 1, sizeof(ipt_slot *));
     ipt_slot **near = ipt_calloc(p->ctx, p->n_slot + 1, sizeof(ipt_slot *));
     if (!order || !near) {
@@ -231,10 +248,11 @@ ipt_status ipt_planner_offsets(ipt_plan *p, uint64_t pad)
         return IPT_ERR_NOMEM;
     }
     for (uint32_t i = 0; i < p->n_slot; i++)
-        order[i] = &p->slot[i];
-    qsort(order, p->n_slot, sizeof(ipt_slot *), by_size);
+        if (!p->slot[i].is_state)
+            order[n_order++] = &p->slot[i];
+    qsort(order, n_order, sizeof(ipt_slot *), by_size);
     uint64_t top = 0;
-    for (uint32_t i = 0; i < p->n_slot; i++) {
+    for (uint32_t i = 0; i < n_order; i++) {
         ipt_slot *s = order[i];
         uint32_t n = 0;
         for (uint32_t k = 0; k < i; k++)
@@ -242,11 +260,13 @@ ipt_status ipt_planner_offsets(ipt_plan *p, uint64_t pad)
                 (order[k]->first <= s->last && s->first <= order[k]->last))
                 near[n++] = order[k];
         qsort(near, n, sizeof(ipt_slot *), by_offset);
-        uint64_t at = pad, need = (s->bytes + pad + ALIGN - 1) / ALIGN * ALIGN;
+        const uint64_t need = (s->bytes + pad + ALIGN - 1) / ALIGN * ALIGN;
+        uint64_t at = uncut(p, 0, pad + need) + pad;
         for (uint32_t k = 0; k < n; k++) {
             if (at + need <= near[k]->off - pad)
                 break;
-            uint64_t end = near[k]->off + (near[k]->bytes + pad + ALIGN - 1) / ALIGN * ALIGN + pad;
+            uint64_t end = near[k]->off + (near[k]->bytes + pad + ALIGN - 1) / ALIGN * ALIGN;
+            end = uncut(p, end, pad + need) + pad;
             at = end > at ? end : at;
         }
         s->off = at;

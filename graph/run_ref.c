@@ -14,6 +14,11 @@ static size_t count_of(const ipt_plan *p, uint32_t v)
     return ipt_shape_count(&p->value[v].shape);
 }
 
+static bool in_state(const ipt_plan *p, uint32_t v)
+{
+    return p->place[v] && p->slot[p->place[v] - 1].is_state;
+}
+
 ipt_status ipt_host_create(ipt_plan *p)
 {
     p->host = ipt_arena_alloc(&p->arena, sizeof *p->host);
@@ -25,7 +30,8 @@ ipt_status ipt_host_create(ipt_plan *p)
     for (uint32_t v = 1; v < p->n_value; v++) {
         if (!p->place[v] && !(!p->value[v].node && p->value[v].role == IPT_WEIGHT))
             continue;
-        p->host->value[v] = ipt_calloc(p->ctx, count_of(p, v), sizeof(double));
+        p->host->value[v] = in_state(p, v) ? p->slot[p->place[v] - 1].host
+                                           : ipt_calloc(p->ctx, count_of(p, v), sizeof(double));
         if (!p->host->value[v])
             return IPT_ERR_NOMEM;
         if (!p->value[v].node && p->value[v].role == IPT_WEIGHT) {
@@ -44,7 +50,8 @@ void ipt_host_destroy(ipt_plan *p)
     if (!p->host || !p->host->value)
         return;
     for (uint32_t v = 1; v < p->n_value; v++)
-        ipt_free(p->host->value[v]);
+        if (!in_state(p, v))
+            ipt_free(p->host->value[v]);
     p->host = NULL;
 }
 
@@ -96,6 +103,9 @@ ipt_status ipt_host_exec(ipt_plan *p, uint32_t segment)
             in[k] = n->in[k] ? p->host->value[n->in[k]] : NULL;
         for (int k = 0; k < n->n_out; k++)
             out[k] = p->host->value[n->out[k]];
+        for (int k = 0, o = 0; k < n->n_in; k++)
+            if (def->writes >> k & 1)
+                out[o++] = p->host->value[n->in[k]];
         if (def->view && in[0] && out[0])
             memcpy(out[0], in[0], count_of(p, n->out[0]) * sizeof(double));
         else if (!def->view)

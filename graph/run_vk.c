@@ -18,12 +18,14 @@ typedef struct piece {
 } piece;
 
 typedef struct span {
+    const ipt_buffer *buf;
     uint64_t off, end;
     bool write;
 } span;
 
 struct ipt_device_run {
-    ipt_buffer *arena;
+    ipt_buffer **arena; /* [n_arena], each of what lies between two cuts */
+    uint32_t n_arena;
     piece *piece;
     uint32_t n_piece;
     bool is_settled;   /* recorded, unless the plan is a dry one */
@@ -49,7 +51,7 @@ static ipt_status choose_panels(ipt_plan *p)
         for (int k = 0; k < p->node[i].n.n_in; k++) {
             uint32_t v = p->node[i].n.in[k];
             const ipt_value *value = &p->value[v];
-            if (!v || value->node || value->role != IPT_PARAM)
+            if (!v || value->node || value->role != IPT_PARAM || p->slot[p->place[v] - 1].is_state)
                 continue;
             ipt_shape s = panel_shape(&p->node[i].n, k);
             if (s.rank == 0 || value->is_output ||
@@ -73,7 +75,19 @@ static ipt_status choose_panels(ipt_plan *p)
 
 static float get_f32(const void *data, size_t i) { return ((const float *)data)[i]; }
 
-static ipt_status write_panel(ipt_plan *p, uint32_t v, const void *src, uint64_t off)
+ipt_binding ipt_device_place(const ipt_plan *p, const ipt_slot *s)
+{
+    if (s->is_state)
+        return (ipt_binding){s->buf, s->off, s->bytes};
+    return (ipt_binding){p->dev->arena[s->off / p->arena_part], s->off % p->arena_part, s->bytes};
+}
+
+static ipt_binding place_of(const ipt_plan *p, uint32_t v)
+{
+    return ipt_device_place(p, &p->slot[p->place[v] - 1]);
+}
+
+static ipt_status write_panel(ipt_plan *p, uint32_t v, const void *src, ipt_binding at)
 {
     const ipt_shape *s = &p->panel[v];
     size_t o = (size_t)s->dim[0], i = (size_t)s->dim[s->rank - 1],
@@ -85,19 +99,19 @@ static ipt_status write_panel(ipt_plan *p, uint32_t v, const void *src, uint64_t
     ipt_panel_src from = {
         .data = src, .get = get_f32, .so = 1, .si = o, .sx = i * o, .sy = kw * i * o};
     ipt_panel_pack(s, &from, s->dtype, packed);
-    ipt_status status = ipt_buffer_write(p->gpu, p->dev->arena, off, packed, bytes);
+    ipt_status status = ipt_buffer_write(p->gpu, at.buf, at.off, packed, bytes);
     ipt_free(packed);
     return status;
 }
 
-static ipt_status read_panel(ipt_plan *p, uint32_t v, float *dst, uint64_t off)
+static ipt_status read_panel(ipt_plan *p, uint32_t v, float *dst, ipt_binding at)
 {
     const ipt_shape *s = &p->panel[v];
     uint64_t bytes = ipt_panel_bytes(s, s->dtype);
     void *packed = ipt_alloc(p->ctx, bytes);
     if (!packed)
         return IPT_ERR_NOMEM;
-    ipt_status status = ipt_buffer_read(p->gpu, p->dev->arena, off, packed, bytes);
+    ipt_status status = ipt_buffer_read(p->gpu, at.buf, at.off, packed, bytes);
     if (status == IPT_OK)
         ipt_panel_unpack(s, s->dtype, packed, dst);
     ipt_free(packed);
@@ -237,8 +251,9 @@ static ipt_status resolve(const ipt_plan *p, const ipt_planned_node *pn, const i
         return ipt_fail(p->ctx, IPT_ERR_ARG, "%s: binding %d out of range", pn->n.name, b->index);
     uint64_t unit = b->kind == IPT_BIND_SSBO ? 4 : 16;
     uint64_t bytes = b->bytes ? b->bytes : size - b->off;
-    *out = (ipt_binding){p->dev->arena, p->slot[slot - 1].off + b->off,
-                         (bytes + unit - 1) / unit * unit};
+    *out = ipt_device_place(p, &p->slot[slot - 1]);
+    out->off += b->off;
+    out->bytes = (bytes + unit - 1) / unit * unit;
     return IPT_OK;
 }
 
@@ -246,7 +261,8 @@ static ipt_status resolve(const ipt_plan *p, const ipt_planned_node *pn, const i
 static bool hazard(const span *pending, size_t n, const span *s)
 {
     for (size_t i = 0; i < n; i++)
-        if ((pending[i].write || s->write) && pending[i].off < s->end && s->off < pending[i].end)
+        if ((pending[i].write || s->write) && pending[i].buf == s->buf && pending[i].off < s->end &&
+            s->off < pending[i].end)
             return true;
     return false;
 }
@@ -270,9 +286,9 @@ static ipt_status record_dispatch(recorder *r, const ipt_planned_node *pn, const
     IPT_TRY(ipt_kernel_get(p->gpu, &d->k, &kernel));
     for (int i = 0; i < d->n_bind; i++) {
         IPT_TRY(resolve(p, pn, &d->bind[i], &b[i]));
-        if (b[i].buf != p->dev->arena)
-            continue;
-        span s = {b[i].off, b[i].off + b[i].bytes, d->bind[i].write};
+        if (d->bind[i].src == IPT_SRC_IN && pn->read[d->bind[i].index])
+            continue; /* a weight: no commands write it */
+        span s = {b[i].buf, b[i].off, b[i].off + b[i].bytes, d->bind[i].write};
         wait = wait || hazard(r->pending, d->no_wait ? r->n_before : r->n_pending, &s);
         spans[n_span++] = s;
     }
@@ -371,6 +387,46 @@ ipt_status ipt_device_settle(ipt_plan *p)
     return status;
 }
 
+/* Below the device's limit, so that memory.c may add to it what it likes. */
+static uint64_t arena_part(const ipt_plan *p)
+{
+    enum { SPARE = 4096 };
+    const uint64_t most = ipt_gpu_traits(p->gpu)->max_buffer;
+    return (most > 2 * SPARE ? most - SPARE : SPARE) / SPARE * SPARE;
+}
+
+/* One buffer for each part that is used, as long as what lies in it. */
+static ipt_status create_arena(ipt_plan *p)
+{
+    struct ipt_device_run *d = p->dev;
+    const uint64_t part = p->arena_part, n = (p->arena_bytes + part - 1) / part;
+    uint64_t *end = ipt_arena_alloc(&p->arena, n * sizeof *end);
+    d->arena = ipt_arena_alloc(&p->arena, n * sizeof *d->arena);
+    if (!end || !d->arena)
+        return IPT_ERR_NOMEM;
+    if (p->n_slot == 0)
+        end[0] = p->arena_bytes;
+    for (uint32_t i = 0; i < p->n_slot; i++) {
+        const ipt_slot *s = &p->slot[i];
+        const uint64_t at = s->off / part, to = s->off % part + s->bytes + GUARD_BYTES;
+        if (s->is_state)
+            continue;
+        if (s->bytes > part - s->off % part)
+            return ipt_fail(p->ctx, IPT_ERR_DEVICE_MEM,
+                            "%s: one value needs %" PRIu64 " MiB, one buffer may hold %" PRIu64
+                            " MiB; try a smaller picture",
+                            ipt_gpu_get_info(p->gpu)->name, s->bytes >> 20, part >> 20);
+        end[at] = to > end[at] ? to : end[at];
+    }
+    for (uint64_t i = 0; i < n; i++) { /* what lies at the end may be read a little beyond it */
+        const uint64_t most = i + 1 < n ? part : p->arena_bytes - i * part;
+        end[i] = end[i] == 0 ? 256 : end[i] < most ? end[i] : most;
+        IPT_TRY(ipt_buffer_create(p->gpu, i + 1 < n ? end[i] : most, &d->arena[i]));
+        d->n_arena++;
+    }
+    return IPT_OK;
+}
+
 ipt_status ipt_device_create(ipt_plan *p)
 {
     p->dev = ipt_arena_alloc(&p->arena, sizeof *p->dev);
@@ -384,10 +440,11 @@ ipt_status ipt_device_create(ipt_plan *p)
         IPT_TRY(describe(p, i));
     }
     if (p->opts.guard)
-        for (uint32_t s = 0; s < p->n_slot; s++) {
+        for (uint32_t s = 0; s < p->n_slot; s++) { /* nothing shares a place */
             p->slot[s].first = 0;
             p->slot[s].last = UINT32_MAX;
         }
+    p->arena_part = arena_part(p);
     IPT_TRY(ipt_planner_offsets(p, p->opts.guard ? GUARD_BYTES : 0));
     if (p->opts.arena_limit && p->arena_bytes > p->opts.arena_limit)
         return ipt_fail(p->ctx, IPT_ERR_DEVICE_MEM,
@@ -397,7 +454,7 @@ ipt_status ipt_device_create(ipt_plan *p)
     IPT_TRY(ipt_reads_fit(p));
     if (p->opts.dry && ipt_gpu_room(p->gpu) != UINT64_MAX)
         return IPT_OK;
-    IPT_TRY(ipt_buffer_create(p->gpu, p->arena_bytes, &p->dev->arena));
+    IPT_TRY(create_arena(p));
     IPT_TRY(p->opts.stream ? ipt_reads_ring(p) : ipt_reads_upload(p));
     return p->opts.dry || p->opts.stream ? IPT_OK : ipt_device_settle(p);
 }
@@ -408,7 +465,8 @@ void ipt_device_destroy(ipt_plan *p)
         return;
     drop_pieces(p);
     ipt_free(p->dev->row);
-    ipt_buffer_destroy(p->gpu, &p->dev->arena);
+    for (uint32_t i = 0; i < p->dev->n_arena; i++)
+        ipt_buffer_destroy(p->gpu, &p->dev->arena[i]);
     ipt_reads_destroy(p);
     p->dev = NULL;
 }
@@ -417,19 +475,19 @@ void ipt_device_destroy(ipt_plan *p)
 ipt_status ipt_device_write(ipt_plan *p, uint32_t v, const void *src)
 {
     const ipt_shape *s = &p->value[v].shape;
-    uint64_t off = p->slot[p->place[v] - 1].off;
+    const ipt_binding at = place_of(p, v);
     size_t n = ipt_shape_count(s);
     if (p->panel[v].rank)
-        return write_panel(p, v, src, off);
+        return write_panel(p, v, src, at);
     if (s->dtype != IPT_F16)
-        return ipt_buffer_write(p->gpu, p->dev->arena, off, src, n * 4);
+        return ipt_buffer_write(p->gpu, at.buf, at.off, src, n * 4);
     uint16_t *half = ipt_calloc(p->ctx, n, 2);
     if (!half)
         return IPT_ERR_NOMEM;
     const float *f = src;
     for (size_t i = 0; i < n; i++)
         half[i] = ipt_f32_to_f16(f[i]);
-    ipt_status status = ipt_buffer_write(p->gpu, p->dev->arena, off, half, n * 2);
+    ipt_status status = ipt_buffer_write(p->gpu, at.buf, at.off, half, n * 2);
     ipt_free(half);
     return status;
 }
@@ -437,16 +495,16 @@ ipt_status ipt_device_write(ipt_plan *p, uint32_t v, const void *src)
 ipt_status ipt_device_read(ipt_plan *p, uint32_t v, void *dst)
 {
     const ipt_shape *s = &p->value[v].shape;
-    uint64_t off = p->slot[p->place[v] - 1].off;
+    const ipt_binding at = place_of(p, v);
     size_t n = ipt_shape_count(s);
     if (p->panel[v].rank)
-        return read_panel(p, v, dst, off);
+        return read_panel(p, v, dst, at);
     if (s->dtype != IPT_F16)
-        return ipt_buffer_read(p->gpu, p->dev->arena, off, dst, n * 4);
+        return ipt_buffer_read(p->gpu, at.buf, at.off, dst, n * 4);
     uint16_t *half = ipt_calloc(p->ctx, n, 2);
     if (!half)
         return IPT_ERR_NOMEM;
-    ipt_status status = ipt_buffer_read(p->gpu, p->dev->arena, off, half, n * 2);
+    ipt_status status = ipt_buffer_read(p->gpu, at.buf, at.off, half, n * 2);
     float *f = dst;
     for (size_t i = 0; status == IPT_OK && i < n; i++)
         f[i] = ipt_f16_to_f32(half[i]);
@@ -474,14 +532,17 @@ ipt_status ipt_device_read_double(ipt_plan *p, uint32_t v, double *dst)
 }
 
 /* --- guard bands ------------------------------------------------------------------------------ */
-static ipt_status fill(ipt_plan *p, uint64_t off, uint64_t bytes)
+/* Bytes at `shift` from where slot s begins. */
+static ipt_status fill(ipt_plan *p, const ipt_slot *s, int64_t shift, uint64_t bytes)
 {
+    const ipt_binding at = ipt_device_place(p, s);
+    const uint64_t off = (uint64_t)((int64_t)at.off + shift);
     uint32_t words[256];
     for (size_t i = 0; i < IPT_COUNT(words); i++)
         words[i] = POISON;
     for (uint64_t done = 0; done < bytes; done += sizeof words) {
         uint64_t n = bytes - done < sizeof words ? bytes - done : sizeof words;
-        IPT_TRY(ipt_buffer_write(p->gpu, p->dev->arena, off + done, words, n));
+        IPT_TRY(ipt_buffer_write(p->gpu, at.buf, off + done, words, n));
     }
     return IPT_OK;
 }
@@ -490,19 +551,23 @@ static ipt_status poison_arena(ipt_plan *p)
 {
     for (uint32_t i = 0; i < p->n_slot; i++) {
         const ipt_slot *s = &p->slot[i];
-        IPT_TRY(fill(p, s->off - GUARD_BYTES, GUARD_BYTES));
+        if (s->is_state)
+            continue;
+        IPT_TRY(fill(p, s, -GUARD_BYTES, GUARD_BYTES));
         if (!s->pinned)
-            IPT_TRY(fill(p, s->off, s->bytes));
-        IPT_TRY(fill(p, s->off + s->bytes, GUARD_BYTES));
+            IPT_TRY(fill(p, s, 0, s->bytes));
+        IPT_TRY(fill(p, s, (int64_t)s->bytes, GUARD_BYTES));
     }
     return IPT_OK;
 }
 
-static ipt_status check_band(ipt_plan *p, uint64_t off)
+static ipt_status check_band(ipt_plan *p, const ipt_slot *s, int64_t shift)
 {
+    const ipt_binding at = ipt_device_place(p, s);
+    const uint64_t off = (uint64_t)((int64_t)at.off + shift);
     uint8_t got[GUARD_BYTES], want[4];
     memcpy(want, &POISON, sizeof want);
-    IPT_TRY(ipt_buffer_read(p->gpu, p->dev->arena, off, got, sizeof got));
+    IPT_TRY(ipt_buffer_read(p->gpu, at.buf, off, got, sizeof got));
     for (size_t i = 0; i < sizeof got; i++)
         if (got[i] != want[i % 4])
             return ipt_fail(p->ctx, IPT_ERR_SHAPE,
@@ -513,8 +578,10 @@ static ipt_status check_band(ipt_plan *p, uint64_t off)
 static ipt_status check_guards(ipt_plan *p)
 {
     for (uint32_t i = 0; i < p->n_slot; i++) {
-        IPT_TRY(check_band(p, p->slot[i].off - GUARD_BYTES));
-        IPT_TRY(check_band(p, p->slot[i].off + p->slot[i].bytes));
+        if (p->slot[i].is_state)
+            continue;
+        IPT_TRY(check_band(p, &p->slot[i], -GUARD_BYTES));
+        IPT_TRY(check_band(p, &p->slot[i], (int64_t)p->slot[i].bytes));
     }
     return IPT_OK;
 }
@@ -594,6 +661,18 @@ static double nmse(const double *ref, const double *got, size_t n)
     return sum > 0 ? err / sum : err;
 }
 
+/* Value k of a node that it makes or changes in place; 0: no further one. */
+static uint32_t result_of(const ipt_node *n, int k)
+{
+    const uint8_t writes = ipt_op_table[n->op]->writes;
+    if (writes == 0)
+        return k < n->n_out ? n->out[k] : 0;
+    for (int i = 0; i < n->n_in; i++)
+        if (writes >> i & 1 && k-- == 0)
+            return n->in[i];
+    return 0;
+}
+
 /* One node on both sides, from the device's own inputs. */
 static ipt_status check_node(ipt_plan *p, const piece *c)
 {
@@ -612,23 +691,27 @@ static ipt_status check_node(ipt_plan *p, const piece *c)
         }
         IPT_TRY_GOTO(ipt_device_read_double(p, n->in[k], in[k]), done);
     }
-    IPT_TRY_GOTO(ipt_cmd_submit(c->cmd, &value), done);
-    IPT_TRY_GOTO(ipt_gpu_wait(p->gpu, value), done);
-    if (def->view)
-        goto done;
-    for (int k = 0; k < n->n_out; k++) {
-        out[k] = ipt_calloc(p->ctx, ipt_shape_count(&n->out_shape[k]), sizeof(double));
+    for (int k = 0; k < IPT_MAX_OUT && result_of(n, k) && !def->view; k++) {
+        const uint32_t v = result_of(n, k);
+        out[k] = ipt_calloc(p->ctx, ipt_shape_count(&p->value[v].shape), sizeof(double));
         if (!out[k]) {
             status = IPT_ERR_NOMEM;
             goto done;
         }
+        if (def->writes)
+            IPT_TRY_GOTO(ipt_device_read_double(p, v, out[k]), done);
     }
+    IPT_TRY_GOTO(ipt_cmd_submit(c->cmd, &value), done);
+    IPT_TRY_GOTO(ipt_gpu_wait(p->gpu, value), done);
+    if (def->view)
+        goto done;
     def->ref(n, (const double *const *)in, out);
-    for (int k = 0; k < n->n_out && status == IPT_OK; k++) {
-        size_t count = ipt_shape_count(&n->out_shape[k]);
+    for (int k = 0; k < IPT_MAX_OUT && result_of(n, k) && status == IPT_OK; k++) {
+        const ipt_value *v = &p->value[result_of(n, k)];
+        size_t count = ipt_shape_count(&v->shape);
         got = ipt_calloc(p->ctx, count, sizeof(double));
-        status = got ? ipt_device_read_double(p, n->out[k], got) : IPT_ERR_NOMEM;
-        double limit = n->out_shape[k].dtype == IPT_F16 ? 1e-4 : 1e-6;
+        status = got ? ipt_device_read_double(p, result_of(n, k), got) : IPT_ERR_NOMEM;
+        double limit = v->shape.dtype == IPT_F16 ? 1e-4 : 1e-6;
         double e = status == IPT_OK ? nmse(out[k], got, count) : 0;
         if (!(e <= limit))
             status = ipt_fail(p->ctx, IPT_ERR_UNSUPPORTED,
@@ -689,5 +772,3 @@ ipt_status ipt_device_exec(ipt_plan *p, uint32_t segment)
         status = check_guards(p);
     return status;
 }
-
-ipt_buffer *ipt_device_arena(const ipt_plan *p) { return p->dev->arena; }

@@ -1,6 +1,7 @@
 #version 450
 //! variant f32
 //! variant f32_f16 -DOUT_F16
+//! variant f16 -DACT_F16 -DOUT_F16
 //! variant f16_f32 -DACT_F16
 // Element type conversion, one invocation an element.
 #ifdef OUT_F16

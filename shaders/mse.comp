@@ -1,7 +1,9 @@
 #version 450
 //! variant f32
 //! variant f16 -DACT_F16
-// Partial sums of (a - b)^2: invocation p adds elements p*chunk .. in order.
+//! variant dot_f32 -DDOT
+//! variant dot_f16 -DACT_F16 -DDOT
+// Partial sums of (a - b)^2, or of a b: invocation p adds elements p*chunk .. in order.
 #include "common.glsl"
 layout(local_size_x = 64) in;
 layout(push_constant) uniform Push {
@@ -20,8 +22,12 @@ void main()
         return;
     float sum = 0.0;
     for (uint i = first; i < min(first + pc.chunk, pc.n); i++) {
+#ifdef DOT
+        sum += float(a[i]) * float(b[i]);
+#else
         float d = float(a[i]) - float(b[i]);
         sum += d * d;
+#endif
     }
     y[pc.part0 + p] = sum;
 }

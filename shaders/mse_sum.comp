@@ -1,5 +1,5 @@
 #version 450
-// Last stage of mse: one invocation adds the partial sums in order.
+// Last stage of mse and dot: one invocation adds the partial sums in order.
 layout(local_size_x = 1) in;
 layout(push_constant) uniform Push {
     uint n, chunk;

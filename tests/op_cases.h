@@ -31,5 +31,5 @@ typedef struct op_case {
 } op_case;
 /* Each array ends with a NULL name. */
 extern const op_case op_cases_gemm[], op_cases_attention[], op_cases_norm[], op_cases_pointwise[],
-    op_cases_shape[], op_cases_adapter[];
+    op_cases_shape[], op_cases_adapter[], op_cases_state[];
 #endif

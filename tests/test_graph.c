@@ -247,6 +247,31 @@ static void test_overlaps(void **state)
     }
 }
 
+/* No value lies across a cut of the arena's offsets. */
+static void test_cuts(void **state)
+{
+    bench *b = bench_ready(state);
+    if (b->gpu)
+        return; /* test_state has the buffers themselves */
+    for (uint64_t seed = 1; seed <= 100; seed++) {
+        ipt_graph *g = random_graph(b, seed, 5 + (int)(seed % 60), seed % 2 == 0);
+        ipt_plan *p = bench_plan(b, &g, NULL);
+        uint64_t most = 0;
+        for (uint32_t i = 0; i < p->n_slot; i++)
+            most = p->slot[i].bytes > most ? p->slot[i].bytes : most;
+        const uint64_t pad = seed % 3 == 0 ? 256 : 0;
+        p->arena_part = (most + 2 * pad + 255) / 256 * 256 * (1 + seed % 3);
+        assert_ok(b->ctx, ipt_planner_offsets(p, pad));
+        for (uint32_t i = 0; i < p->n_slot; i++) {
+            const ipt_slot *s = &p->slot[i];
+            assert_true((s->off - pad) / p->arena_part ==
+                        (s->off + s->bytes + pad - 1) / p->arena_part);
+        }
+        simulate(p);
+        ipt_plan_destroy(&p);
+    }
+}
+
 /* The same random graphs on the bench and on the host, with and without guard bands. */
 static void test_random_runs(void **state)
 {
@@ -795,25 +820,16 @@ static void test_out_of_device_memory(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_poison),
-        cmocka_unit_test(test_names),
-        cmocka_unit_test(test_overlaps),
-        cmocka_unit_test(test_random_runs),
-        cmocka_unit_test(test_segments),
-        cmocka_unit_test(test_early),
-        cmocka_unit_test(test_backward),
-        cmocka_unit_test(test_no_gradient),
-        cmocka_unit_test(test_recompute),
-        cmocka_unit_test(test_check),
-        cmocka_unit_test(test_same_bytes),
-        cmocka_unit_test(test_reading_back),
-        cmocka_unit_test(test_reading_back_half),
-        cmocka_unit_test(test_cancel),
-        cmocka_unit_test(test_limits),
-        cmocka_unit_test(test_too_large),
-        cmocka_unit_test(test_dry),
-        cmocka_unit_test(test_out_of_memory),
-        cmocka_unit_test(test_out_of_device_memory),
+        cmocka_unit_test(test_poison),        cmocka_unit_test(test_names),
+        cmocka_unit_test(test_overlaps),      cmocka_unit_test(test_cuts),
+        cmocka_unit_test(test_random_runs),   cmocka_unit_test(test_segments),
+        cmocka_unit_test(test_early),         cmocka_unit_test(test_backward),
+        cmocka_unit_test(test_no_gradient),   cmocka_unit_test(test_recompute),
+        cmocka_unit_test(test_check),         cmocka_unit_test(test_same_bytes),
+        cmocka_unit_test(test_reading_back),  cmocka_unit_test(test_reading_back_half),
+        cmocka_unit_test(test_cancel),        cmocka_unit_test(test_limits),
+        cmocka_unit_test(test_too_large),     cmocka_unit_test(test_dry),
+        cmocka_unit_test(test_out_of_memory), cmocka_unit_test(test_out_of_device_memory),
     };
     return bench_run_all(tests);
 }

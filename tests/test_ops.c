@@ -570,7 +570,8 @@ static void gradient(void **state)
 }
 
 static const op_case *const groups[] = {op_cases_gemm,      op_cases_attention, op_cases_norm,
-                                        op_cases_pointwise, op_cases_shape,     op_cases_adapter};
+                                        op_cases_pointwise, op_cases_shape,     op_cases_adapter,
+                                        op_cases_state};
 
 static void every_row_has_a_case(void **state)
 {

@@ -428,6 +428,7 @@ void ipt_gpu_limit_traits(ipt_gpu *gpu, const ipt_traits *t)
         own->max_range = t->max_range;
     if (t->max_texels <= l->maxTexelBufferElements)
         own->max_texels = t->max_texels;
+    own->max_buffer = t->max_buffer;
     own->max_group_count = t->max_group_count;
     own->align = t->align;
     own->winograd = t->winograd;

@@ -287,6 +287,9 @@ static void derive_traits(ipt_vk_device *d, const query *q, const char *kernels)
     t->max_texels = l->maxTexelBufferElements;
     d->caps.llvmpipe = q->p12.driverID == VK_DRIVER_ID_MESA_LLVMPIPE;
     d->caps.max_buffer = q->p_m4.maxBufferSize ? q->p_m4.maxBufferSize : UINT64_MAX;
+    t->max_buffer = d->caps.max_buffer < q->p11.maxMemoryAllocationSize
+                        ? d->caps.max_buffer
+                        : q->p11.maxMemoryAllocationSize;
     derive_subgroup(q, &d->caps, t);
     derive_shape(d, l->maxPerStageDescriptorStorageImages, kernels);
 }

@@ -33,6 +33,7 @@ typedef struct ipt_traits {
     uint32_t align;      /* storage and texel buffer offset alignment, bytes (<= 256) */
     uint64_t max_range;  /* maxStorageBufferRange, bytes: no SSBO binding is larger; < 2 GiB */
     uint64_t max_texels; /* maxTexelBufferElements */
+    uint64_t max_buffer; /* bytes that one buffer and its memory may have */
 } ipt_traits;
 
 typedef enum {
@@ -91,8 +92,9 @@ uint32_t ipt_gpu_validation_count(const ipt_gpu *gpu);
 void ipt_gpu_alloc_fail_after(ipt_gpu *gpu, uint64_t n);
 /* Tests only: another memory limit, and the peak counted anew. */
 void ipt_gpu_limit_memory(ipt_gpu *gpu, uint64_t bytes);
-/* Tests only: plans made from now on see another device: max_range, max_texels, max_group_count
- * (none larger than the device's own), align (none smaller), winograd and coop_* of *t. */
+/* Tests only: plans made from now on see another device: max_range, max_texels, max_buffer,
+ * max_group_count (none larger than the device's own), align (none smaller), winograd and coop_* of
+ * *t. */
 void ipt_gpu_limit_traits(ipt_gpu *gpu, const ipt_traits *t);
 
 /* --- memory: slabs, suballocated ------------------------------------------------------------- */
