@@ -34,6 +34,7 @@ from fixtures import (  # noqa: E402
     readme,
     singlefile,
     starts,
+    train,
     variants,
 )
 from fixtures.common import save  # noqa: E402
@@ -55,7 +56,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tokenizer", help="folder with the small CLIP tokenizer")
     parser.add_argument("--out", default=Path(__file__).resolve().parent.parent / "tests/data")
-    parser.add_argument("--only", default="models,pipelines,starts,cache,clip,grads,loras,compose,quantized")
+    parser.add_argument("--only", default="models,pipelines,starts,cache,clip,grads,train,loras,compose,quantized")
     parser.add_argument("--variants", metavar="DIR", help="only write more models, to DIR")
     args = parser.parse_args()
     only = set(args.only.split(","))
@@ -98,6 +99,8 @@ def main():
         clip.make(data, work, source)
     if "grads" in only:
         grads.make(pipes["sd1"], data)
+    if "train" in only:
+        train.make(pipes, data)
     if "loras" in only:
         loras.make(made, data, SIZES)
     if "compose" in only:
