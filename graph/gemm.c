@@ -11,7 +11,8 @@
 /* shaders/gemm_iface.glsl */
 typedef struct gemm_push {
     int32_t rows, row0, cols, col0, quads, taps, panels, kw, ow, opix, h, w, vh, vw, stride, pad,
-        spread, a_first, ldy, y0, turned, side, side_cols, mix_each, mix_gates, mix_slots, each;
+        spread, a_first, ldy, y0, turned, side, side_cols, mix_each, mix_gates, mix_slots, each,
+        adds, shift;
 } gemm_push;
 /* shaders/pack.comp */
 typedef struct pack_push {
@@ -21,7 +22,7 @@ typedef struct pack_push {
 _Static_assert(sizeof(gemm_push) <= IPT_MAX_PUSH, "gemm push block");
 _Static_assert(sizeof(pack_push) <= IPT_MAX_PUSH, "pack push block");
 
-enum { HAS_BIAS = 1, HAS_T = 2, HAS_R = 4, HAS_QUADS = 8, HAS_GROUPS = 16 };
+enum { HAS_BIAS = 1, HAS_T = 2, HAS_R = 4, HAS_QUADS = 8, HAS_GROUPS = 16, HAS_NO_SIDE = 32 };
 enum { TILE_ROWS = 64, TILE_COLS = 64, TILE_THREADS = 128, PACK_THREADS = 64 };
 enum { MOST_PARTS = 64 << 20 }; /* bytes of the sums of a product that is made in parts */
 /* Up to here all panels are walked for one tile of rows (they stream from the last-level cache);
@@ -136,7 +137,10 @@ typedef struct gemm_job {
         tail; /* bytes: a quad of a, an element, a panel, zeros behind */
     uint64_t a_bytes;
     uint32_t has;
-    int32_t side; /* quads of k of h and u that this product adds itself */
+    int32_t adds; /* HAS_BIAS and HAS_T where they are no constants of the shader */
+    ipt_walk_mode mode;
+    int32_t shift; /* log2 of the enlargement, where mode is TAPS */
+    int32_t side;  /* quads of k of h and u that this product adds itself */
 } gemm_job;
 
 /* Measured on llvmpipe: 32 rows.  Few rows: the smaller tile when it wastes less. */
@@ -164,6 +168,27 @@ static uint32_t mix_tile(uint32_t sg, int32_t i)
 {
     const uint32_t each = sg * (uint32_t)i / (uint32_t)gcd(sg, (uint64_t)i);
     return each > MIX_ROWS ? 0 : each > 16 ? each : 32 / each * each;
+}
+
+/* Fewer pipelines, since each takes a second to compile on some CPU devices: what can be a number
+ * of the push block is one. */
+static void merge_variants(gemm_job *j)
+{
+    const ipt_gemm *g = j->g;
+    const ipt_walk *w = &g->walk;
+    j->mode = w->mode;
+    if (w->mode == IPT_WALK_ENLARGE && w->vh == 2 * w->h && w->vw == 2 * w->w) {
+        j->mode = IPT_WALK_TAPS;
+        j->shift = 1;
+    }
+    if (!j->simd || g->mix.i > 0)
+        return;
+    j->adds = (int32_t)(j->has & HAS_BIAS);
+    j->has &= ~(uint32_t)HAS_BIAS;
+    if ((j->has & HAS_T) && (w->n <= 2 || (int64_t)w->oh * w->ow >= (int64_t)j->tm)) {
+        j->adds |= HAS_T;
+        j->has &= ~(uint32_t)HAS_T;
+    }
 }
 
 static gemm_job job_of(const ipt_launch *l, const ipt_gemm *g)
@@ -197,6 +222,8 @@ static gemm_job job_of(const ipt_launch *l, const ipt_gemm *g)
     if (g->mix.is_swapped ? g->mix.o % 4 == 0
                           : g->cols % 4 == 0 && g->ldy % 4 == 0 && g->y0 % 4 == 0)
         j.has |= HAS_QUADS;
+    else if (j.simd && g->mix.i == 0 && g->each == 0 && j.sg <= 16 && j.tm > 16)
+        j.tm = 16; /* stores column by column: half the code to compile; three columns, mostly */
     const uint64_t groups = g->side > 0 ? (uint64_t)(g->cols / g->side_cols) : 0;
     uint64_t h_texels = (uint64_t)g->rows * groups * (uint64_t)(g->side / 4);
     uint64_t u_texels =
@@ -206,6 +233,9 @@ static gemm_job job_of(const ipt_launch *l, const ipt_gemm *g)
         j.side = g->side / 4;
     if (j.side > 0 && groups > 1)
         j.has |= HAS_GROUPS;
+    if (j.simd && g->each > 0) /* has a pipeline of its own in any case: weights of f32 */
+        j.has |= HAS_NO_SIDE;
+    merge_variants(&j);
     return j;
 }
 
@@ -266,6 +296,8 @@ static gemm_push push_of(const gemm_job *j, const gemm_band *b)
                       .ldy = g->ldy,
                       .y0 = g->y0,
                       .each = g->each,
+                      .adds = j->adds,
+                      .shift = j->shift,
                       .side = j->side,
                       .side_cols = g->side_cols};
     walk_push(&g->walk, &push.ow, &push.opix, &push.h);
@@ -322,7 +354,7 @@ static void shape(const ipt_launch *l, ipt_dispatch *d, const gemm_job *j, const
     } else {
         ipt_launch_spec(d, g->b_type == IPT_F16);
     }
-    ipt_launch_spec(d, (uint32_t)g->walk.mode);
+    ipt_launch_spec(d, (uint32_t)j->mode);
     ipt_launch_spec(d, j->has);
     if (j->simd)
         ipt_launch_spec(d, g->side > 0 ? g->u_type == IPT_F16 : g->act == IPT_F16);

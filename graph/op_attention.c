@@ -136,13 +136,15 @@ static void forward_simd(const ipt_attn_geo *g, ipt_launch *l)
         struct {
             uint32_t t, s, heads, ld, q_off, k_off, v_off, o_off, lse_off;
             float scale;
-        } push = {g->t, g->s, g->heads, g->c / 4, 0,
-                  0,    0,    0,        0,        g->scale * 1.44269504088896340736f};
+            uint32_t causal;
+        } push = {g->t,     g->s, g->heads, g->c / 4, 0,
+                  0,        0,    0,        0,        g->scale * 1.44269504088896340736f,
+                  g->causal};
         push.q_off = push.o_off = (uint32_t)(b * qn - ipt_attn_below(l, b * qn, g->elt)) / 4;
         push.k_off = push.v_off = (uint32_t)(b * kn - ipt_attn_below(l, b * kn, g->elt)) / 4;
         push.lse_off = (uint32_t)(b * ln);
         ipt_dispatch *d = ipt_launch_add(l, names[g->dtype == IPT_F16][texel], &push, sizeof push);
-        const uint32_t spec[] = {sg, g->d / 4, kb, tq, g->causal};
+        const uint32_t spec[] = {sg, g->d / 4, kb, tq};
         for (size_t i = 0; i < IPT_COUNT(spec); i++)
             ipt_launch_spec(d, spec[i]);
         ipt_launch_bind_part(

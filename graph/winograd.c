@@ -9,11 +9,11 @@
 /* shaders/winograd.glsl */
 typedef struct winograd_push {
     int32_t n, tiles, each, tile0, tw, th, quads, h, w, vh, vw, pad, oh, ow, cols, col0, ldy, y0,
-        first, panel0, depth;
+        first, panel0, depth, shift, adds;
 } winograd_push;
 _Static_assert(sizeof(winograd_push) <= IPT_MAX_PUSH, "winograd push block");
 
-enum { HAS_BIAS = 1, HAS_T = 2, HAS_R = 4 };
+enum { HAS_BIAS = 1, HAS_T = 2 };
 enum { POSITIONS = 36, PANEL = 32, WG = 64, TAIL = 32 * 32 * 4 };
 enum { U_BYTES = 24 << 20, V_BYTES = 24 << 20, M_BYTES = 16 << 20 };
 /* What an element of u, v and m costs beside the products, in multiply-adds (llvmpipe 22.3.6).  v,
@@ -135,7 +135,7 @@ static void add_d(ipt_launch *l, const winograd *w, winograd_push push, int v)
         add(l, half ? "winograd_d.f16" : "winograd_d.f32", &push, (int64_t)push.each * push.quads);
     if (!d)
         return;
-    ipt_launch_spec(d, w->g->walk.mode == IPT_WALK_ENLARGE);
+    ipt_launch_spec(d, w->g->walk.mode == IPT_WALK_ENLARGE && push.shift == 0);
     ipt_launch_bind(d, ipt_gemm_view(w->g->act), w->g->a.src, w->g->a.number, false);
     ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_SCRATCH, v, true);
 }
@@ -201,8 +201,7 @@ static void add_m(ipt_launch *l, const winograd *w, winograd_push push, int32_t 
     if (!d)
         return;
     const ipt_operand r = g->r.number >= 0 ? g->r : g->a; /* a: never read */
-    ipt_launch_spec(d, (g->bias.number >= 0 ? HAS_BIAS : 0u) | (g->t.number >= 0 ? HAS_T : 0u) |
-                           (g->r.number >= 0 ? HAS_R : 0u));
+    ipt_launch_spec(d, g->r.number >= 0);
     ipt_launch_bind(d, IPT_BIND_TEXEL_RGBA32F, IPT_SRC_SCRATCH, m, false);
     bind_y(l, d, w, from, to);
     ipt_gemm_bind_optional(d, g, g->bias, 0, (uint64_t)g->cols * 4);
@@ -248,7 +247,10 @@ ipt_status ipt_winograd_launch(ipt_launch *l, const ipt_gemm *g)
                           .cols = g->cols,
                           .ldy = g->ldy,
                           .y0 = g->y0,
-                          .depth = w.kpad};
+                          .depth = w.kpad,
+                          .shift = k->vh == 2 * k->h && k->vw == 2 * k->w,
+                          .adds = (g->bias.number >= 0 ? HAS_BIAS : 0) |
+                                  (g->t.number >= 0 ? HAS_T : 0)};
     for (int32_t p0 = 0; p0 < w.panels; p0 += w.chunk) {
         const int32_t panels = p0 + w.chunk < w.panels ? w.chunk : w.panels - p0;
         push.panel0 = p0;

@@ -19,13 +19,13 @@ layout(constant_id = 0) const uint SG = 8;
 layout(constant_id = 1) const uint D4 = 10;
 layout(constant_id = 2) const uint KB = 4;
 layout(constant_id = 3) const uint TQ = 2;
-layout(constant_id = 4) const uint CAUSAL = 0;
 layout(push_constant) uniform Push {
     uint t, s, heads;
     uint ld;                         // quads per token
     uint q_off, k_off, v_off, o_off; // quads
     uint lse_off;
     float scale; // scale log2(e)
+    uint causal;
 } pc;
 QUADS_IN(0, q_in);
 QUADS_IN(1, k_in);
@@ -57,14 +57,14 @@ void main()
         }
         m[t] = MASKED;
         sum[t] = 0;
-        lim[t] = CAUSAL != 0 ? min(row + 1, pc.s) : pc.s;
+        lim[t] = pc.causal != 0 ? min(row + 1, pc.s) : pc.s;
     }
     uint key[NR], chunk[NR];
     [[unroll]] for (uint r = 0; r < NR; r++) {
         key[r] = (r * SG + lane) / D4;
         chunk[r] = (n * pc.s) * pc.ld + h * D4 + (r * SG + lane) % D4;
     }
-    const uint end = CAUSAL != 0 ? min(pc.s, q0 + SG * TQ) : pc.s;
+    const uint end = pc.causal != 0 ? min(pc.s, q0 + SG * TQ) : pc.s;
     for (uint k0 = 0; k0 < end; k0 += KB) {
         vec4 b[NR];
         float s[KB * TQ];

@@ -201,6 +201,29 @@ void add_side(int first, int lane, int tile, int col)
 }
 #endif
 
+#ifndef MIX
+// What is added to whole columns: the bias, and t of the tile's first and last image, of which the
+// last begins at the row that is returned.  Not constants, which would make four pipelines of one:
+// what is not there is -0, which changes no sum.  (A tile of more images: HAS_T, gemm_store.)
+int columns(int col, out vec4 bias, out vec4 t[2])
+{
+    bool has_bias = (out_adds & HAS_BIAS) != 0, has_t = (out_adds & HAS_T) != 0;
+    int image = out_row0 / max(out_image, 1);
+    int last = (out_row0 + min(out_rows, TM) - 1) / max(out_image, 1);
+    [[unroll]] for (int c = 0; c < 4; c++) {
+        int at = min(col + c, out_cols - 1);
+        float none = uintBitsToFloat(0x80000000u);
+        float v = bias_data[has_bias ? at : 0];
+        float t0 = float(t_data[has_t ? image * out_cols + at : 0]);
+        float t1 = float(t_data[has_t ? last * out_cols + at : 0]);
+        bias[c] = has_bias ? v : none;
+        t[0][c] = has_t ? t0 : none;
+        t[1][c] = has_t ? t1 : none;
+    }
+    return last * out_image - out_row0;
+}
+#endif
+
 vec4 a_next[RS];
 
 // Quad q of the row (pixel) at `from`; zeros outside the image.
@@ -273,12 +296,14 @@ void main()
             store_mixed(r, matrix0 + r, col);
 #else
 #ifdef TEXEL
-    add_side(first, lane, col - 4 * lane, col);
+    if (MODE == PLAIN && (HAS & HAS_NO_SIDE) == 0)
+        add_side(first, lane, col - 4 * lane, col);
 #endif
     if (col >= out_cols || !is_bound)
         return;
-    vec4 bias = (HAS & HAS_BIAS) != 0 ? gemm_bias(col) : vec4(0);
+    vec4 bias, t[2];
+    int edge = columns(col, bias, t);
     [[unroll]] for (int i = 0; i < TM; i++)
-        gemm_store(HAS, i, col, acc[i] + bias);
+        gemm_store(HAS, i, col, acc[i] + bias + (i < edge ? t[0] : t[1]));
 #endif
 }

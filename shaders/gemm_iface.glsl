@@ -33,21 +33,24 @@ layout(push_constant) uniform push_block {
     int side_cols; // columns of u: those from j side_cols on belong to group j of h
     int mix_each, mix_gates, mix_slots; // -DMIX: matrices of a batch element, first line of gates,
                                         // and its slots
-    int each; // gemm.comp: rows that have panels of their own, one matrix after the other; 0: all
-              // rows
+    int each;  // gemm.comp: rows that have panels of their own, one matrix after the other; 0: all
+               // rows
+    int adds;  // gemm.comp: HAS_BIAS, HAS_T (of two images a tile at most), which are not in HAS
+    int shift; // TAPS: log2 of the enlargement
 } pc;
 
 const int PLAIN = 0;   // one tap, pixel(m) = m
-const int TAPS = 1;    // convolution, with border
-const int ENLARGE = 2; // the same over a nearest-neighbour enlarged input
+const int TAPS = 1;    // convolution, with border, over an input enlarged 2^shift times
+const int ENLARGE = 2; // the same over a nearest-neighbour enlarged input of any size
 const int SPREAD = 3;  // the same over an input with spread - 1 zeros between pixels (of a stride's
                        // gradient)
 
 const int HAS_BIAS = 1;
 const int HAS_T = 2;
 const int HAS_R = 4;
-const int HAS_QUADS = 8;   // columns come in whole, aligned quads
-const int HAS_GROUPS = 16; // of h, more than one
+const int HAS_QUADS = 8;    // columns come in whole, aligned quads
+const int HAS_GROUPS = 16;  // of h, more than one
+const int HAS_NO_SIDE = 32; // pc.side is 0: nothing to compile for it
 
 #ifdef TEXEL
 #ifdef ACT_F16
@@ -104,6 +107,10 @@ int gemm_pixel(int mode, ivec3 origin, int ky, int kx)
     int vy = origin.y + ky;
     int vx = origin.z + kx;
     bool inside = vy >= 0 && vx >= 0 && vy < pc.vh && vx < pc.vw;
+    if (mode == TAPS) {
+        vy >>= pc.shift;
+        vx >>= pc.shift;
+    }
     if (mode == ENLARGE) {
         vy = vy * pc.h / pc.vh;
         vx = vx * pc.w / pc.vw;
@@ -120,7 +127,7 @@ int gemm_pixel(int mode, ivec3 origin, int ky, int kx)
 
 // What the epilogue needs of the push block, read once by gemm_begin: inside control flow llvmpipe
 // would gather it anew for every row.
-int out_at, out_pitch, out_rows, out_cols, out_row0, out_image;
+int out_at, out_pitch, out_rows, out_cols, out_row0, out_image, out_adds;
 
 // `first`: first row of this tile in the dispatch; `col`: this invocation's first column.
 void gemm_begin(int first, int col)
@@ -131,6 +138,7 @@ void gemm_begin(int first, int col)
     out_cols = pc.cols;
     out_row0 = pc.row0 + first;
     out_image = pc.opix;
+    out_adds = pc.adds;
 }
 
 #ifndef MIX

@@ -20,6 +20,8 @@ layout(push_constant) uniform push_block {
     int cols, col0;     // columns of the whole result; first one of m
     int ldy, y0, first; // elements: row pitch of y, its first column, what comes before the binding
     int panel0, depth;  // first panel of the weight; rows of a panel under one tap
+    int shift;          // log2 of the enlargement, where it is one of 2^shift times
+    int adds;           // HAS_BIAS, HAS_T
 } pc;
 
 const float A = 2.0 / 3.0, B = 1.5, A2 = A * A, B2 = B * B, A3 = A2 * A, B3 = B2 * B;

@@ -10,7 +10,7 @@
 #include "winograd.glsl"
 layout(local_size_x_id = 0) in;
 layout(constant_id = 0) const int WG = 64;
-layout(constant_id = 1) const int ENLARGED = 0;
+layout(constant_id = 1) const int ENLARGED = 0; // other than 2^shift times
 #ifdef ACT_F16
 layout(binding = 0, rgba16f) uniform readonly imageBuffer x_view;
 #else
@@ -28,11 +28,11 @@ void main()
     vec4 v[36];
     [[unroll]] for (int i = 0; i < 6; i++) {
         bool in_y = y + i >= 0 && y + i < pc.vh;
-        int sy = ENLARGED != 0 ? (y + i) * pc.h / pc.vh : y + i;
+        int sy = ENLARGED != 0 ? (y + i) * pc.h / pc.vh : (y + i) >> pc.shift;
         int from = (image * pc.h + (in_y ? sy : 0)) * pc.w;
         [[unroll]] for (int k = 0; k < 6; k++) {
             bool is_in = in_y && x + k >= 0 && x + k < pc.vw;
-            int sx = ENLARGED != 0 ? (x + k) * pc.w / pc.vw : x + k;
+            int sx = ENLARGED != 0 ? (x + k) * pc.w / pc.vw : (x + k) >> pc.shift;
             vec4 d = imageLoad(x_view, (from + (is_in ? sx : 0)) * pc.quads + q);
             v[i * 6 + k] = is_in ? d : vec4(0);
         }

@@ -9,8 +9,8 @@
 #include "winograd.glsl"
 layout(local_size_x_id = 0) in;
 layout(constant_id = 0) const int WG = 64;
-layout(constant_id = 1) const int HAS = 0;
-const int HAS_BIAS = 1, HAS_T = 2, HAS_R = 4;
+layout(constant_id = 1) const int HAS_R = 0;
+const int HAS_BIAS = 1, HAS_T = 2; // of pc.adds
 layout(binding = 0, rgba32f) uniform readonly imageBuffer m_view;
 layout(binding = 1, std430) writeonly buffer y_block { ELT4 y_data[]; };
 layout(binding = 2, std430) readonly buffer bias_block { vec4 bias_data[]; };
@@ -39,18 +39,20 @@ void main()
     int col = (pc.col0 >> 2) + q;
     if (item >= pc.n)
         return;
-    vec4 more = vec4(0);
-    if ((HAS & HAS_BIAS) != 0)
-        more += bias_data[col];
-    if ((HAS & HAS_T) != 0)
-        more += vec4(t_data[image * (pc.cols >> 2) + col]);
+    // Not constants, which would make four pipelines of one; where there is none, -0 changes no
+    // sum.
+    bool has_bias = (pc.adds & HAS_BIAS) != 0, has_t = (pc.adds & HAS_T) != 0;
+    const vec4 none = vec4(uintBitsToFloat(0x80000000u));
+    vec4 bias = bias_data[has_bias ? col : 0];
+    vec4 t = vec4(t_data[has_t ? image * (pc.cols >> 2) + col : 0]);
+    vec4 more = vec4(0) + (has_bias ? bias : none) + (has_t ? t : none);
     [[unroll]] for (int i = 0; i < 4; i++)
         [[unroll]] for (int k = 0; k < 4; k++)
             if (y + i < pc.oh && x + k < pc.ow) {
                 int row = (image * pc.oh + y + i) * pc.ow + x + k;
                 int to = ((row * pc.ldy + pc.y0) >> 2) + col;
                 vec4 v = m[i * 6 + k] + more;
-                if ((HAS & HAS_R) != 0)
+                if (HAS_R != 0)
                     v += imageLoad(r_view, to);
                 y_data[to - (pc.first >> 2)] = ELT4(v);
             }
