@@ -427,6 +427,36 @@ static ipt_status create_arena(ipt_plan *p)
     return IPT_OK;
 }
 
+/* Entries behind n_spec and n_bind are zero in both, as ipt_launch_add left them. */
+static bool same_kernel(const ipt_kernel_desc *a, const ipt_kernel_desc *b)
+{
+    return a->shader == b->shader && a->n_spec == b->n_spec && a->n_bind == b->n_bind &&
+           a->push_bytes == b->push_bytes && a->subgroup == b->subgroup &&
+           memcmp(a->spec, b->spec, sizeof a->spec) == 0 &&
+           memcmp(a->kind, b->kind, sizeof a->kind) == 0;
+}
+
+/* The kernels of the plan, each once, compiled before they run. */
+static void warm_kernels(const ipt_plan *p)
+{
+    enum { MOST = 256 };
+    ipt_kernel_desc *list = ipt_calloc(NULL, MOST, sizeof *list);
+    size_t n = 0;
+    if (!list)
+        return;
+    for (uint32_t i = 0; i < p->n_node; i++)
+        for (size_t k = 0; k < p->node[i].launch.n_d && n < MOST; k++) {
+            const ipt_kernel_desc *d = &p->node[i].launch.d[k].k;
+            size_t at = 0;
+            while (at < n && !same_kernel(&list[at], d))
+                at++;
+            if (at == n)
+                list[n++] = *d;
+        }
+    ipt_gpu_warm(p->gpu, list, n);
+    ipt_free(list);
+}
+
 ipt_status ipt_device_create(ipt_plan *p)
 {
     p->dev = ipt_arena_alloc(&p->arena, sizeof *p->dev);
@@ -454,6 +484,8 @@ ipt_status ipt_device_create(ipt_plan *p)
     IPT_TRY(ipt_reads_fit(p));
     if (p->opts.dry && ipt_gpu_room(p->gpu) != UINT64_MAX)
         return IPT_OK;
+    if (!p->opts.dry)
+        warm_kernels(p);
     IPT_TRY(create_arena(p));
     IPT_TRY(p->opts.stream ? ipt_reads_ring(p) : ipt_reads_upload(p));
     return p->opts.dry || p->opts.stream ? IPT_OK : ipt_device_settle(p);

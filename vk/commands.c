@@ -220,16 +220,14 @@ static ipt_status check_dispatch(ipt_cmd *c, const ipt_kernel *k, const ipt_bind
     return IPT_OK;
 }
 
-ipt_status ipt_cmd_dispatch(ipt_cmd *c, ipt_kernel *k, const ipt_binding *b, const void *push,
-                            const uint32_t groups[3])
+static ipt_status record(ipt_cmd *c, const ipt_kernel *k, const ipt_binding *b, const void *push,
+                         const uint32_t groups[3])
 {
     const ipt_kernel_desc *d = &k->desc;
     VkDescriptorSet set = VK_NULL_HANDLE;
     VkDescriptorBufferInfo buffer[IPT_MAX_BIND];
     VkBufferView view[IPT_MAX_BIND];
     VkWriteDescriptorSet write[IPT_MAX_BIND];
-    IPT_TRY(recording(c));
-    IPT_TRY(check_dispatch(c, k, b, push, groups));
     IPT_TRY(new_set(c, k, &set));
     for (uint32_t i = 0; i < d->n_bind; i++) {
         write[i] = (VkWriteDescriptorSet){.sType = VK_STRUCTURE_TYPE_WRITE_DESCRIPTOR_SET,
@@ -257,6 +255,20 @@ ipt_status ipt_cmd_dispatch(ipt_cmd *c, ipt_kernel *k, const ipt_binding *b, con
         vkCmdPushConstants(c->cmd, k->layout, VK_SHADER_STAGE_COMPUTE_BIT, 0, d->push_bytes, push);
     vkCmdDispatch(c->cmd, groups[0], groups[1], groups[2]);
     return IPT_OK;
+}
+
+ipt_status ipt_cmd_dispatch(ipt_cmd *c, ipt_kernel *k, const ipt_binding *b, const void *push,
+                            const uint32_t groups[3])
+{
+    IPT_TRY(recording(c));
+    IPT_TRY(check_dispatch(c, k, b, push, groups));
+    return record(c, k, b, push, groups);
+}
+
+ipt_status ipt_vk_cmd_dispatch_none(ipt_cmd *c, const ipt_kernel *k, const ipt_binding *b,
+                                    const void *push)
+{
+    return record(c, k, b, push, (const uint32_t[3]){0, 0, 0});
 }
 
 /* --- barriers and copies ---------------------------------------------------------------------- */

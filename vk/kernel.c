@@ -276,6 +276,29 @@ static ipt_status check_desc(ipt_gpu *gpu, const ipt_kernel_desc *d)
     return IPT_OK;
 }
 
+/* The pipeline of a description in its normal form, or NULL. */
+static ipt_kernel *find(const ipt_gpu *gpu, const ipt_kernel_desc *key, uint64_t hash)
+{
+    for (size_t i = 0; i < gpu->n_kernel; i++) {
+        /* normal_form() zeroes the padding */
+        /* NOLINTNEXTLINE(bugprone-suspicious-memory-comparison,cert-exp42-c,cert-flp37-c) */
+        bool same = memcmp(&gpu->kernel[i]->desc, key, sizeof *key) == 0;
+        if (gpu->kernel[i]->hash == hash && same)
+            return gpu->kernel[i];
+    }
+    return NULL;
+}
+
+bool ipt_vk_has_kernel(const ipt_gpu *gpu, const ipt_kernel_desc *d)
+{
+    const ipt_shader *s = ipt_vk_shader(d->shader);
+    ipt_kernel_desc key;
+    if (!s)
+        return false;
+    normal_form(d, s, &key);
+    return find(gpu, &key, hash_of(&key)) != NULL;
+}
+
 ipt_status ipt_kernel_get(ipt_gpu *gpu, const ipt_kernel_desc *d, ipt_kernel **out)
 {
     ipt_status status = IPT_OK;
@@ -286,14 +309,10 @@ ipt_status ipt_kernel_get(ipt_gpu *gpu, const ipt_kernel_desc *d, ipt_kernel **o
     ipt_kernel_desc key;
     normal_form(d, s, &key);
     uint64_t hash = hash_of(&key);
-    for (size_t i = 0; i < gpu->n_kernel; i++) {
-        /* normal_form() zeroes the padding */
-        /* NOLINTNEXTLINE(bugprone-suspicious-memory-comparison,cert-exp42-c,cert-flp37-c) */
-        bool same = memcmp(&gpu->kernel[i]->desc, &key, sizeof key) == 0;
-        if (gpu->kernel[i]->hash == hash && same) {
-            *out = gpu->kernel[i];
-            return IPT_OK;
-        }
+    ipt_kernel *k = find(gpu, &key, hash);
+    if (k) {
+        *out = k;
+        return IPT_OK;
     }
     if (gpu->n_kernel == gpu->cap_kernel) {
         size_t cap = gpu->cap_kernel ? 2 * gpu->cap_kernel : 64;
@@ -304,7 +323,7 @@ ipt_status ipt_kernel_get(ipt_gpu *gpu, const ipt_kernel_desc *d, ipt_kernel **o
         gpu->kernel = grown;
         gpu->cap_kernel = cap;
     }
-    ipt_kernel *k = ipt_alloc(gpu->ctx, sizeof *k);
+    k = ipt_alloc(gpu->ctx, sizeof *k);
     if (!k)
         return IPT_ERR_NOMEM;
     memcpy(&k->desc, &key, sizeof key);

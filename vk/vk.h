@@ -132,6 +132,10 @@ typedef struct ipt_kernel_desc {
 /* The pipeline of a description, made once and kept.  Errors: IPT_ERR_MISSING unknown shader,
  * IPT_ERR_DEVICE_MEM, IPT_ERR_DEVICE_LOST, IPT_ERR_UNSUPPORTED. */
 IPT_CHECKED ipt_status ipt_kernel_get(ipt_gpu *gpu, const ipt_kernel_desc *d, ipt_kernel **out);
+/* Compiles kernels that are about to run, on several cores where the device would take them one by
+ * one (llvmpipe, from an empty cache); a thread lives as long as the call.  Returns early on a
+ * cancel.  Whatever fails here is left to ipt_kernel_get.  desc: in any order afterwards. */
+void ipt_gpu_warm(ipt_gpu *gpu, ipt_kernel_desc *desc, size_t n);
 
 /* --- recorded commands ------------------------------------------------------------------------ */
 typedef struct ipt_binding {

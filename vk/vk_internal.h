@@ -98,6 +98,7 @@ struct ipt_gpu {
     VkPipelineCache cache;
     char *cache_path;         /* NULL: none */
     uint8_t cache_digest[32]; /* of the data loaded */
+    bool is_warm_useless;     /* warm.c: the driver keeps no compiled kernels */
 };
 
 /* --- query.c: what a physical device is ------------------------------------------------------- */
@@ -125,8 +126,14 @@ const struct ipt_shader *ipt_vk_shader(const char *name);
 /* cache_dir: as ipt_gpu_opts.  A cache that cannot be read is an empty one. */
 IPT_CHECKED ipt_status ipt_vk_kernels_init(ipt_gpu *gpu, const char *cache_dir);
 void ipt_vk_kernels_finish(ipt_gpu *gpu);
+/* Whether that pipeline has been made. */
+bool ipt_vk_has_kernel(const ipt_gpu *gpu, const ipt_kernel_desc *d);
 
 /* --- commands.c ------------------------------------------------------------------------------- */
 /* Submits after everything submitted before, with a full memory dependency. */
 IPT_CHECKED ipt_status ipt_vk_submit(ipt_gpu *gpu, VkCommandBuffer cmd, uint64_t *value);
+/* As ipt_cmd_dispatch, of no workgroups: llvmpipe compiles the kernel.  The bindings are not
+ * checked. */
+IPT_CHECKED ipt_status ipt_vk_cmd_dispatch_none(ipt_cmd *c, const ipt_kernel *k,
+                                                const ipt_binding *b, const void *push);
 #endif
