@@ -239,7 +239,12 @@ static void file_size_limit(void **state)
     char path[PATH_MAX];
     need_device(p);
     limited.file_limit = 512; /* stderr and stdout are shorter */
-    EXPECT(&limited, 73, "x.png: cannot write: File too large", GENERATE, "-m", SD1);
+    int rc = finish(start(&limited, (const char *const[]){GENERATE, "-m", SD1, NULL}));
+    if (rc == 1000 + SIGBUS) { /* lavapipe of Mesa 25: memory of memfd_create, cut by ftruncate */
+        print_message("the driver keeps its memory in files and cannot live with the limit\n");
+        skip();
+    }
+    expect_end(&limited, rc, 73, "x.png: cannot write: File too large", "generate");
     EXPECT(&limited, 73, "t.safetensors: cannot write: File too large", GENERATE, "-m", SD1,
            "--trace", "t.safetensors");
     pid_t pid = fork(); /* no x.png.1234-abc.part */
