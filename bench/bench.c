@@ -206,19 +206,20 @@ static ipt_status measure_peak(bench *b, const ipt_gpu_opts *go)
 static ipt_status run_on_device(bench *b)
 {
     const ipt_bench_opts *o = b->o;
+    static const char *const names[] = {[IPT_F32] = "f32", [IPT_F16] = "f16", [IPT_Q8] = "q8"};
     ipt_gpu_opts go = {.device = o->device, .kernels = o->kernels};
     IPT_TRY(measure_peak(b, &go));
     IPT_TRY(ipt_gpu_create(b->ctx, &go, &b->gpu));
     const ipt_traits *t = ipt_gpu_traits(b->gpu);
-    b->act = !o->f32 && t->f16_storage && !t->simd ? IPT_F16 : IPT_F32;
-    IPT_TRY(ipt_weights_random(b->ctx, b->gpu, o->f32 ? IPT_F32 : IPT_F16, 1, &b->weights));
+    b->act = o->weights != IPT_F32 && t->f16_storage && !t->simd ? IPT_F16 : IPT_F32;
+    IPT_TRY(ipt_weights_random(b->ctx, b->gpu, o->weights, 1, &b->weights));
     b->blas = strcmp(o->what, "gemm") == 0 || strcmp(o->what, "conv") == 0 ? bench_blas_open(b->ctx)
                                                                            : NULL;
     const ipt_gpu_info *info = ipt_gpu_get_info(b->gpu);
     json_object_set_new(b->result, "device", json_string(info->name));
     json_object_set_new(b->result, "driver", json_string(info->driver));
     json_object_set_new(b->result, "kernels", json_string(t->simd ? "simd" : "tile"));
-    json_object_set_new(b->result, "weights", json_string(o->f32 ? "f32" : "f16"));
+    json_object_set_new(b->result, "weights", json_string(names[o->weights]));
     json_object_set_new(b->result, "activations", json_string(b->act == IPT_F16 ? "f16" : "f32"));
     json_object_set_new(b->result, "repeat", json_integer(o->repeat));
     if (b->blas)

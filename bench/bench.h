@@ -23,7 +23,7 @@ typedef struct ipt_bench_opts {
     int32_t batch, repeat;         /* rows, measured runs */
     int32_t lora_rank, lora_count; /* 0: none */
     const char *lora_kind;         /* "lora", "lokr", "krona": with about the values of that rank */
-    bool f32;                      /* weights and activations f32; else f16 weights */
+    ipt_dtype weights;             /* IPT_F32: activations too; IPT_F16; IPT_Q8 */
     bool composite;  /* with LoRAs: one batch of lora_count rows against as many single rows */
     bool profile;    /* table of operators */
     int32_t regions; /* unet with LoRAs: also with so many texts seen by place, the LoRAs bound */

@@ -33,7 +33,9 @@ ipt_status bench_generate(ipt_ctx *ctx, const ipt_bench_opts *o, json_t *result)
 {
     ipt_engine *e = NULL;
     ipt_engine_opts eo = {.device = o->device,
-                          .precision = o->f32 ? IPT_PRECISION_F32 : IPT_PRECISION_AUTO};
+                          .precision = o->weights == IPT_F32  ? IPT_PRECISION_F32
+                                       : o->weights == IPT_Q8 ? IPT_PRECISION_Q8
+                                                              : IPT_PRECISION_AUTO};
     ipt_request q;
     ipt_report p = {0};
     json_t *rows = json_object_get(result, "rows");

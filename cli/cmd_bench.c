@@ -21,8 +21,8 @@ static const cli_option options[] = {
     {"height", 'H', CLI_INT, "H", "pixels, default 512", AT(height), 64, 4096, NULL},
     {"batch", 0, CLI_INT, "N", "rows in one evaluation, default 1", AT(batch), 1, 64, NULL},
     {"steps", 0, CLI_INT, "N", "steps of generate, default 20", AT(steps), 1, 1000, NULL},
-    {"precision", 0, CLI_CHOICE, "f16|f32", "of weights, default f16", AT(precision), 0, 0,
-     "f16 f32"},
+    {"precision", 0, CLI_CHOICE, "f16|f32|q8", "of weights, default f16", AT(precision), 0, 0,
+     "f16 f32 q8"},
     {"repeat", 0, CLI_INT, "N", "measured runs, the median counts; default 5 (unet, vae: 3)",
      AT(repeat), 1, 1000, NULL},
     {"lora-rank", 0, CLI_INT, "R", "unet: also with LoRAs of this rank", AT(lora_rank), 1, 128,
@@ -248,7 +248,10 @@ static int measure(cli *c, const bench_args *a, const char *what)
                                       : a->lora_rank ? 1
                                                      : 0,
                         .lora_kind = a->lora_kind ? a->lora_kind : "lora",
-                        .f32 = a->precision && strcmp(a->precision, "f32") == 0,
+                        .weights = !a->precision                      ? IPT_F16
+                                   : strcmp(a->precision, "f32") == 0 ? IPT_F32
+                                   : strcmp(a->precision, "q8") == 0  ? IPT_Q8
+                                                                      : IPT_F16,
                         .composite = a->composite,
                         .maps = a->maps,
                         .regions = a->regions,

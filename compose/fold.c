@@ -139,7 +139,7 @@ ipt_fold_cost ipt_bank_cost(const ipt_bank *b, int comp, const ipt_site_rows *ro
         c.step_macs += each * rows->of(rows->user, s->site);
         c.fold_macs += s->n_rank * values + host;
         if (s->n_rank || s->n_kron || s->n_dense)
-            c.bytes += values * (weight_type == IPT_F16 ? 2 : 4);
+            c.bytes += values * (double)ipt_dtype_bytes(weight_type);
     }
     return c;
 }

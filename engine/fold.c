@@ -85,7 +85,11 @@ ipt_status ipt_fold_choose(ipt_run *u)
         ipt_log(e->ctx, IPT_LOG_WARN,
                 "fold always: what adapters do is measured by leaving them out, so that they stay "
                 "beside the weights");
-    if (strcmp(how, "never") == 0 || u->r->explain ||
+    if (e->m->weight_type == IPT_Q8 && always)
+        ipt_log(e->ctx, IPT_LOG_WARN,
+                "fold always: q8 weights are too coarse to take adapters in, so that the adapters "
+                "stay beside them");
+    if (strcmp(how, "never") == 0 || u->r->explain || e->m->weight_type == IPT_Q8 ||
         !ipt_bank_has(ipt_engine_bank(e), IPT_COMP_UNET))
         return IPT_OK;
     size_t n = (size_t)IPT_GATE_ROWS * IPT_MAX_SLOT;

@@ -21,7 +21,9 @@ static ipt_request settled(const ipt_run *u, int32_t k)
     q.sampler = u->set.is_unnamed ? "default" : rep->sampler;
     q.schedule = rep->schedule;
     q.rng = rep->rng;
-    q.precision = u->e->m->weight_type == IPT_F32 ? "f32" : "f16";
+    q.precision = u->e->m->weight_type == IPT_F32  ? "f32"
+                  : u->e->m->weight_type == IPT_Q8 ? "q8"
+                                                   : "f16";
     q.compose = rep->compose;
     if (ipt_bank_has(ipt_engine_bank(u->e), IPT_COMP_UNET))
         q.fold = rep->is_folded ? "always" : "never";

@@ -17,6 +17,7 @@ typedef enum ipt_precision {
                            devices */
     IPT_PRECISION_F16,  /* f16 weights, activations as AUTO */
     IPT_PRECISION_F32,  /* everything f32 */
+    IPT_PRECISION_Q8,   /* q8 weights where they are matrices (f16 else), activations as AUTO */
 } ipt_precision;
 
 typedef struct ipt_engine_opts {
@@ -189,7 +190,7 @@ typedef struct ipt_request {
         *const *embedding_dirs; /* searched for <lora:name> and names in prompts */
     size_t n_lora_dirs, n_embedding_dirs;
     const char *lora_home; /* a folder behind lora_dirs that is the user's own, not the request's */
-    const char *precision; /* "f16", "f32", "auto"; NULL: the engine's */
+    const char *precision; /* "f16", "f32", "q8", "auto"; NULL: the engine's */
     int32_t vae_tile;      /* 0 auto, -1 never, else tile size in pixels */
     int32_t batch;         /* UNet rows evaluated at once at most; 0: auto */
     bool allow_partial;    /* take a LoRA of which some modules do not fit */

@@ -153,15 +153,24 @@ static ipt_loaded *find_kept(ipt_engine *e, const char *key, const uint64_t stam
 static ipt_status read_precision(ipt_ctx *ctx, const char *text, ipt_precision *out)
 {
     static const char *const names[] = {
-        [IPT_PRECISION_AUTO] = "auto", [IPT_PRECISION_F16] = "f16", [IPT_PRECISION_F32] = "f32"};
+        [IPT_PRECISION_AUTO] = "auto",
+        [IPT_PRECISION_F16] = "f16",
+        [IPT_PRECISION_F32] = "f32",
+        [IPT_PRECISION_Q8] = "q8",
+    };
     for (size_t i = 0; text && i < IPT_COUNT(names); i++)
         if (strcmp(text, names[i]) == 0) {
             *out = (ipt_precision)i;
             return IPT_OK;
         }
-    return text ? ipt_fail(ctx, IPT_ERR_ARG, "unknown precision '%.80s'; there are: auto f16 f32",
-                           text)
+    return text ? ipt_fail(ctx, IPT_ERR_ARG,
+                           "unknown precision '%.80s'; there are: auto f16 f32 q8", text)
                 : IPT_OK;
+}
+
+static ipt_dtype weight_type_of(ipt_precision p)
+{
+    return p == IPT_PRECISION_F32 ? IPT_F32 : p == IPT_PRECISION_Q8 ? IPT_Q8 : IPT_F16;
 }
 
 ipt_status ipt_load_model(ipt_engine *e, const ipt_request *r)
@@ -173,7 +182,7 @@ ipt_status ipt_load_model(ipt_engine *e, const ipt_request *r)
         IPT_TRY(ipt_default_model(e->ctx, path, sizeof path));
     ipt_precision precision = e->opts.precision;
     IPT_TRY(read_precision(e->ctx, r->precision, &precision));
-    ipt_name(key, sizeof key, "%d|%s|%s|%s", precision == IPT_PRECISION_F32, path,
+    ipt_name(key, sizeof key, "%d|%s|%s|%s", (int)weight_type_of(precision), path,
              r->vae ? r->vae : "", r->config_dir ? r->config_dir : "");
     const uint64_t stamp[2] = {ipt_file_stamp(path), ipt_file_stamp(r->vae)};
     e->m = find_kept(e, key, stamp);
@@ -287,9 +296,8 @@ static ipt_status check_taesd(const ipt_engine *e)
 static void choose_types(const ipt_engine *e, ipt_loaded *m)
 {
     const ipt_traits *t = ipt_gpu_traits(e->gpu);
-    bool f32 = m->precision == IPT_PRECISION_F32;
-    m->weight_type = f32 ? IPT_F32 : IPT_F16;
-    m->act_type = !f32 && !t->simd && t->f16_storage ? IPT_F16 : IPT_F32;
+    m->weight_type = weight_type_of(m->precision);
+    m->act_type = m->weight_type != IPT_F32 && !t->simd && t->f16_storage ? IPT_F16 : IPT_F32;
 }
 
 ipt_status ipt_load_device(ipt_engine *e, const ipt_request *r)

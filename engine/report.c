@@ -35,9 +35,12 @@ ipt_status ipt_run_report(ipt_run *u)
     rep->rng = u->set.philox ? "philox" : "torch-cpu";
     rep->compose = ipt_policy_method(u->policy)->name;
     rep->device = ipt_engine_device_name(e);
+    const bool is_half = e->m->act_type == IPT_F16;
     rep->precision = e->m->weight_type == IPT_F32 ? "f32"
-                     : e->m->act_type == IPT_F16  ? "f16"
-                                                  : "f16 weights, f32 activations";
+                     : e->m->weight_type == IPT_Q8
+                         ? is_half ? "q8 weights, f16 activations" : "q8 weights, f32 activations"
+                     : is_half ? "f16"
+                               : "f16 weights, f32 activations";
     rep->width = u->set.width;
     rep->height = u->set.height;
     rep->steps = u->set.steps;

@@ -200,9 +200,8 @@ static gemm_job job_of(const ipt_launch *l, const ipt_gemm *g)
                   .panels = (g->cols + 31) / 32};
     j.elt = ipt_dtype_bytes(g->act);
     j.a_quad = 4 * j.elt;
-    uint64_t b_elt = ipt_dtype_bytes(g->b_type);
-    j.panel_bytes = (uint64_t)j.taps * (uint64_t)j.quads * 4 * 32 * b_elt;
-    j.tail = 32 * 32 * b_elt;
+    j.panel_bytes = ipt_panel_rows((uint64_t)j.taps * (uint64_t)j.quads * 4, g->b_type);
+    j.tail = ipt_panel_rows(32, g->b_type);
     int64_t pixels =
         g->walk.mode == IPT_WALK_PLAIN ? g->rows : (int64_t)g->walk.n * g->walk.h * g->walk.w;
     j.a_bytes = (uint64_t)pixels * (uint64_t)j.quads * j.a_quad;
@@ -314,12 +313,14 @@ static const char *shader_of(const ipt_launch *l, const gemm_job *j, const gemm_
 {
     static const char *const coop[2][2] = {{"gemm_coop.f16", "gemm_coop.part"},
                                            {"gemm_emu.f16", "gemm_emu.part"}};
+    static const char *const plain[][2][2] = {
+        {{"gemm_tile.f32", "gemm_tile.f16"}, {"gemm_tile.q32", "gemm_tile.q16"}},
+        {{"gemm.sb32", "gemm.sb16"}, {"gemm.sq32", "gemm.sq16"}},
+        {{"gemm.tx32", "gemm.tx16"}, {"gemm.tq32", "gemm.tq16"}}};
     const bool half = j->g->act == IPT_F16;
     return j->coop.threads ? coop[l->dev->coop_emulated][b->parts > 1]
-           : !j->simd      ? (half ? "gemm_tile.f16" : "gemm_tile.f32")
            : j->g->mix.i   ? (half ? "gemm.mx16" : "gemm.mx32")
-           : j->texel      ? (half ? "gemm.tx16" : "gemm.tx32")
-                           : (half ? "gemm.sb16" : "gemm.sb32");
+                           : plain[j->simd + j->texel][j->g->b_type == IPT_Q8][half];
 }
 
 /* The constants of the shader and how many workgroups it takes. */
@@ -515,8 +516,10 @@ ipt_status ipt_gemm_launch(ipt_launch *l, const ipt_gemm *g)
         return IPT_ERR_TOO_LARGE; /* the kernels count in 32 bits */
     if (!j.texel && (uint64_t)panels * j.panel_bytes + j.tail > range)
         panels = range > j.tail ? (int32_t)((range - j.tail) / j.panel_bytes) : 0;
-    if (panels > 1 && panels < j.panels)
-        panels -= panels % 2;
+    if (panels < j.panels) { /* bands begin where a binding may, and at whole tiles */
+        const int32_t each = (int32_t)(align / gcd(align, j.panel_bytes));
+        panels -= panels % (panels > 1 && each < 2 ? 2 : each);
+    }
     if (panels < 1)
         return IPT_ERR_TOO_LARGE;
     for (int64_t m0 = 0; m0 < g->rows;) {
@@ -621,9 +624,12 @@ ipt_status ipt_gemm_pack(ipt_launch *l, const ipt_pack *p, ipt_operand *out)
         uint64_t n = quads - q < most ? quads - q : most;
         push.q0 = (int32_t)q;
         push.count = (int32_t)n;
-        ipt_dispatch *d = ipt_launch_add(
-            l, p->type == IPT_F16 && p->mode != IPT_PACK_PANEL ? "pack.f16" : "pack.f32", &push,
-            sizeof push);
+        ipt_dispatch *d =
+            ipt_launch_add(l,
+                           p->type == IPT_Q8                                 ? "pack.q8"
+                           : p->type == IPT_F16 && p->mode != IPT_PACK_PANEL ? "pack.f16"
+                                                                             : "pack.f32",
+                           &push, sizeof push);
         if (!d)
             return l->status;
         pack_source(l, d, p, &push, depth);

@@ -26,7 +26,11 @@ size_t ipt_shape_count(const ipt_shape *s)
     return n;
 }
 
-size_t ipt_dtype_bytes(ipt_dtype t) { return t == IPT_F16 ? 2 : 4; }
+size_t ipt_dtype_bytes(ipt_dtype t)
+{
+    static const size_t bytes[] = {[IPT_F32] = 4, [IPT_F16] = 2, [IPT_I32] = 4, [IPT_Q8] = 1};
+    return bytes[t];
+}
 
 size_t ipt_shape_bytes(const ipt_shape *s)
 {

@@ -13,7 +13,12 @@
 struct ipt_gpu;
 struct ipt_buffer;
 
-typedef enum ipt_dtype { IPT_F32, IPT_F16, IPT_I32 } ipt_dtype;
+typedef enum ipt_dtype {
+    IPT_F32,
+    IPT_F16,
+    IPT_I32,
+    IPT_Q8, /* of packed weights alone */
+} ipt_dtype;
 typedef struct ipt_shape {
     int32_t dim[4]; /* outermost first; unused = 1 */
     uint8_t rank;
@@ -42,7 +47,7 @@ static inline ipt_shape ipt_shape4(ipt_dtype t, int32_t a, int32_t b, int32_t c,
     return (ipt_shape){{a, b, c, d}, 4, t};
 }
 size_t ipt_shape_count(const ipt_shape *s);                   /* elements */
-size_t ipt_dtype_bytes(ipt_dtype t);                          /* 4, 2, 4 */
+size_t ipt_dtype_bytes(ipt_dtype t);                          /* 4, 2, 4; 1 without scales */
 size_t ipt_shape_bytes(const ipt_shape *s);                   /* elements x element size */
 bool ipt_shape_same(const ipt_shape *a, const ipt_shape *b);  /* rank and dims, not dtype */
 void ipt_shape_text(const ipt_shape *s, char *buf, size_t n); /* "[2,64,64,320]" */
@@ -222,6 +227,7 @@ typedef struct ipt_weight_view {
     struct ipt_buffer *buf;
     uint64_t off, bytes;
     ipt_dtype dtype; /* of the stored elements */
+    bool is_q8;      /* panels of values that q8 holds, whatever dtype is */
 } ipt_weight_view;
 typedef struct ipt_weights ipt_weights;
 struct ipt_weights {
@@ -244,8 +250,17 @@ struct ipt_weights {
 
 /* Panels: columns (output features) in groups of 32; f32: [ceil(O/32)][Kp][32] floats; f16:
  * [ceil(O/32)][Kp/2][32] pairs, even k in the low half.  Kp = KH*KW*Ip, Ip = I rounded up to 4
- * (zeros); 32 k of zeros after the last panel, so that a prefetch stays inside. */
+ * (zeros); 32 k of zeros after the last panel, so that a prefetch stays inside.  q8 (q8_0 of GGUF):
+ * blocks of 32 k, [ceil(O/32)][Kp/32] of them: 32 scales in f16, d = max |w| / 127 of a column's 32
+ * values, then [8][32] words of four k, the first in the lowest byte: round(w / d), signed. */
 uint64_t ipt_panel_bytes(const ipt_shape *w, ipt_dtype dtype);
+/* Of `depth` rows of one panel (q8: a multiple of 32). */
+uint64_t ipt_panel_rows(uint64_t depth, ipt_dtype dtype);
+/* How panels of a weight are stored in a precision: q8 needs whole blocks under every tap, other
+ * weights stay f16. */
+ipt_dtype ipt_panel_dtype(const ipt_shape *w, ipt_dtype precision);
+/* What q8 panels hold of values whose blocks lie one after the other; n: a multiple of 32. */
+void ipt_q8_round(float *v, size_t n);
 /* The weight by which dy gives dx: [I,O] of [O,I]; [I,KH,KW,O] of [O,KH,KW,I], its taps from the
  * last to the first. */
 ipt_shape ipt_panel_back(const ipt_shape *w);

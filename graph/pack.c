@@ -2,9 +2,11 @@
  * file format: the source is strides and an element type. */
 #include "graph/graph.h"
 
+#include <math.h>
 #include <string.h>
 
 enum { PANEL = 32, BLOCK = 32 }; /* columns of a panel; inputs handled at a time (stays in L1) */
+enum { Q8_TOP = 127 };           /* of a block's values */
 
 typedef struct pack_dims {
     int32_t o, kh, kw, i, ip; /* ip: i rounded up to 4 */
@@ -25,10 +27,21 @@ static pack_dims dims_of(const ipt_shape *w)
     return d;
 }
 
+uint64_t ipt_panel_rows(uint64_t depth, ipt_dtype dtype)
+{
+    const uint64_t scales = dtype == IPT_Q8 ? depth / BLOCK * PANEL * sizeof(uint16_t) : 0;
+    return depth * PANEL * ipt_dtype_bytes(dtype) + scales;
+}
+
 uint64_t ipt_panel_bytes(const ipt_shape *w, ipt_dtype dtype)
 {
     pack_dims d = dims_of(w);
-    return (d.panels * d.depth + 32) * PANEL * ipt_dtype_bytes(dtype);
+    return d.panels * ipt_panel_rows(d.depth, dtype) + ipt_panel_rows(BLOCK, dtype);
+}
+
+ipt_dtype ipt_panel_dtype(const ipt_shape *w, ipt_dtype precision)
+{
+    return precision == IPT_Q8 && w->dim[w->rank - 1] % BLOCK != 0 ? IPT_F16 : precision;
 }
 
 ipt_shape ipt_panel_back(const ipt_shape *w)
@@ -143,11 +156,74 @@ static void pack_block_f32(const ipt_panel_src *s, pack_block b, int n_pad, floa
     memcpy(dst, f, (size_t)n_pad * PANEL * sizeof(float));
 }
 
+/* --- q8 --------------------------------------------------------------------------------------- */
+/* The scale of a block whose largest magnitude is `top`, as it is stored. */
+static inline uint16_t q8_scale(float top) { return to_half(top / (float)Q8_TOP); }
+
+/* v / d to the nearest, ties away from zero; a scale that f16 holds coarsely may ask for more than
+ * Q8_TOP. */
+static inline int32_t q8_value(float v, float d)
+{
+    const float x = v / d;
+    const int32_t whole = (int32_t)x;
+    const float rest = x - (float)whole;
+    const int32_t q = whole + (rest >= 0.5F) - (rest <= -0.5F);
+    return q > Q8_TOP ? Q8_TOP : q < -Q8_TOP ? -Q8_TOP : q;
+}
+
+void ipt_q8_round(float *v, size_t n)
+{
+    for (float *end = v + n; v < end; v += BLOCK) {
+        float top = 0;
+        for (int i = 0; i < BLOCK; i++)
+            top = fmaxf(top, fabsf(v[i]));
+        const float d = from_half(q8_scale(top));
+        for (int i = 0; i < BLOCK; i++)
+            v[i] = d > 0 ? (float)q8_value(v[i], d) * d : 0;
+    }
+}
+
+/* A block: the scales of 32 columns, then words of four k's, the first in the lowest byte, of 32
+ * columns, for each of eight quads of k. */
+static void pack_block_q8(const ipt_panel_src *s, pack_block b, uint32_t *dst)
+{
+    float f[BLOCK][PANEL], top[PANEL] = {0}, d[PANEL];
+    uint16_t scale[PANEL];
+    if (b.n_o < PANEL)
+        memset(f, 0, sizeof f);
+    load_float(s, b, f);
+    for (int i = 0; i < BLOCK; i++)
+        for (int o = 0; o < PANEL; o++)
+            top[o] = fabsf(f[i][o]) > top[o] ? fabsf(f[i][o]) : top[o];
+    for (int o = 0; o < PANEL; o++) {
+        scale[o] = q8_scale(top[o]);
+        d[o] = from_half(scale[o]);
+        d[o] = d[o] > 0 ? d[o] : INFINITY; /* all values are zero */
+    }
+    memcpy(dst, scale, sizeof scale);
+    dst += sizeof scale / sizeof *dst;
+    for (int i = 0; i < BLOCK; i += 4, dst += PANEL)
+        for (int o = 0; o < PANEL; o++)
+            dst[o] = ((uint32_t)q8_value(f[i][o], d[o]) & 0xffU) |
+                     ((uint32_t)q8_value(f[i + 1][o], d[o]) & 0xffU) << 8 |
+                     ((uint32_t)q8_value(f[i + 2][o], d[o]) & 0xffU) << 16 |
+                     (uint32_t)q8_value(f[i + 3][o], d[o]) << 24;
+}
+
+static float unpack_q8(const char *panel, uint64_t k, size_t c)
+{
+    const char *block = panel + ipt_panel_rows(k / BLOCK * BLOCK, IPT_Q8);
+    const uint16_t scale = ((const uint16_t *)(const void *)block)[c];
+    const int8_t q = ((const int8_t *)block)[PANEL * 2 + (k % BLOCK / 4 * PANEL + c) * 4 + k % 4];
+    return (float)q * ipt_f16_to_f32(scale);
+}
+
+/* --- panels ----------------------------------------------------------------------------------- */
 void ipt_panel_pack(const ipt_shape *w, const ipt_panel_src *src, ipt_dtype dtype, void *dst)
 {
     const pack_dims d = dims_of(w);
     const int taps = d.kh * d.kw;
-    const uint64_t panel_bytes = d.depth * PANEL * ipt_dtype_bytes(dtype);
+    const uint64_t panel_bytes = ipt_panel_rows(d.depth, dtype);
     for (uint64_t p = 0; p < d.panels; p++) {
         char *panel = (char *)dst + p * panel_bytes;
         const int left = d.o - (int)p * PANEL;
@@ -160,13 +236,15 @@ void ipt_panel_pack(const ipt_shape *w, const ipt_panel_src *src, ipt_dtype dtyp
                        (size_t)(from / d.kw) * src->sy + (size_t)(from % d.kw) * src->sx;
                 const int n_pad = d.ip - i0 < BLOCK ? d.ip - i0 : BLOCK;
                 const uint64_t k = (uint64_t)tap * (uint64_t)d.ip + (uint64_t)i0;
-                if (dtype == IPT_F16)
+                if (dtype == IPT_Q8)
+                    pack_block_q8(src, b, (uint32_t *)(void *)(panel + ipt_panel_rows(k, dtype)));
+                else if (dtype == IPT_F16)
                     pack_block_f16(src, b, n_pad, (uint32_t *)(void *)panel + k / 2 * PANEL);
                 else
                     pack_block_f32(src, b, n_pad, (float *)(void *)panel + k * PANEL);
             }
     }
-    memset((char *)dst + d.panels * panel_bytes, 0, (size_t)32 * PANEL * ipt_dtype_bytes(dtype));
+    memset((char *)dst + d.panels * panel_bytes, 0, (size_t)ipt_panel_rows(BLOCK, dtype));
 }
 
 void ipt_panel_unpack(const ipt_shape *w, ipt_dtype dtype, const void *packed, float *dst)
@@ -178,7 +256,10 @@ void ipt_panel_unpack(const ipt_shape *w, ipt_dtype dtype, const void *packed, f
             for (size_t o = 0; o < out; o++) {
                 const size_t k = t * (size_t)d.ip + i, p = o / PANEL, c = o % PANEL;
                 float *to = dst + (t * in + i) * out + o;
-                if (dtype == IPT_F16) /* pairs: even k in the low half of a word */
+                if (dtype == IPT_Q8)
+                    *to =
+                        unpack_q8((const char *)packed + p * ipt_panel_rows(d.depth, dtype), k, c);
+                else if (dtype == IPT_F16) /* pairs: even k in the low half of a word */
                     *to = ipt_f16_to_f32((
                         (const uint16_t *)packed)[((p * d.depth + k) / 2 * PANEL + c) * 2 + k % 2]);
                 else

@@ -705,6 +705,19 @@ static uint32_t result_of(const ipt_node *n, int k)
     return 0;
 }
 
+/* What lies on the device of a weight that is stored in q8; n: a multiple of 32. */
+static void round_q8(double *v, size_t n)
+{
+    float block[32];
+    for (size_t i = 0; i < n; i += IPT_COUNT(block)) {
+        for (size_t k = 0; k < IPT_COUNT(block); k++)
+            block[k] = (float)v[i + k];
+        ipt_q8_round(block, IPT_COUNT(block));
+        for (size_t k = 0; k < IPT_COUNT(block); k++)
+            v[i + k] = (double)block[k];
+    }
+}
+
 /* One node on both sides, from the device's own inputs. */
 static ipt_status check_node(ipt_plan *p, const piece *c)
 {
@@ -722,6 +735,8 @@ static ipt_status check_node(ipt_plan *p, const piece *c)
             goto done;
         }
         IPT_TRY_GOTO(ipt_device_read_double(p, n->in[k], in[k]), done);
+        if (p->node[c->first].weight[k].is_q8)
+            round_q8(in[k], ipt_shape_count(&n->in_shape[k]));
     }
     for (int k = 0; k < IPT_MAX_OUT && result_of(n, k) && !def->view; k++) {
         const uint32_t v = result_of(n, k);

@@ -98,8 +98,7 @@ bool ipt_winograd_fits(const ipt_launch *l, const ipt_gemm *g)
     if (dev->winograd == 0 || !dev->simd || !dev->texel || !is_one(g) || !size_up(l, g, &w))
         return false;
     const uint64_t weight =
-        ((uint64_t)w.panels * 9 * (uint64_t)w.kpad * PANEL * ipt_dtype_bytes(g->b_type) + TAIL) /
-        16;
+        ((uint64_t)w.panels * ipt_panel_rows(9 * (uint64_t)w.kpad, g->b_type) + TAIL) / 16;
     return pixels * (uint64_t)w.kpad / 4 <= most && weight <= most &&
            (uint64_t)g->rows * (uint64_t)g->ldy / 4 <= most && (dev->winograd > 1 || is_faster(&w));
 }
@@ -117,12 +116,14 @@ static ipt_dispatch *add(ipt_launch *l, const char *shader, winograd_push *push,
 
 static void add_g(ipt_launch *l, const winograd *w, winograd_push push, int32_t panels, int u)
 {
-    const bool half = w->g->b_type == IPT_F16;
+    const ipt_dtype type = w->g->b_type;
     push.quads = panels * w->kpad * 8;
-    ipt_dispatch *d = add(l, "winograd_g", &push, push.quads / (half ? 2 : 1));
+    ipt_dispatch *d = type == IPT_Q8
+                          ? add(l, "winograd_g.q8", &push, push.quads / 4)
+                          : add(l, "winograd_g.f", &push, push.quads / (type == IPT_F16 ? 2 : 1));
     if (!d)
         return;
-    ipt_launch_spec(d, half);
+    ipt_launch_spec(d, type == IPT_F16);
     ipt_launch_bind(d, IPT_BIND_TEXEL_RGBA32UI, w->g->b.src, w->g->b.number, false);
     ipt_launch_bind(d, IPT_BIND_SSBO, IPT_SRC_SCRATCH, u, true);
 }

@@ -181,10 +181,11 @@ void ipt_check_finish(ipt_check *c);
 /* --- weight stores: implement struct ipt_weights of graph.h ------------------------------------
  */
 /* Store of one component.  gpu NULL: host reference runs only (find fails).  precision: IPT_F16 or
- * IPT_F32 for panels and tables; norms and biases are always f32.  prefix (may be NULL) is taken
- * off the names asked for.  Values are converted straight into device memory and the file's pages
- * released; a NaN or infinity is IPT_ERR_FORMAT naming file and key.
- * The model and gpu outlive the store.  Errors: IPT_ERR_MISSING (component not in the model). */
+ * IPT_F32 for panels and tables; IPT_Q8 for panels, as ipt_panel_dtype says, with tables in f16
+ * and panels for gradients f16 of what q8 holds; norms and biases are always f32.  prefix (may be
+ * NULL) is taken off the names asked for.  Values are converted straight into device memory and the
+ * file's pages released; a NaN or infinity is IPT_ERR_FORMAT naming file and key. The model and gpu
+ * outlive the store.  Errors: IPT_ERR_MISSING (component not in the model). */
 IPT_CHECKED ipt_status ipt_model_weights(ipt_model *m, int comp, struct ipt_gpu *gpu,
                                          ipt_dtype precision, const char *prefix,
                                          ipt_weights **out);
@@ -205,15 +206,16 @@ uint64_t ipt_weights_device_bytes(const ipt_weights *w); /* uploaded so far */
 /* W += (a b)^T: a [K, rank], b [rank, O] as ipt_adapter_pack makes them, rank a multiple of 4.  The
  * sum is f32 on the device, rounded once to the store's type; a value beyond f16 becomes infinite.
  * Returns when the work is queued: what is submitted afterwards sees the result.  The name must
- * have been asked for as IPT_USE_PANEL.  Errors: IPT_ERR_MISSING, IPT_ERR_TOO_LARGE,
- * IPT_ERR_DEVICE_MEM, IPT_ERR_DEVICE_LOST, IPT_ERR_NOMEM. */
+ * have been asked for as IPT_USE_PANEL.  Errors: IPT_ERR_UNSUPPORTED (q8
+ * panels), IPT_ERR_MISSING, IPT_ERR_TOO_LARGE, IPT_ERR_DEVICE_MEM, IPT_ERR_DEVICE_LOST,
+ * IPT_ERR_NOMEM. */
 IPT_CHECKED ipt_status ipt_weights_add(ipt_weights *w, const char *name, const float *a,
                                        const float *b, size_t rank);
 /* Compiles what _add needs, which it would do at its first call.  Errors: those of ipt_kernel_get.
  */
 IPT_CHECKED ipt_status ipt_weights_ready(ipt_weights *w);
-/* W = v, in the order of `read`.  Errors: IPT_ERR_UNSUPPORTED (beyond f16), IPT_ERR_DEVICE_LOST,
- * IPT_ERR_NOMEM. */
+/* W = v, in the order of `read`.  Errors: IPT_ERR_UNSUPPORTED (beyond f16, q8),
+ * IPT_ERR_DEVICE_LOST, IPT_ERR_NOMEM. */
 IPT_CHECKED ipt_status ipt_weights_replace(ipt_weights *w, const char *name, const double *v);
 /* The file's values again, bit for bit what a new store would hold.  Errors: those of find. */
 IPT_CHECKED ipt_status ipt_weights_restore(ipt_weights *w, const char *name);

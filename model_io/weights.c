@@ -168,11 +168,12 @@ static void random_fill(const ipt_store *s, const char *name, const ipt_shape *s
         dst[i] = mean + dev * random_value(key, i);
 }
 
-ipt_status ipt_store_too_large(const ipt_store *s, const char *file, const char *key, float value)
+ipt_status ipt_store_too_large(const ipt_store *s, const char *file, const char *key, float value,
+                               ipt_dtype type)
 {
     return ipt_fail(s->ctx, IPT_ERR_UNSUPPORTED,
-                    "%s: key '%s': value %g does not fit f16; use --precision f32", file, key,
-                    (double)value);
+                    "%s: key '%s': value %g does not fit %s; use --precision f32", file, key,
+                    (double)value, type == IPT_Q8 ? "q8" : "f16");
 }
 
 static float top_of(const float *v, size_t n)
@@ -198,7 +199,8 @@ static ipt_status convert(const ipt_store *s, const ipt_found *f, size_t first, 
         }
         float top = top_of(part, m);
         if (top >= half_limit)
-            return ipt_store_too_large(s, ipt_safetensors_path(f->file), f->tensor->name, top);
+            return ipt_store_too_large(s, ipt_safetensors_path(f->file), f->tensor->name, top,
+                                       IPT_F16);
         for (size_t k = 0; k < m; k++)
             ((uint16_t *)dst)[i + k] = ipt_f32_to_f16(part[k]);
     }
@@ -285,27 +287,69 @@ static ipt_status fill_logical(const ipt_store *s, const char *name, const ipt_s
     return IPT_OK;
 }
 
-static ipt_status fill(const ipt_store *s, const char *name, const ipt_shape *shape, ipt_use use,
-                       const ipt_found *f, ipt_dtype to, bool is_known, void *dst)
+/* The values that q8 panels hold, in logical order: a gradient is that of the product that is
+ * computed. */
+static ipt_status get_rounded(const ipt_store *s, const char *name, const ipt_shape *shape,
+                              const ipt_found *f, elems *e)
 {
+    const size_t n = ipt_shape_count(shape), in = (size_t)shape->dim[shape->rank - 1],
+                 kw = shape->rank == 4 ? (size_t)shape->dim[2] : 1;
+    float *v = ipt_calloc(s->ctx, n, sizeof *v);
+    if (!v)
+        return IPT_ERR_NOMEM;
+    ipt_status status = fill_logical(s, name, shape, f, IPT_F32, v);
+    if (status != IPT_OK) {
+        ipt_free(v);
+        return status;
+    }
+    ipt_q8_round(v, n);
+    *e = (elems){.p = v,
+                 .owned = v,
+                 .type = IPT_PANEL_F32,
+                 .so = shape->dim[0] > 0 ? n / (size_t)shape->dim[0] : 0,
+                 .si = 1,
+                 .sy = kw * in,
+                 .sx = in};
+    return IPT_OK;
+}
+
+/* Refuses a tensor with a value that panels of that type do not hold. */
+static ipt_status check_range(const ipt_store *s, const ipt_found *f, size_t first, size_t n,
+                              const ipt_weight_view *v)
+{
+    /* A scale is rounded, and with it what it multiplies. */
+    const float limit = v->dtype == IPT_Q8 ? 127 * half_limit
+                        : v->is_q8         ? 0.999F * half_limit
+                                           : half_limit;
+    float part[1024], top = 0;
+    if (v->dtype == IPT_F32 || (f->tensor->dtype == IPT_ST_F16 && !v->is_q8))
+        return IPT_OK;
+    for (size_t i = 0; i < n; i += IPT_COUNT(part)) {
+        size_t m = n - i < IPT_COUNT(part) ? n - i : IPT_COUNT(part);
+        ipt_st_to_f32(f->tensor, first + i, m, part);
+        top = fmaxf(top, top_of(part, m));
+    }
+    return top < limit ? IPT_OK
+                       : ipt_store_too_large(s, ipt_safetensors_path(f->file), f->tensor->name, top,
+                                             v->dtype);
+}
+
+static ipt_status fill(const ipt_store *s, const char *name, const ipt_store_entry *to, ipt_use use,
+                       const ipt_found *f, bool is_known, void *dst)
+{
+    const ipt_shape *shape = &to->shape;
+    const ipt_dtype dtype = to->view.dtype;
     size_t n = ipt_shape_count(shape), first = f->part.third ? (size_t)(f->part.third - 1) * n : 0;
     elems e;
     if (use != IPT_USE_PANEL && use != IPT_USE_BACK) {
         if (s->is_random || f->part.transposed || shape->rank > 2)
-            return fill_logical(s, name, shape, f, to, dst);
-        return convert(s, f, first, n, to, dst);
+            return fill_logical(s, name, shape, f, dtype, dst);
+        return convert(s, f, first, n, dtype, dst);
     }
-    if (!is_known && to == IPT_F16 && f->tensor->dtype != IPT_ST_F16) {
-        float part[1024], top = 0;
-        for (size_t i = 0; i < n; i += IPT_COUNT(part)) {
-            size_t m = n - i < IPT_COUNT(part) ? n - i : IPT_COUNT(part);
-            ipt_st_to_f32(f->tensor, first + i, m, part);
-            top = fmaxf(top, top_of(part, m));
-        }
-        if (top >= half_limit)
-            return ipt_store_too_large(s, ipt_safetensors_path(f->file), f->tensor->name, top);
-    }
-    IPT_TRY(get_elems(s, name, shape, f, &e));
+    if (!is_known)
+        IPT_TRY(check_range(s, f, first, n, &to->view));
+    IPT_TRY(to->view.is_q8 && use == IPT_USE_BACK ? get_rounded(s, name, shape, f, &e)
+                                                  : get_elems(s, name, shape, f, &e));
     ipt_panel_src src = {
         .data = e.p, .so = e.so, .si = e.si, .sy = e.sy, .sx = e.sx, .type = e.type};
     ipt_shape packed = *shape;
@@ -315,7 +359,7 @@ static ipt_status fill(const ipt_store *s, const char *name, const ipt_shape *sh
         src.si = e.so;
         src.is_reversed = true;
     }
-    ipt_panel_pack(&packed, &src, to, dst);
+    ipt_panel_pack(&packed, &src, dtype, dst);
     ipt_free(e.owned);
     return IPT_OK;
 }
@@ -362,14 +406,14 @@ static ipt_status store_values(ipt_store *s, const char *name, ipt_use use,
     ipt_found f = {0};
     ipt_status status = IPT_OK;
     if (s->is_random)
-        return fill(s, name, &e->shape, use, &f, e->view.dtype, true, dst);
+        return fill(s, name, e, use, &f, true, dst);
     IPT_TRY(find_tensor(s, name, &e->shape, &f));
     ipt_panel_type type;
     if (is_known && use == IPT_USE_PANEL && !f.part.transposed && is_plain(f.tensor->dtype, &type))
         return fill_parts(s, &e->shape, &f, e->view.dtype, dst);
     status = is_known ? ipt_st_load(f.tensor) : load_finite(s, &f);
     if (status == IPT_OK)
-        status = fill(s, name, &e->shape, use, &f, e->view.dtype, is_known, dst);
+        status = fill(s, name, e, use, &f, is_known, dst);
     ipt_st_release(f.tensor);
     return status;
 }
@@ -393,13 +437,18 @@ ipt_status ipt_store_write(ipt_store *s, const char *name, ipt_use use, const ip
 /* How a weight lies on the device. */
 static ipt_weight_view view_of(const ipt_store *s, const ipt_shape *shape, ipt_use use)
 {
-    const ipt_dtype to = use == IPT_USE_ROWS ? IPT_F32 : s->precision;
-    const ipt_shape back = ipt_panel_back(shape);
-    return (ipt_weight_view){.bytes = use == IPT_USE_PANEL ? ipt_panel_bytes(shape, to)
-                                      : use == IPT_USE_BACK
-                                          ? ipt_panel_bytes(&back, to)
-                                          : ipt_shape_count(shape) * (to == IPT_F16 ? 2U : 4U),
-                             .dtype = to};
+    const bool is_panel = use == IPT_USE_PANEL || use == IPT_USE_BACK;
+    const ipt_dtype panel = ipt_panel_dtype(shape, s->precision);
+    const ipt_shape packed = use == IPT_USE_BACK ? ipt_panel_back(shape) : *shape;
+    ipt_weight_view v = {.dtype = s->precision == IPT_Q8 ? IPT_F16 : s->precision,
+                         .is_q8 = is_panel && panel == IPT_Q8};
+    if (use == IPT_USE_ROWS)
+        v.dtype = IPT_F32;
+    if (use == IPT_USE_PANEL)
+        v.dtype = panel;
+    v.bytes = is_panel ? ipt_panel_bytes(&packed, v.dtype)
+                       : ipt_shape_count(shape) * ipt_dtype_bytes(v.dtype);
+    return v;
 }
 
 static ipt_status upload(ipt_store *s, const char *name, const ipt_shape *shape, ipt_use use,
@@ -548,8 +597,8 @@ static ipt_status store_read(ipt_weights *w, const char *name, const ipt_shape *
 static ipt_status create(ipt_ctx *ctx, ipt_gpu *gpu, ipt_dtype precision, const char *prefix,
                          ipt_store **out)
 {
-    if (precision != IPT_F16 && precision != IPT_F32) {
-        ipt_fail(ctx, IPT_ERR_ARG, "weight store: precision must be f16 or f32");
+    if (precision != IPT_F16 && precision != IPT_F32 && precision != IPT_Q8) {
+        ipt_fail(ctx, IPT_ERR_ARG, "weight store: precision must be f16, f32 or q8");
         return IPT_ERR_ARG;
     }
     ipt_store *s = ipt_alloc(ctx, sizeof *s);

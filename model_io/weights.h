@@ -42,6 +42,7 @@ ipt_store_entry *ipt_store_entry_of(ipt_store *s, const char *name, ipt_use use)
  * again.  Errors: those of ipt_weights.find. */
 IPT_CHECKED ipt_status ipt_store_write(ipt_store *s, const char *name, ipt_use use,
                                        const ipt_store_entry *e, bool is_known);
-/* IPT_ERR_UNSUPPORTED: a value that f16 does not hold. */
-ipt_status ipt_store_too_large(const ipt_store *s, const char *file, const char *key, float value);
+/* IPT_ERR_UNSUPPORTED: a value that f16, or q8, does not hold. */
+ipt_status ipt_store_too_large(const ipt_store *s, const char *file, const char *key, float value,
+                               ipt_dtype type);
 #endif

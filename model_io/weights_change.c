@@ -9,6 +9,14 @@
 static const ipt_use all_uses[] = {IPT_USE_PANEL, IPT_USE_ROWS, IPT_USE_TABLE};
 static const float half_limit = 65520.0F; /* rounds to infinity in f16 */
 
+/* Rounding to q8 would lose most of what an adapter adds. */
+static ipt_status is_changeable(const ipt_store *s, const char *name, const ipt_store_entry *e)
+{
+    return e->view.dtype == IPT_Q8
+               ? ipt_fail(s->ctx, IPT_ERR_UNSUPPORTED, "weight '%s' is q8: it cannot change", name)
+               : IPT_OK;
+}
+
 /* --- values from the host --------------------------------------------------------------------- */
 static float get_double(const void *data, size_t i) { return (float)((const double *)data)[i]; }
 
@@ -17,7 +25,7 @@ static ipt_status fits_half(const ipt_store *s, const char *name, const double *
     float top = 0;
     for (size_t i = 0; i < n; i++)
         top = fmaxf(top, fabsf((float)v[i]));
-    return top >= half_limit ? ipt_store_too_large(s, "adapters", name, top) : IPT_OK;
+    return top >= half_limit ? ipt_store_too_large(s, "adapters", name, top, IPT_F16) : IPT_OK;
 }
 
 static void from_double(ipt_use use, const ipt_store_entry *e, const double *v, void *dst)
@@ -66,6 +74,8 @@ ipt_status ipt_weights_replace(ipt_weights *w, const char *name, const double *v
     for (int pass = 0; pass < 2; pass++) /* looked at before anything is written */
         for (size_t i = 0; i < IPT_COUNT(all_uses); i++) {
             const ipt_store_entry *e = ipt_store_entry_of(s, name, all_uses[i]);
+            if (e && pass == 0)
+                IPT_TRY(is_changeable(s, name, e));
             if (e && pass == 0 && e->view.dtype == IPT_F16)
                 IPT_TRY(fits_half(s, name, v, ipt_shape_count(&e->shape)));
             if (e && pass == 1)
@@ -224,6 +234,7 @@ ipt_status ipt_weights_add(ipt_weights *w, const char *name, const float *a, con
     const ipt_store_entry *e = ipt_store_entry_of(s, name, IPT_USE_PANEL);
     if (!e)
         return ipt_fail(s->ctx, IPT_ERR_MISSING, "weight '%s' is not on the device", name);
+    IPT_TRY(is_changeable(s, name, e));
     const product p = product_of(e, rank);
     const uint64_t b_bytes = p.panels * p.column;
     uint32_t k = s->n_job++ % IPT_STORE_JOBS;

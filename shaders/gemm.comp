@@ -6,6 +6,7 @@
 // k each) and broadcast by shuffle; a panel row of `b` is one quad a lane.  Four k's at a time, row
 // by row: an accumulator is touched once per 16 multiply-adds, so it may live on the stack.  Both
 // are fetched one group of four k's ahead; the last fetch of `b` reads the zeros behind the panels.
+// -DQ8: panels hold q8 (q8.glsl), one quad a lane and four k's.
 // -DMIX: rows of the product are those of matrices of MIX_I rows; y[r, o] = g sum_i p[i, o] of row
 // r MIX_I + i, or with SWAPPED its transpose; g = gates[mix_gates + r / mix_each, slot[0]].
 // Grid: x = column tiles, y = row tiles (turned: the other way).  Shared memory: none.
@@ -21,10 +22,17 @@
 //! variant mx16 -DTEXEL -DMIX -DACT_F16
 //! variant sb32
 //! variant sb16 -DACT_F16
+//! variant tq32 -DTEXEL -DQ8
+//! variant tq16 -DTEXEL -DQ8 -DACT_F16
+//! variant sq32 -DQ8
+//! variant sq16 -DQ8 -DACT_F16
 #extension GL_GOOGLE_include_directive : require
 #extension GL_KHR_shader_subgroup_basic : require
 #extension GL_KHR_shader_subgroup_shuffle : require
 #include "gemm_iface.glsl"
+#ifdef Q8
+#include "q8.glsl"
+#endif
 
 layout(local_size_x_id = 0) in;
 layout(constant_id = 0) const int SG = 8;  // subgroup size
@@ -43,8 +51,13 @@ const int MATRICES = TM / MIX_I;
 #endif
 
 vec4 acc[TM];
-vec4 b[4], next[4];
-int b_at; // quad (f16: pair quad) of the next fetch
+vec4 b[4];
+#ifdef Q8
+uvec4 next;
+#else
+vec4 next[4];
+#endif
+int b_at; // quad (f16: pair quad, q8: quad of words) of the next fetch
 
 // 32 columns of two k's lie in eight quads of f16 pairs: this lane's four columns of both.
 void unpack_pair(uvec4 u, out vec4 even, out vec4 odd)
@@ -55,6 +68,7 @@ void unpack_pair(uvec4 u, out vec4 even, out vec4 odd)
     odd = vec4(p0.y, p1.y, p2.y, p3.y);
 }
 
+#ifndef Q8
 // Fetches row i of the next four k's; of f16 pairs rows i and i + 1.
 void fetch_row(int i)
 {
@@ -77,6 +91,7 @@ void fetch(int part, int n)
     if (part == 3 * n / 4 && B16 == 0)
         fetch_row(3);
 }
+#endif
 
 // acc[rows of r] += quad a of k's times b
 void multiply(int r, vec4 a)
@@ -247,7 +262,12 @@ void main()
     gemm_begin(first, col);
     int depth = pc.taps * pc.quads;
     int matrix = pc.each > 0 ? (pc.row0 + first) / pc.each : 0;
+#ifdef Q8
+    int block = (matrix * pc.panels + panel) * (depth >> 3) * Q8_BLOCK;
+    b_at = block + 4 + (quad & 7);
+#else
     b_at = (matrix * pc.panels + panel) * depth * (B16 != 0 ? 16 : 32) + (quad & 7);
+#endif
 
     ivec3 origin[RS];
     int from[RS];
@@ -260,8 +280,12 @@ void main()
     }
     [[unroll]] for (int i = 0; i < TM; i++)
         acc[i] = vec4(0);
+#ifdef Q8
+    next = LOAD_B(b_at);
+#else
     fetch(0, 1);
     b_at += B16 != 0 ? 16 : 32;
+#endif
 
     for (int tap = 0; tap < pc.taps; tap++) {
         if (MODE != PLAIN) {
@@ -271,6 +295,24 @@ void main()
         }
         [[unroll]] for (int r = 0; r < RS; r++)
             a_next[r] = load_a(from[r], 0);
+#ifdef Q8
+        for (int q0 = 0; q0 < pc.quads; q0 += 8) {
+            vec4 scale = q8_scales(LOAD_B(block + ((quad & 7) >> 1)), quad & 7);
+            block += Q8_BLOCK;
+            [[dont_unroll]] for (int q = q0; q < q0 + 8; q++)
+            {
+                [[unroll]] for (int i = 0; i < 4; i++)
+                    b[i] = q8_values(next, i) * scale;
+                b_at += (q & 7) == 7 ? 12 : 8; // past the scales of the next block
+                next = LOAD_B(b_at);
+                [[unroll]] for (int r = 0; r < RS; r++) {
+                    vec4 a = a_next[r];
+                    a_next[r] = load_a(from[r], min(q + 1, pc.quads - 1));
+                    multiply(r, a);
+                }
+            }
+        }
+#else
         for (int q = 0; q < pc.quads; q++) {
             [[unroll]] for (int i = 0; i < 4; i++)
                 b[i] = next[i];
@@ -282,6 +324,7 @@ void main()
             }
             b_at += B16 != 0 ? 16 : 32;
         }
+#endif
     }
 
 #ifdef MIX

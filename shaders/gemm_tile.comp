@@ -7,10 +7,13 @@
 // [k][row]: the 16 invocations of one row block read the same words (broadcast), those of one
 // column block neighbouring quads of `b`.  Both arrays are padded by one quad against bank
 // conflicts.
+// -DQ8: panels hold q8, see q8.glsl.
 // Grid: x = row tiles, y = column tiles.  Shared memory: 2 x 16 x 68 floats = 8.5 KiB.
 #version 450
 //! variant f32
 //! variant f16 -DACT_F16
+//! variant q32 -DQ8
+//! variant q16 -DQ8 -DACT_F16
 #extension GL_GOOGLE_include_directive : require
 #include "gemm_iface.glsl"
 
@@ -26,6 +29,21 @@ shared vec4 b_tile[QK * 4 * PITCH];
 
 vec4 a_next[2];
 uvec4 b_next[2];
+#ifdef Q8
+#include "q8.glsl"
+
+// Of b 4 quads of k x 16 quads of columns: the first 64 invocations fetch one each, with scales.
+vec4 b_scale;
+
+void fetch_b(int id, int panel_at, int quad)
+{
+    int block = panel_at + (quad >> 3) * Q8_BLOCK, lane = id & 7;
+    if (id < 64) {
+        b_scale = q8_scales(LOAD_B(block + (lane >> 1)), lane);
+        b_next[0] = LOAD_B(block + 4 + (quad & 7) * 8 + lane);
+    }
+}
+#endif
 
 // Fetches the slice that starts at quad `q` of a tap: 64 rows x 4 quads of a, and of b 16 k's (8
 // pairs) x 16 quads.
@@ -35,6 +53,9 @@ void fetch(int id, int from[2], int panel_at, int tap, int q)
         int at = q + (id & 3);
         a_next[i] = from[i] >= 0 && at < pc.quads ? LOAD_A(from[i] + at) : vec4(0);
     }
+#ifdef Q8
+    fetch_b(id, panel_at, tap * pc.quads + q + (id >> 4));
+#else
     [[unroll]] for (int i = 0; i < 2; i++) {
         int row = (id >> 4) + i * 8; // k, or pair of k's
         int quad = q + (B16 != 0 ? row >> 1 : row >> 2);
@@ -42,6 +63,7 @@ void fetch(int id, int from[2], int panel_at, int tap, int q)
         if (B16 == 0 || i == 0)
             b_next[i] = quad < pc.quads ? LOAD_B(panel_at + at * 8) : uvec4(0);
     }
+#endif
 }
 
 void keep(int id)
@@ -51,6 +73,11 @@ void keep(int id)
         [[unroll]] for (int c = 0; c < 4; c++)
             a_tile[((id & 3) * 4 + c) * PITCH * 4 + row] = a_next[i][c];
     }
+#ifdef Q8
+    if (id < 64)
+        [[unroll]] for (int k = 0; k < 4; k++)
+            b_tile[((id >> 4) * 4 + k) * PITCH + (id & 15)] = q8_values(b_next[0], k) * b_scale;
+#else
     if (B16 != 0) {
         int k = (id >> 4) * 2;
         vec2 p0 = unpackHalf2x16(b_next[0].x), p1 = unpackHalf2x16(b_next[0].y);
@@ -61,6 +88,7 @@ void keep(int id)
         [[unroll]] for (int i = 0; i < 2; i++)
             b_tile[((id >> 4) + i * 8) * PITCH + (id & 15)] = uintBitsToFloat(b_next[i]);
     }
+#endif
 }
 
 void main()
@@ -79,7 +107,11 @@ void main()
         from[i] = m * pc.quads - pc.a_first;
     }
     int quad = (column >> 2) + (id & 15);
+#ifdef Q8
+    int panel_at = min(quad >> 3, pc.panels - 1) * (depth >> 3) * Q8_BLOCK;
+#else
     int panel_at = min(quad >> 3, pc.panels - 1) * depth * (B16 != 0 ? 16 : 32) + (quad & 7);
+#endif
 
     vec4 acc[8];
     [[unroll]] for (int i = 0; i < 8; i++)

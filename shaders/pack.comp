@@ -10,6 +10,7 @@
 #version 450
 //! variant f32
 //! variant f16 -DACT_F16
+//! variant q8 -DQ8
 #extension GL_GOOGLE_include_directive : require
 #include "common.glsl"
 
@@ -62,10 +63,18 @@ float element(int n, int depth)
         return float(src_data[pc.base + n * pc.sn + tap * pc.st + k * pc.sk]);
     int row = (pc.taps - 1 - tap) * pc.sn + n;
     int panel = k >> 5;
+#ifdef Q8
+    int block = (panel * (pc.sk >> 5) + (row >> 5)) * 272; // words of 32 rows
+    uint scales = src_word[block + ((k & 31) >> 1)];
+    uint word = src_word[block + 16 + ((row & 31) >> 2) * 32 + (k & 31)];
+    float scale = unpackHalf2x16((k & 1) != 0 ? scales >> 16 : scales).x;
+    return scale * float(bitfieldExtract(int(word), (row & 3) * 8, 8));
+#else
     if (B16 == 0)
         return uintBitsToFloat(src_word[(panel * pc.sk + row) * 32 + (k & 31)]);
     vec2 pair = unpackHalf2x16(src_word[(panel * (pc.sk >> 1) + (row >> 1)) * 32 + (k & 31)]);
     return (row & 1) == 0 ? pair.x : pair.y;
+#endif
 }
 
 void main()

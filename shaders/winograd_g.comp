@@ -1,9 +1,12 @@
 // shaders/winograd_g.comp - the transforms of a 3 x 3 weight's panels.
 //   g: packed panels (graph/pack.c) of nine taps -> u [36][panels] f32 panels of one tap
-// One invocation: four columns of one k, of f16 panels two k's.
+// One invocation: four columns of one k, of f16 panels two k's, of q8 (-DQ8) four.
 // Grid: group_linear.  Shared memory: none.
 #version 450
+//! variant f
+//! variant q8 -DQ8
 #extension GL_GOOGLE_include_directive : require
+#include "q8.glsl"
 #include "winograd.glsl"
 layout(local_size_x_id = 0) in;
 layout(constant_id = 0) const int WG = 64;
@@ -22,6 +25,32 @@ void transform()
         TRANSFORM_G(u[i * 6], u[i * 6 + 1], u[i * 6 + 2], u, i * 6, 1)
 }
 
+#ifdef Q8
+void main()
+{
+    int item = int(group_linear()) * WG + int(gl_LocalInvocationID.x);
+    int rows = pc.depth >> 2; // quads of k under a tap
+    int at = min(item, pc.n - 1), panel = at / (rows * 8), rest = at - panel * rows * 8;
+    int lane = rest & 7, row = rest >> 3, tap = (pc.depth >> 5) * Q8_BLOCK; // of a tap
+    int from = (pc.panel0 + panel) * tap * 9 + (row >> 3) * Q8_BLOCK;       // under the first
+    uvec4 raw[9];
+    vec4 scale[9];
+    [[unroll]] for (int t = 0; t < 9; t++) {
+        scale[t] = q8_scales(imageLoad(g_view, from + t * tap + (lane >> 1)), lane);
+        raw[t] = imageLoad(g_view, from + t * tap + 4 + (row & 7) * 8 + lane);
+    }
+    int to = panel * pc.depth * 8 + row * 32 + lane;
+    [[dont_unroll]] for (int k = 0; k < 4; k++)
+    {
+        [[unroll]] for (int t = 0; t < 9; t++)
+            g[t] = scale[t] * q8_values(raw[t], k);
+        transform();
+        if (item < pc.n)
+            [[unroll]] for (int i = 0; i < 36; i++)
+                u_data[i * pc.quads + to + k * 8] = u[i];
+    }
+}
+#else
 void main()
 {
     int item = int(group_linear()) * WG + int(gl_LocalInvocationID.x);
@@ -46,3 +75,4 @@ void main()
                 u_data[i * pc.quads + to + (row * (1 + B16) + odd) * 8] = u[i];
     }
 }
+#endif

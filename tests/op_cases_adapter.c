@@ -24,6 +24,18 @@ static void side_linear(case_env *e) /* y = W x + b + (gate (x A)) B */
     case_out(e, "y", ipt_linear(e->g, x, "m.lin", 20, true));
 }
 
+static void side_blocks(case_env *e) /* beside a depth of whole q8 blocks */
+{
+    ipt_adapter_site site = {.site = "m.lin", .n_rank = 12, .row = 0};
+    ipt_graph_adapters(e->g, &site, 1, 1, 2, 3);
+    ipt_val x = case_in(e, "x", ipt_shape3(IPT_F32, 2, 21, 64));
+    case_in(e, "m.lin.lora_a", ipt_shape2(IPT_F32, 64, 12));
+    case_in(e, "m.lin.lora_b", ipt_shape2(IPT_F32, 12, 72));
+    case_ids(e, "m.lin.lora_slot", ipt_shape1(IPT_I32, 12), -1, 2);
+    case_in_f32(e, "gates", ipt_shape3(IPT_F32, 1, 2, 3));
+    case_out(e, "y", ipt_linear(e->g, x, "m.lin", 72, true));
+}
+
 static void side_conv(case_env *e)
 {
     ipt_adapter_site site = {.site = "c", .n_rank = 4, .row = 0};
@@ -286,6 +298,7 @@ const op_case op_cases_adapter[] = {
     {"gate_mul/long", gate_long, true, 0, 0, 0},
     {"gate_mul/one", gate_one, true, 0, 0, 0},
     {"side_path/linear", side_linear, true, 0, 0, 0},
+    {"side_path/linear_blocks", side_blocks, true, 0, 0, 0},
     {"side_path/conv", side_conv, true, 0, 0, 0},
     {"side_path/conv_up", side_conv_up, true, 0, 0, 0},
     {"mix/quads", mix_quads, true, 0, 0, 0},

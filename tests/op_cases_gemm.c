@@ -157,6 +157,29 @@ static void conv_tiles_up(case_env *e)
                      {.kernel = 3, .stride = 1, .pad_lo = 1, .pad_hi = 1, .up_h = 18, .up_w = 17},
                      true});
 }
+/* Depths of whole q8 blocks, columns for several bands of panels. */
+static void linear_blocks(case_env *e) { linear(e, 2, 19, 96, 161, true, true); }
+static void conv_blocks(case_env *e) { conv(e, (conv_case){2, 6, 5, 32, 40, CONV3, true}); }
+static void conv_blocks_1x1(case_env *e)
+{
+    conv(e, (conv_case){2, 5, 3, 64, 36, {.kernel = 1, .stride = 1}, true});
+}
+static void conv_blocks_stride(case_env *e)
+{
+    conv(e,
+         (conv_case){1, 7, 8, 64, 35, {.kernel = 3, .stride = 2, .pad_lo = 1, .pad_hi = 1}, false});
+}
+static void conv_blocks_up(case_env *e)
+{
+    conv(e, (conv_case){1,
+                        4,
+                        5,
+                        32,
+                        36,
+                        {.kernel = 3, .stride = 1, .pad_lo = 1, .pad_hi = 1, .up_h = 8, .up_w = 9},
+                        true});
+}
+static void conv_blocks_tiles(case_env *e) { conv(e, (conv_case){2, 18, 21, 96, 68, CONV3, true}); }
 /* Plain leaves: the trainable kernel, [k k i, o] and [o,k,k,i]. */
 static void conv_leaf(case_env *e)
 {
@@ -217,6 +240,12 @@ const op_case op_cases_gemm[] = {
     {"conv2d/tiles", conv_tiles, false, 0, 0, 0},
     {"conv2d/tiles-even", conv_tiles_even, false, 0, 0, 0},
     {"conv2d/tiles-up", conv_tiles_up, false, 0, 0, 0},
+    {"linear/blocks", linear_blocks, true, 0, 0, 0},
+    {"conv2d/blocks", conv_blocks, true, 0, 0, 0},
+    {"conv2d/blocks-1x1", conv_blocks_1x1, true, 0, 0, 0},
+    {"conv2d/blocks-stride", conv_blocks_stride, true, 0, 0, 0},
+    {"conv2d/blocks-up", conv_blocks_up, true, 0, 0, 0},
+    {"conv2d/blocks-tiles", conv_blocks_tiles, false, 0, 0, 0},
     {"conv2d/leaf", conv_leaf, true, 0, 0, 0},
     {"conv2d/leaf-stride", conv_leaf_stride, true, 0, 0, 0},
     {"conv2d/param", conv_param, true, 0, 0, 0},

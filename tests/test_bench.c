@@ -227,6 +227,7 @@ static void test_json(void **state)
     const ipt_bench_opts opts = {.what = "vae",
                                  .device = getenv("IPT_TEST_DEVICE"),
                                  .config = "sd15",
+                                 .weights = IPT_F16,
                                  .width = 64,
                                  .height = 64,
                                  .batch = 1,

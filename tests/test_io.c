@@ -618,9 +618,11 @@ static void check_put(ipt_ctx *ctx, ipt_gpu *gpu, ipt_weights *w, const ipt_want
     assert_true(mark && got);
     memset(mark, 0xa5, n);
     assert_ok(ctx, w->size(w, want->name, &want->shape, use, &size));
-    assert_true(size.bytes == v->bytes && size.dtype == v->dtype);
+    assert_true(size.bytes == v->bytes && size.dtype == v->dtype && size.is_q8 == v->is_q8);
     assert_ok(ctx, ipt_buffer_create(gpu, n, &buf));
-    const ipt_weight_view to = {buf, BAND, v->bytes, v->dtype};
+    ipt_weight_view to = *v;
+    to.buf = buf;
+    to.off = BAND;
     for (int known = 0; known < 2; known++) {
         assert_ok(ctx, ipt_buffer_write(gpu, buf, 0, mark, n));
         assert_ok(ctx, w->put(w, want->name, &want->shape, use, &to, known));
@@ -632,6 +634,14 @@ static void check_put(ipt_ctx *ctx, ipt_gpu *gpu, ipt_weights *w, const ipt_want
     ipt_buffer_destroy(gpu, &buf);
     free(mark);
     free(got);
+}
+
+/* How a weight is stored: q8 where whole blocks lie along the inputs. */
+static ipt_dtype stored_as(ipt_dtype precision, ipt_use use, size_t in)
+{
+    if (use == IPT_USE_ROWS)
+        return IPT_F32;
+    return precision == IPT_Q8 && (use != IPT_USE_PANEL || in % 32 != 0) ? IPT_F16 : precision;
 }
 
 /* What lies in device memory equals panels packed from what read() returns. */
@@ -648,7 +658,8 @@ static void check_store(ipt_ctx *ctx, ipt_gpu *gpu, ipt_weights *w, ipt_dtype pr
         assert_ok(ctx, w->find(w, want[i].name, s, use, &v));
         assert_ok(ctx, w->find(w, want[i].name, s, use, &again));
         assert_true(v.buf == again.buf && v.off == again.off && v.bytes == again.bytes);
-        assert_int_equal(v.dtype, use == IPT_USE_ROWS ? IPT_F32 : precision);
+        assert_int_equal(v.dtype, stored_as(precision, use, in));
+        assert_true(v.is_q8 == (v.dtype == IPT_Q8));
         double *values = calloc(count, sizeof *values);
         uint8_t *got = calloc(1, v.bytes + 1), *expect = calloc(1, v.bytes + 1);
         assert_ok(ctx, w->read(w, want[i].name, s, values));
@@ -663,8 +674,8 @@ static void check_store(ipt_ctx *ctx, ipt_gpu *gpu, ipt_weights *w, ipt_dtype pr
                 src.sx = in;
                 src.sy = in * (size_t)s->dim[2];
             }
-            assert_true(v.bytes == ipt_panel_bytes(s, precision));
-            ipt_panel_pack(s, &src, precision, expect);
+            assert_true(v.bytes == ipt_panel_bytes(s, v.dtype));
+            ipt_panel_pack(s, &src, v.dtype, expect);
         } else {
             for (size_t e = 0; e < count; e++) {
                 uint16_t h = ipt_f32_to_f16((float)values[e]);
@@ -713,8 +724,10 @@ static void test_device_store(void **state)
         ipt_model_opts o = {.config_dir = layouts[k][1]};
         assert_ok(ctx, ipt_model_open(ctx, layouts[k][0], &o, &m));
         for (int comp = 0; comp < IPT_COMP_COUNT; comp++) {
-            if (ipt_model_get_config(m)->has[comp])
-                check_component(ctx, gpu, m, comp, (k + (size_t)comp) % 2 ? IPT_F32 : IPT_F16);
+            if (!ipt_model_get_config(m)->has[comp])
+                continue;
+            check_component(ctx, gpu, m, comp, (k + (size_t)comp) % 2 ? IPT_F32 : IPT_F16);
+            check_component(ctx, gpu, m, comp, IPT_Q8);
         }
         ipt_model_close(&m);
     }

@@ -1,6 +1,6 @@
 /* tests/test_ops.c - every operator of the table, on both kernel shapes: double reference against
- * the device in f32, f32 with f16 weights, and f16 storage; gradients against finite differences;
- * guard bands, NaN poison and the validation layer watch each run. */
+ * the device in f32, f32 with f16 or q8 weights, and f16 storage; gradients against finite
+ * differences; guard bands, NaN poison and the validation layer watch each run. */
 #include "tests/support.h"
 
 #include "graph/internal.h"
@@ -90,14 +90,13 @@ typedef struct test_weights {
     held *head;
 } test_weights;
 
-static float weight_value(const char *name, size_t i, ipt_dtype dtype)
+static float weight_value(const char *name, size_t i)
 {
     uint64_t h = 7;
     for (; *name; name++)
         h = h * 131 + (unsigned char)*name;
     h += (uint64_t)i * 0x9e3779b97f4a7c15u;
-    float v = ipt_rng_normal(&h) * 0.5F;
-    return dtype == IPT_F16 ? ipt_f16_to_f32(ipt_f32_to_f16(v)) : v;
+    return ipt_rng_normal(&h) * 0.5F;
 }
 
 static bool is_wide(const ipt_shape *s)
@@ -105,11 +104,40 @@ static bool is_wide(const ipt_shape *s)
     return s->rank >= 2;
 } /* panels and tables follow the precision */
 
+/* q8 as GGUF has it: 32 values and a scale. */
+static void round_block(float *v)
+{
+    double top = 0;
+    for (int i = 0; i < 32; i++)
+        top = fmax(top, fabs((double)v[i]));
+    const double d = (double)ipt_f16_to_f32(ipt_f32_to_f16((float)(top / 127)));
+    for (int i = 0; i < 32; i++)
+        v[i] = (float)(d * round((double)v[i] / d));
+}
+
+/* What a weight is worth where it is stored. */
+static void stored_values(const test_weights *t, const char *name, const ipt_shape *s, float *v)
+{
+    const size_t n = ipt_shape_count(s);
+    const bool blocks = t->dtype == IPT_Q8 && s->dim[s->rank - 1] % 32 == 0;
+    for (size_t i = 0; i < n; i++)
+        v[i] = weight_value(name, i);
+    for (size_t i = 0; i < n && is_wide(s) && t->dtype != IPT_F32; i += blocks ? 32 : 1)
+        if (blocks)
+            round_block(v + i);
+        else
+            v[i] = ipt_f16_to_f32(ipt_f32_to_f16(v[i]));
+}
+
 static ipt_status store_read(ipt_weights *w, const char *name, const ipt_shape *s, double *out)
 {
-    const test_weights *t = (const test_weights *)w;
-    for (size_t i = 0; i < ipt_shape_count(s); i++)
-        out[i] = (double)weight_value(name, i, is_wide(s) ? t->dtype : IPT_F32);
+    const size_t n = ipt_shape_count(s);
+    float *v = calloc(n, sizeof *v);
+    assert_non_null(v);
+    stored_values((const test_weights *)w, name, s, v);
+    for (size_t i = 0; i < n; i++)
+        out[i] = (double)v[i];
+    free(v);
     return IPT_OK;
 }
 
@@ -120,6 +148,8 @@ static ipt_status store_find(ipt_weights *w, const char *name, const ipt_shape *
 {
     test_weights *t = (test_weights *)w;
     ipt_dtype dtype = use == IPT_USE_ROWS ? IPT_F32 : t->dtype;
+    if (dtype == IPT_Q8) /* the gradient's panels: what q8 holds, without a second rounding */
+        dtype = use == IPT_USE_BACK ? IPT_F32 : ipt_panel_dtype(s, dtype);
     size_t n = ipt_shape_count(s);
     const ipt_shape back = ipt_panel_back(s), *packed = use == IPT_USE_BACK ? &back : s;
     const bool is_packed = use == IPT_USE_PANEL || use == IPT_USE_BACK;
@@ -135,8 +165,10 @@ static ipt_status store_find(ipt_weights *w, const char *name, const ipt_shape *
         assert_true(h && v && bytes_out);
         ipt_name(h->name, sizeof h->name, "%s", name);
         h->use = use;
-        for (size_t i = 0; i < n; i++)
-            v[i] = weight_value(name, i, is_wide(s) ? t->dtype : IPT_F32);
+        if (dtype != IPT_Q8)
+            stored_values(t, name, s, v);
+        for (size_t i = 0; i < n && dtype == IPT_Q8; i++)
+            v[i] = weight_value(name, i);
         if (is_packed) {
             size_t k = s->rank == 4 ? (size_t)s->dim[1] * (size_t)s->dim[2] : 1;
             size_t in = (size_t)s->dim[s->rank - 1];
@@ -166,7 +198,7 @@ static ipt_status store_find(ipt_weights *w, const char *name, const ipt_shape *
         h->next = t->head;
         t->head = h;
     }
-    *out = (ipt_weight_view){h->buf, 0, bytes, dtype};
+    *out = (ipt_weight_view){.buf = h->buf, .bytes = bytes, .dtype = dtype};
     return IPT_OK;
 }
 
@@ -190,8 +222,11 @@ typedef struct mode {
     const char *name;
     ipt_dtype act, weight;
 } mode;
-static const mode modes[] = {
-    {"f32", IPT_F32, IPT_F32}, {"f16w", IPT_F32, IPT_F16}, {"f16", IPT_F16, IPT_F16}};
+static const mode modes[] = {{"f32", IPT_F32, IPT_F32},
+                             {"f16w", IPT_F32, IPT_F16},
+                             {"f16", IPT_F16, IPT_F16},
+                             {"q8", IPT_F32, IPT_Q8},
+                             {"q8_f16", IPT_F16, IPT_Q8}};
 
 /* Graph of the case with its gradient; wrt: float leaves, then weights. */
 static ipt_graph *build(ipt_ctx *ctx, const op_case *c, ipt_dtype act, test_run *run,
@@ -391,14 +426,19 @@ static bool is_conv(const op_case *c)
     return strstr(c->name, "conv2d") != NULL;
 }
 
-/* Of 16-bit operands: what matrix units take. */
-static bool has_products(const op_case *c, ipt_dtype act)
+static bool has_products(const op_case *c)
 {
     static const char *const names[] = {"conv2d", "linear", "kron"};
     for (size_t i = 0; i < IPT_COUNT(names); i++)
-        if (act == IPT_F16 && strstr(c->name, names[i]))
+        if (strstr(c->name, names[i]))
             return true;
     return false;
+}
+
+/* No weight of the case would be stored otherwise. */
+static bool is_idle(const op_case *c, ipt_dtype weight)
+{
+    return weight == IPT_Q8 && !has_products(c);
 }
 
 static void need_device(const ipt_gpu *gpu, ipt_dtype act)
@@ -468,13 +508,14 @@ static void parity(void **state)
  * on: nothing of the result may depend on where one band ends and the next begins. */
 static const struct narrow {
     const char *name;
-    ipt_dtype act;
+    ipt_dtype act, weight;
     uint32_t align; /* 0: the device's */
     bool texels;    /* texel views are limited as well: operands go through storage buffers */
     uint32_t groups;
-} narrows[] = {{"narrow", IPT_F32, 0, false, 0},
-               {"narrow_256", IPT_F32, 256, true, 1024},
-               {"narrow_f16", IPT_F16, 64, true, 0}};
+} narrows[] = {{"narrow", IPT_F32, IPT_F32, 0, false, 0},
+               {"narrow_256", IPT_F32, IPT_F32, 256, true, 1024},
+               {"narrow_f16", IPT_F16, IPT_F16, 64, true, 0},
+               {"narrow_q8", IPT_F32, IPT_Q8, 256, true, 0}};
 enum { NARROW_MIN = 256, NARROW_MAX = 1 << 20 };
 static bool walked[IPT_OP_COUNT]; /* in more dispatches than on the whole device */
 
@@ -512,7 +553,7 @@ static void narrow(void **state)
     int n_wrt = 0;
     uint64_t range = 0;
     ipt_graph *g = build(ctx, t->c, w->act, &run, wrt, &n_wrt);
-    test_weights store = make_store(gpu, w->act);
+    test_weights store = make_store(gpu, w->weight);
     const ipt_traits traits = set_kernels(gpu, t);
     ipt_plan *host = NULL, *whole = NULL, *dev = narrow_plan(ctx, g, gpu, &store, w, &range);
     assert_ok(ctx, ipt_plan_create(g, &(ipt_plan_opts){.weights = &store.base}, &host));
@@ -636,7 +677,7 @@ int main(void)
         for (const op_case *c = groups[k]; c->name; c++) {
             for (int s = -1; s < 2; s++)
                 for (int m = 0; m < (int)IPT_COUNT(modes); m++) {
-                    if ((s < 0 && (m > 0 || !c->grad)) ||
+                    if ((s < 0 && (m > 0 || !c->grad)) || is_idle(c, modes[m].weight) ||
                         (s >= 0 && c->simd_tile && c->simd_tile != s + 1))
                         continue;
                     test_state *t = &states[n];
@@ -656,8 +697,10 @@ int main(void)
                 const bool is_coop = m % 2;
                 const int narrow_at = m / 2 - (int)IPT_COUNT(modes),
                           at = narrow_at < 0 ? m / 2 : narrow_at;
-                if (is_coop ? !has_products(c, narrow_at < 0 ? modes[at].act : narrows[at].act)
-                            : !is_conv(c))
+                const ipt_dtype act = narrow_at < 0 ? modes[at].act : narrows[at].act,
+                                weight = narrow_at < 0 ? modes[at].weight : narrows[at].weight;
+                /* Matrix units take 16-bit operands. */
+                if (is_coop ? !has_products(c) || act != IPT_F16 || weight == IPT_Q8 : !is_conv(c))
                     continue;
                 test_state *t = &states[n];
                 *t = (test_state){.c = c,
@@ -679,7 +722,8 @@ int main(void)
                     *t = (test_state){.c = c, .mode = m, .shape = s};
                     ipt_name(t->name, sizeof t->name, "%s/%s/%s", c->name, narrows[m].name,
                              shape[s]);
-                    if ((c->simd_tile && c->simd_tile != s + 1) || (only && !strstr(t->name, only)))
+                    if ((c->simd_tile && c->simd_tile != s + 1) || is_idle(c, narrows[m].weight) ||
+                        (only && !strstr(t->name, only)))
                         continue;
                     assert_true(n + 2 < MAX_TESTS);
                     tests[n++] = (struct CMUnitTest){t->name, narrow, NULL, NULL, t};

@@ -102,7 +102,7 @@ typedef struct shown {
     const char *name, *model, *compose, *cache, *fold, *opt;
     size_t n_lora;
     int32_t count;
-    bool from_picture, is_masked, is_previewed, is_half, is_staged, has_regions;
+    bool from_picture, is_masked, is_previewed, is_half, is_q8, is_staged, has_regions;
 } shown;
 
 static const shown ALL[] = {
@@ -110,6 +110,7 @@ static const shown ALL[] = {
     {.name = "two pictures", .model = "sd1", .count = 2},
     {.name = "sdxl, half", .model = "sdxl", .is_half = true},
     {.name = "sd2", .model = "sd2"},
+    {.name = "q8", .model = "sd1", .is_q8 = true},
     {.name = "no mapped memory", .model = "sd1", .is_staged = true},
     {.name = "merge", .model = "sd1", .n_lora = 2, .compose = "merge", .fold = "never"},
     {.name = "switch", .model = "sd1", .n_lora = 2, .compose = "switch"},
@@ -198,7 +199,9 @@ static void every_limit(void **state)
         const char *opt = NULL;
         if (c->is_staged)
             setenv("IPT_STAGING", "1", 1);
-        fixture *f = open_engine(c->is_half ? IPT_PRECISION_F16 : IPT_PRECISION_F32);
+        fixture *f = open_engine(c->is_half ? IPT_PRECISION_F16
+                                 : c->is_q8 ? IPT_PRECISION_Q8
+                                            : IPT_PRECISION_F32);
         unsetenv("IPT_STAGING");
         ipt_request r = request_of(c, lora, &opt, model, sizeof model);
         ipt_name(path, sizeof path, "/tmp/impasto-mask-%ld.png", (long)getpid());
