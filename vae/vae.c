@@ -16,12 +16,14 @@ static ipt_val resnet(ipt_graph *g, const ipt_vae_config *c, ipt_val x, const ch
     char s[NAME];
 #define AT(leaf) ipt_name(s, sizeof s, "%s." leaf, at)
     int32_t in = ipt_shape_of(g, x).dim[3];
-    ipt_val h = ipt_group_norm(g, x, AT("norm1"), c->norm_groups, NORM_EPS, true);
+    ipt_val h, from = x;
+    if (in !=
+        out) /* first, so that the norm may take the place of x: the largest values there are */
+        from = ipt_conv2d(g, x, AT("conv_shortcut"), out, POINT);
+    h = ipt_group_norm(g, x, AT("norm1"), c->norm_groups, NORM_EPS, true);
     h = ipt_conv2d(g, h, AT("conv1"), out, SAME);
     h = ipt_group_norm(g, h, AT("norm2"), c->norm_groups, NORM_EPS, true);
-    if (in != out)
-        x = ipt_conv2d(g, x, AT("conv_shortcut"), out, POINT);
-    h = ipt_conv2d_add(g, h, AT("conv2"), out, SAME, (ipt_val){0}, x);
+    h = ipt_conv2d_add(g, h, AT("conv2"), out, SAME, (ipt_val){0}, from);
 #undef AT
     return h;
 }
