@@ -164,11 +164,11 @@ static inline uint16_t q8_scale(float top) { return to_half(top / (float)Q8_TOP)
  * Q8_TOP. */
 static inline int32_t q8_value(float v, float d)
 {
-    const float x = v / d;
+    const float top = (float)Q8_TOP, ratio = v / d, below = ratio < top ? ratio : top, /* NaN too */
+        x = below > -top ? below : -top;
     const int32_t whole = (int32_t)x;
     const float rest = x - (float)whole;
-    const int32_t q = whole + (rest >= 0.5F) - (rest <= -0.5F);
-    return q > Q8_TOP ? Q8_TOP : q < -Q8_TOP ? -Q8_TOP : q;
+    return whole + (rest >= 0.5F) - (rest <= -0.5F);
 }
 
 void ipt_q8_round(float *v, size_t n)
@@ -202,12 +202,14 @@ static void pack_block_q8(const ipt_panel_src *s, pack_block b, uint32_t *dst)
     }
     memcpy(dst, scale, sizeof scale);
     dst += sizeof scale / sizeof *dst;
-    for (int i = 0; i < BLOCK; i += 4, dst += PANEL)
+    for (int i = 0; i < BLOCK; i += 4, dst += PANEL) {
+        uint32_t q[4][PANEL];
+        for (int k = 0; k < 4; k++)
+            for (int o = 0; o < PANEL; o++)
+                q[k][o] = (uint32_t)q8_value(f[i + k][o], d[o]) & 0xffU;
         for (int o = 0; o < PANEL; o++)
-            dst[o] = ((uint32_t)q8_value(f[i][o], d[o]) & 0xffU) |
-                     ((uint32_t)q8_value(f[i + 1][o], d[o]) & 0xffU) << 8 |
-                     ((uint32_t)q8_value(f[i + 2][o], d[o]) & 0xffU) << 16 |
-                     (uint32_t)q8_value(f[i + 3][o], d[o]) << 24;
+            dst[o] = q[0][o] | q[1][o] << 8 | q[2][o] << 16 | q[3][o] << 24;
+    }
 }
 
 static float unpack_q8(const char *panel, uint64_t k, size_t c)

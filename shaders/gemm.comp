@@ -51,13 +51,8 @@ const int MATRICES = TM / MIX_I;
 #endif
 
 vec4 acc[TM];
-vec4 b[4];
-#ifdef Q8
-uvec4 next;
-#else
-vec4 next[4];
-#endif
-int b_at; // quad (f16: pair quad, q8: quad of words) of the next fetch
+vec4 b[4], next[4];
+int b_at; // quad (f16: pair quad; q8: of k) of the next fetch
 
 // 32 columns of two k's lie in eight quads of f16 pairs: this lane's four columns of both.
 void unpack_pair(uvec4 u, out vec4 even, out vec4 odd)
@@ -68,7 +63,27 @@ void unpack_pair(uvec4 u, out vec4 even, out vec4 odd)
     odd = vec4(p0.y, p1.y, p2.y, p3.y);
 }
 
-#ifndef Q8
+#ifdef Q8
+#define B_STEP 1
+uvec4 raw;
+vec4 scale;
+int b_panel, b_lane; // first quad of words of this lane's panel; of eight lanes along it
+
+// The scales come anew with each quad of k: in a loop of its own around eight quads, whose value is
+// kept through the inner one, they cost more (4 to 8 % of a product for 0 to 5 %).
+void fetch(int part, int n)
+{
+    if (part == 0) {
+        int block = b_panel + (b_at >> 3) * Q8_BLOCK;
+        raw = LOAD_B(block + 4 + (b_at & 7) * 8 + b_lane);
+        scale = q8_scales(LOAD_B(block + (b_lane >> 1)), b_lane);
+    }
+    [[unroll]] for (int i = 0; i < 4; i++)
+        if (part == i * n / 4)
+            next[i] = q8_values(raw, i) * scale;
+}
+#else
+#define B_STEP (B16 != 0 ? 16 : 32)
 // Fetches row i of the next four k's; of f16 pairs rows i and i + 1.
 void fetch_row(int i)
 {
@@ -263,8 +278,9 @@ void main()
     int depth = pc.taps * pc.quads;
     int matrix = pc.each > 0 ? (pc.row0 + first) / pc.each : 0;
 #ifdef Q8
-    int block = (matrix * pc.panels + panel) * (depth >> 3) * Q8_BLOCK;
-    b_at = block + 4 + (quad & 7);
+    b_panel = (matrix * pc.panels + panel) * (depth >> 3) * Q8_BLOCK;
+    b_lane = quad & 7;
+    b_at = 0;
 #else
     b_at = (matrix * pc.panels + panel) * depth * (B16 != 0 ? 16 : 32) + (quad & 7);
 #endif
@@ -280,12 +296,8 @@ void main()
     }
     [[unroll]] for (int i = 0; i < TM; i++)
         acc[i] = vec4(0);
-#ifdef Q8
-    next = LOAD_B(b_at);
-#else
     fetch(0, 1);
-    b_at += B16 != 0 ? 16 : 32;
-#endif
+    b_at += B_STEP;
 
     for (int tap = 0; tap < pc.taps; tap++) {
         if (MODE != PLAIN) {
@@ -295,24 +307,6 @@ void main()
         }
         [[unroll]] for (int r = 0; r < RS; r++)
             a_next[r] = load_a(from[r], 0);
-#ifdef Q8
-        for (int q0 = 0; q0 < pc.quads; q0 += 8) {
-            vec4 scale = q8_scales(LOAD_B(block + ((quad & 7) >> 1)), quad & 7);
-            block += Q8_BLOCK;
-            [[dont_unroll]] for (int q = q0; q < q0 + 8; q++)
-            {
-                [[unroll]] for (int i = 0; i < 4; i++)
-                    b[i] = q8_values(next, i) * scale;
-                b_at += (q & 7) == 7 ? 12 : 8; // past the scales of the next block
-                next = LOAD_B(b_at);
-                [[unroll]] for (int r = 0; r < RS; r++) {
-                    vec4 a = a_next[r];
-                    a_next[r] = load_a(from[r], min(q + 1, pc.quads - 1));
-                    multiply(r, a);
-                }
-            }
-        }
-#else
         for (int q = 0; q < pc.quads; q++) {
             [[unroll]] for (int i = 0; i < 4; i++)
                 b[i] = next[i];
@@ -322,9 +316,8 @@ void main()
                 fetch(r, RS);
                 multiply(r, a);
             }
-            b_at += B16 != 0 ? 16 : 32;
+            b_at += B_STEP;
         }
-#endif
     }
 
 #ifdef MIX

@@ -6,7 +6,6 @@
 //! variant f
 //! variant q8 -DQ8
 #extension GL_GOOGLE_include_directive : require
-#include "q8.glsl"
 #include "winograd.glsl"
 layout(local_size_x_id = 0) in;
 layout(constant_id = 0) const int WG = 64;
@@ -26,6 +25,8 @@ void transform()
 }
 
 #ifdef Q8
+#include "q8.glsl"
+
 void main()
 {
     int item = int(group_linear()) * WG + int(gl_LocalInvocationID.x);
