@@ -190,7 +190,7 @@ static void check_back(ipt_ctx *ctx, ipt_gpu *gpu, ipt_weights *w, const char *n
                       b = value[1][((taps - 1 - t) * out + o) * in + i];
                 if (v[0].dtype == IPT_Q8)
                     a = ipt_f16_to_f32(ipt_f32_to_f16(a));
-                if (memcmp(&a, &b, sizeof a) != 0)
+                if (a != b)
                     fail_msg("%s: tap %zu, input %zu, output %zu: %g, for gradients %g", name, t, i,
                              o, (double)a, (double)b);
             }
