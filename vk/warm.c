@@ -1,6 +1,6 @@
 /* vk/warm.c - compiling many kernels at once, before they run.  llvmpipe compiles a pipeline when
  * it is first dispatched, in the one thread of its queue, a second each from an empty cache.  Here
- * every other one is compiled by a second device in a thread of its own; the driver's cache on disk
+ * some are compiled by a second device in a thread of its own; the driver's cache on disk
  * hands its code to the first.  Nothing here can fail: what is not compiled now is compiled when it
  * runs.
  *
@@ -23,27 +23,44 @@ enum { BYTES = 4352 }; /* of what kernels are bound to: no power of two, as memo
 typedef struct warm {
     const ipt_kernel_desc *desc;
     size_t n;
-    atomic_uint_least64_t range; /* kernels that nobody has taken: first << 32 | end */
-    /* A kernel that took the second device sample_ms, valid once sample > 0 (its number + 1): then
-     * the next one is compiled too, so that the driver has written it. */
-    atomic_size_t sample;
+    atomic_size_t next; /* the first kernel that nobody has taken */
+    /* The other thread's, read once it has ended: a kernel that took it sample_ms; its number + 1.
+     */
+    size_t sample;
     double sample_ms;
     atomic_bool stop, over;
     pthread_t thread;
 } warm;
 
-/* Takes the kernel at the front (this thread) or the back (the other one); false: none is left. */
-static bool take(warm *w, bool front, size_t *out)
+/* Takes the next kernel; false: none is left. */
+static bool take(warm *w, size_t *out)
 {
-    uint64_t old = atomic_load(&w->range), next;
-    do {
-        const uint64_t first = old >> 32, end = old & UINT32_MAX;
-        if (first >= end)
-            return false;
-        *out = (size_t)(front ? first : end - 1);
-        next = front ? (first + 1) << 32 | end : first << 32 | (end - 1);
-    } while (!atomic_compare_exchange_weak(&w->range, &old, next));
-    return true;
+    *out = atomic_fetch_add(&w->next, 1);
+    return *out < w->n;
+}
+
+/* Those that take long to compile: with them first, no thread is left alone with one at the end. */
+static bool is_long(const ipt_kernel_desc *d)
+{
+    return strncmp(d->shader, "gemm", 4) == 0 || strncmp(d->shader, "attention", 9) == 0;
+}
+
+/* Long ones first, but for one in front of them, which tells whether there is anything to compile.
+ */
+static void sort(ipt_kernel_desc *d, size_t n)
+{
+    size_t n_long = 0;
+    for (size_t i = 0; i < n; i++)
+        if (is_long(&d[i])) {
+            const ipt_kernel_desc one = d[i];
+            memmove(&d[n_long + 1], &d[n_long], (i - n_long) * sizeof *d);
+            d[n_long++] = one;
+        }
+    if (n_long == n)
+        return;
+    const ipt_kernel_desc one = d[n_long];
+    memmove(&d[1], &d[0], n_long * sizeof *d);
+    d[0] = one;
 }
 
 /* --- one kernel ------------------------------------------------------------------------------- */
@@ -105,20 +122,18 @@ static double compile(ipt_gpu *gpu, target *t, const ipt_kernel_desc *d)
 }
 
 /* --- the other thread ------------------------------------------------------------------------- */
-static void compile_from_back(warm *w, ipt_gpu *gpu)
+static void compile_there(warm *w, ipt_gpu *gpu)
 {
     target t;
-    size_t i, sample = 0;
+    size_t i;
     if (open_target(gpu, &t))
-        while (!atomic_load(&w->stop) && take(w, false, &i)) {
+        while (!atomic_load(&w->stop) && take(w, &i)) {
             const double ms = compile(gpu, &t, &w->desc[i]);
             if (ms < 0)
                 break;
-            if (sample > 0)
-                atomic_store(&w->sample, sample);
-            else if (ms >= 2 * LEAST_MS) {
+            if (w->sample == 0 && ms >= 2 * LEAST_MS) {
                 w->sample_ms = ms;
-                sample = i + 1;
+                w->sample = i + 1;
             }
         }
     close_target(gpu, &t);
@@ -131,7 +146,7 @@ static void *second_device(void *arg)
     ipt_gpu *gpu = NULL;
     const ipt_gpu_opts o = {.device = "llvmpipe", .cache_dir = ""};
     if (ipt_ctx_create(NULL, NULL, &ctx) == IPT_OK && ipt_gpu_create(ctx, &o, &gpu) == IPT_OK)
-        compile_from_back(w, gpu);
+        compile_there(w, gpu);
     ipt_gpu_destroy(&gpu); /* what the driver has yet to write to its cache is written here */
     ipt_ctx_destroy(&ctx);
     atomic_store(&w->over, true);
@@ -150,44 +165,44 @@ static bool start(warm *w)
 
 /* --- this thread ------------------------------------------------------------------------------ */
 /* Whether the driver's cache hands kernels over: told by how long one of the other device's takes
- * here.  Where there is no such cache, work would be done twice. */
-static void check_cache(ipt_gpu *gpu, warm *w, target *t, bool *is_checked)
+ * here.  Only once that one is gone: the driver writes its cache in a thread that waits for all
+ * others.  Where there is no cache, work would be done twice from now on. */
+static void check_cache(ipt_gpu *gpu, const warm *w, target *t)
 {
-    const size_t sample = atomic_load(&w->sample);
-    if (*is_checked || sample == 0)
+    if (w->sample == 0)
         return;
-    *is_checked = true;
-    const double ms = compile(gpu, t, &w->desc[sample - 1]);
+    const double ms = compile(gpu, t, &w->desc[w->sample - 1]);
     if (ms < 0.5 * w->sample_ms)
         return;
     gpu->is_warm_useless = true;
-    atomic_store(&w->stop, true);
     ipt_log(gpu->ctx, IPT_LOG_DEBUG, "kernels are compiled by one thread: no driver cache");
 }
 
 static void compile_all(ipt_gpu *gpu, warm *w, target *t)
 {
-    bool is_checked = false, is_running = false;
-    for (size_t i; !ipt_cancelled(gpu->ctx) && take(w, true, &i);) {
+    bool is_running = false;
+    for (size_t i; !ipt_cancelled(gpu->ctx) && take(w, &i);) {
         const clock_t before = clock(); /* of the process: other programs do not count */
         if (compile(gpu, t, &w->desc[i]) < 0)
             break;
         const double ms = 1e3 * (double)(clock() - before) / (double)CLOCKS_PER_SEC;
         is_running = is_running || (ms >= LEAST_MS && start(w));
-        check_cache(gpu, w, t, &is_checked);
     }
     while (is_running && !atomic_load(&w->over) && !ipt_cancelled(gpu->ctx))
         nanosleep(&(struct timespec){.tv_nsec = 2 * 1000 * 1000}, NULL);
     atomic_store(&w->stop, true);
-    if (is_running)
-        pthread_join(w->thread, NULL);
+    if (!is_running)
+        return;
+    pthread_join(w->thread, NULL);
+    if (!ipt_cancelled(gpu->ctx))
+        check_cache(gpu, w, t);
 }
 
 void ipt_gpu_warm(ipt_gpu *gpu, ipt_kernel_desc *desc, size_t n)
 {
     warm w = {.desc = desc};
     target t;
-    if (!gpu->dev.caps.llvmpipe || gpu->is_warm_useless || gpu->lost || n > UINT32_MAX ||
+    if (!gpu->dev.caps.llvmpipe || gpu->is_warm_useless || gpu->lost ||
         sysconf(_SC_NPROCESSORS_ONLN) < 2)
         return;
     for (size_t i = 0; i < n; i++) /* those that earlier plans have run go */
@@ -195,8 +210,8 @@ void ipt_gpu_warm(ipt_gpu *gpu, ipt_kernel_desc *desc, size_t n)
             desc[w.n++] = desc[i];
     if (w.n < LEAST)
         return;
-    atomic_init(&w.range, (uint64_t)w.n);
-    atomic_init(&w.sample, 0);
+    sort(desc, w.n);
+    atomic_init(&w.next, 0);
     atomic_init(&w.stop, false);
     atomic_init(&w.over, false);
     if (open_target(gpu, &t))
