@@ -182,7 +182,7 @@ static ipt_status expect(const ipt_state *s, const char *name, size_t bytes, ipt
 
 ipt_status ipt_state_write(ipt_state *s, const char *name, const float *src, size_t bytes)
 {
-    ipt_state_view v;
+    ipt_state_view v = {0};
     IPT_TRY(expect(s, name, bytes, &v));
     const size_t n = bytes / 4;
     if (v.host) {
@@ -205,7 +205,7 @@ ipt_status ipt_state_write(ipt_state *s, const char *name, const float *src, siz
 
 ipt_status ipt_state_read(const ipt_state *s, const char *name, float *dst, size_t bytes)
 {
-    ipt_state_view v;
+    ipt_state_view v = {0};
     IPT_TRY(expect(s, name, bytes, &v));
     const size_t n = bytes / 4;
     if (v.host) {
