@@ -8,6 +8,7 @@ typedef enum operand_kind {
     ACT,    /* activations, in their type */
     FACTOR, /* the same, written once and kept: the host may pack it */
     F32,
+    KEPT,   /* f32, changed in place */
     IDS,    /* i32, 0 */
     WEIGHT, /* of the store */
 } operand_kind;
@@ -33,6 +34,10 @@ typedef struct op_case {
 #define F(...)                                                                                     \
     {                                                                                              \
         F32, { __VA_ARGS__ }                                                                       \
+    }
+#define K(...)                                                                                     \
+    {                                                                                              \
+        KEPT, { __VA_ARGS__ }                                                                      \
     }
 #define I(...)                                                                                     \
     {                                                                                              \
@@ -167,6 +172,10 @@ static const op_case op_cases[] = {
     {IPT_OP_SHARE, "64x64", {X(1, 4096, 320), F(4096), X(1, 4096, 320)}, {{0}}},
     {IPT_OP_MSE, "latent 64x64", {X(1, 64, 64, 4), X(1, 64, 64, 4)}, {{0}}},
     {IPT_OP_MSE_BWD, "latent 64x64", {X(1, 64, 64, 4), X(1, 64, 64, 4), F(1)}, {{0}}},
+    {IPT_OP_DOT, "LoRA of rank 4", {F(797184), F(797184)}, {{0}}},
+    {IPT_OP_STORE, "LoRA of rank 4", {K(797184), F(797184)}, {{0}}},
+    {IPT_OP_ACCUMULATE, "LoRA of rank 4", {K(797184), F(797184)}, {{0}}},
+    {IPT_OP_ADAMW, "LoRA of rank 4", {K(797184), F(797184), K(797184), K(797184), F(8)}, {{0}}},
 };
 
 /* --- one case --------------------------------------------------------------------------------- */
@@ -201,16 +210,17 @@ static void build(const op_case *c, ipt_dtype act, ipt_graph *g)
         if (o->kind == NONE)
             continue;
         in[i] = ipt_leaf(g,
-                         o->kind == WEIGHT   ? IPT_WEIGHT
-                         : o->kind == FACTOR ? IPT_PARAM
-                                             : IPT_INPUT,
+                         o->kind == WEIGHT                      ? IPT_WEIGHT
+                         : o->kind == FACTOR || o->kind == KEPT ? IPT_PARAM
+                                                                : IPT_INPUT,
                          leaf_name(c, i, name, sizeof name), shape_of(o, act));
         n = i + 1;
     }
     if (c->op == IPT_OP_RESHAPE || c->op == IPT_OP_TAKE_ROWS_BWD)
         attr.to.dtype = act;
     ipt_emit(g, c->op, c->name, in, n, &attr, out);
-    ipt_output(g, "y", out[0]);
+    if (out[0].id) /* not of what changes its operands */
+        ipt_output(g, "y", out[0]);
 }
 
 bool bench_ops_build(size_t i, ipt_dtype act, ipt_graph *g, ipt_op *op, const char **name)
