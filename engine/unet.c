@@ -80,17 +80,14 @@ ipt_status ipt_unet_prepare(ipt_run *u)
     const ipt_unet_config *c = &e->m->config.unet;
     size_t rows = u->max_rows, chunks = (rows + IPT_MAX_ROWS - 1) / IPT_MAX_ROWS;
     int32_t limit = u->r->batch > 0 ? u->r->batch : (int32_t)((rows + chunks - 1) / chunks);
-    u->key = (ipt_unet_key){limit < (int32_t)rows ? limit : (int32_t)rows,
-                            u->set.h,
-                            u->set.w,
-                            u->text[0].enc.tokens,
-                            e->m->act_type,
-                            0,
-                            false,
-                            ipt_policy_tap(u->policy) + 1,
-                            false,
-                            u->regions.n_text > 1 ? u->regions.n_text : 0,
-                            u->regions.is_placed};
+    u->key = (ipt_unet_key){.batch = limit < (int32_t)rows ? limit : (int32_t)rows,
+                            .h = u->set.h,
+                            .w = u->set.w,
+                            .tokens = u->text[0].enc.tokens,
+                            .act = e->m->act_type,
+                            .tap = ipt_policy_tap(u->policy) + 1,
+                            .n_text = u->regions.n_text > 1 ? u->regions.n_text : 0,
+                            .is_placed = u->regions.is_placed};
     u->maps.tap = u->key.tap;
     IPT_TRY(ipt_cache_read(u));
     u->key.deep = u->cache.interval > 1 ? u->cache.deep : 0;

@@ -196,7 +196,7 @@ static void write_constants(setup *s)
                                             sizeof gate * 2));
 }
 
-static void open_case(setup *s, bench *b, const train_case *c)
+static void open_case(setup *s, bench *b, const train_case *c, bool is_recomputed)
 {
     char path[256];
     *s = (setup){.b = b, .c = c};
@@ -209,8 +209,12 @@ static void open_case(setup *s, bench *b, const train_case *c)
     int32_t dim[4];
     ipt_free(golden_nhwc(b->ctx, s->st, "x0", dim));
     const ipt_st_tensor *text = ipt_safetensors_find(s->st, "text0");
-    const ipt_unet_key key = {
-        .batch = ROWS, .h = dim[2], .w = dim[3], .tokens = (int32_t)text->dim[1], .act = b->act};
+    const ipt_unet_key key = {.batch = ROWS,
+                              .h = dim[2],
+                              .w = dim[3],
+                              .tokens = (int32_t)text->dim[1],
+                              .act = b->act,
+                              .is_recomputed = is_recomputed};
     assert_ok(b->ctx, ipt_state_create(b->ctx, b->gpu, &s->state));
     assert_ok(b->ctx, ipt_train_groups(s->state, s->desc, s->n, b->act));
     set_values(s);
@@ -335,7 +339,7 @@ static void update(setup *s, int step, double scale, double norm)
 static void run_case(bench *b, const train_case *c)
 {
     setup s;
-    open_case(&s, b, c);
+    open_case(&s, b, c, false);
     float *losses = golden_f32(b->ctx, s.st, "loss", NULL),
           *norms = golden_f32(b->ctx, s.st, "norm", NULL);
     for (int step = 0; step < STEPS; step++) {
@@ -376,7 +380,7 @@ static void test_beside_torch(void **state)
 static float *train(bench *b, const train_case *c, double scale, size_t *n)
 {
     setup s;
-    open_case(&s, b, c);
+    open_case(&s, b, c, false);
     for (int step = 0; step < STEPS; step++) {
         double loss = 0, norm = 0;
         take_step(&s, step, scale, &loss, &norm);
@@ -407,6 +411,38 @@ static void test_twice(void **state)
     free(again);
 }
 
+/* Computing blocks again changes no bit, and less is kept. */
+static void test_recomputed(void **state)
+{
+    bench *b = bench_device(state, false);
+    static const size_t which[] = {0, 7, 9}; /* a LoRA, a whole model, SDXL */
+    for (size_t k = 0; k < IPT_COUNT(which); k++) {
+        uint64_t arena[2];
+        float *grads[2];
+        size_t n = 0;
+        for (int again = 0; again < 2; again++) {
+            setup s;
+            double loss = 0, norm = 0;
+            open_case(&s, b, &cases[which[k]], again);
+            take_step(&s, 0, 1, &loss, &norm);
+            ipt_state_view all;
+            assert_true(ipt_state_locate(s.state, IPT_TRAIN_GRADS, &all));
+            n = ipt_shape_count(&all.shape);
+            grads[again] = calloc(n, sizeof(float));
+            assert_true(grads[again]);
+            assert_ok(b->ctx, ipt_state_read(s.state, IPT_TRAIN_GRADS, grads[again], n * 4));
+            arena[again] = ipt_plan_arena_bytes(s.gradients);
+            close_case(&s);
+        }
+        print_message("%s: %.0f KiB kept, %.0f KiB with blocks computed again\n",
+                      cases[which[k]].file, (double)arena[0] / 1024, (double)arena[1] / 1024);
+        assert_memory_equal(grads[0], grads[1], n * sizeof(float));
+        assert_true(arena[1] < arena[0]);
+        free(grads[0]);
+        free(grads[1]);
+    }
+}
+
 /* Activations and factors in f16, gradients scaled, masters in f32: near f32's result. */
 static void test_half(void **state)
 {
@@ -432,7 +468,7 @@ static void test_not_finite(void **state)
     setup s;
     float x = INFINITY, values[2][4096];
     double loss = 0, norm = 0;
-    open_case(&s, b, &cases[0]);
+    open_case(&s, b, &cases[0], false);
     const size_t n = ipt_shape_count(&s.desc[0].shape);
     assert_true(n <= IPT_COUNT(values[0]));
     assert_ok(b->ctx, ipt_train_get(s.state, s.item[0].name, values[0], n * 4));
@@ -456,7 +492,7 @@ static void test_misfits(void **state)
 {
     bench *b = bench_ready(state);
     setup s;
-    open_case(&s, b, &cases[0]);
+    open_case(&s, b, &cases[0], false);
     const ipt_state_item strange = {"conv_in.lora_a", {{4, 4, 1, 1}, 2, IPT_F32}};
     const ipt_unet_key key = {.batch = 1, .h = 4, .w = 4, .tokens = 7, .act = IPT_F32};
     const ipt_train_opts o = {
@@ -472,8 +508,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_beside_torch), cmocka_unit_test(test_twice),
-        cmocka_unit_test(test_half),         cmocka_unit_test(test_not_finite),
-        cmocka_unit_test(test_misfits),
+        cmocka_unit_test(test_recomputed),   cmocka_unit_test(test_half),
+        cmocka_unit_test(test_not_finite),   cmocka_unit_test(test_misfits),
     };
     return bench_run_all(tests);
 }

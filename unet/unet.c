@@ -28,6 +28,28 @@ static ipt_val activate(const build *b, ipt_val v)
     return ipt_unary(b->g, kind[b->c->act], v, 0, 0);
 }
 
+static void mark(const build *b, bool begin)
+{
+    if (b->key->is_recomputed)
+        ipt_recompute(b->g, begin);
+}
+
+static ipt_val resnet(const build *b, ipt_val x, const char *site, int32_t channels, float scale)
+{
+    mark(b, true);
+    x = ipt_unet_resnet(b->g, b->c, x, b->temb, site, channels, scale);
+    mark(b, false);
+    return x;
+}
+
+static ipt_val transformer(const build *b, ipt_val x, const char *site, const ipt_transformer *t)
+{
+    mark(b, true);
+    x = ipt_unet_transformer(b->g, b->c, x, &b->text, site, t);
+    mark(b, false);
+    return x;
+}
+
 static void push_skip(build *b, ipt_val v)
 {
     if (b->n_skip < MAX_SKIP)
@@ -113,12 +135,12 @@ static ipt_val down_block(build *b, ipt_val x, int i)
     char s[NAME];
     for (int j = 0; j < c->n_layer[i] && !is_deep_enough(b); j++) {
         ipt_name(s, sizeof s, "down_blocks.%d.resnets.%d", i, j);
-        x = ipt_unet_resnet(b->g, c, x, b->temb, s, c->channels[i], 1.0F);
+        x = resnet(b, x, s, c->channels[i], 1.0F);
         if (c->down_attn[i]) {
             ipt_name(s, sizeof s, "down_blocks.%d.attentions.%d", i, j);
-            x = ipt_unet_transformer(b->g, c, x, &b->text, s,
-                                     &(ipt_transformer){c->heads[i], c->depth[i], c->cross_dim[i],
-                                                        c->only_cross[i], taps_at(b, i)});
+            x = transformer(b, x, s,
+                            &(ipt_transformer){c->heads[i], c->depth[i], c->cross_dim[i],
+                                               c->only_cross[i], taps_at(b, i)});
         }
         push_skip(b, x);
     }
@@ -139,15 +161,12 @@ static ipt_val mid_block(build *b, ipt_val x)
     int last = c->n_level - 1;
     if (!c->has_mid)
         return x;
-    x = ipt_unet_resnet(b->g, c, x, b->temb, "mid_block.resnets.0", c->channels[last],
-                        c->mid_scale);
+    x = resnet(b, x, "mid_block.resnets.0", c->channels[last], c->mid_scale);
     if (c->mid_attn)
-        x = ipt_unet_transformer(b->g, c, x, &b->text, "mid_block.attentions.0",
-                                 &(ipt_transformer){c->heads[last], c->depth[last],
-                                                    c->cross_dim[last], c->mid_only_cross,
-                                                    taps_at(b, last)});
-    return ipt_unet_resnet(b->g, c, x, b->temb, "mid_block.resnets.1", c->channels[last],
-                           c->mid_scale);
+        x = transformer(b, x, "mid_block.attentions.0",
+                        &(ipt_transformer){c->heads[last], c->depth[last], c->cross_dim[last],
+                                           c->mid_only_cross, taps_at(b, last)});
+    return resnet(b, x, "mid_block.resnets.1", c->channels[last], c->mid_scale);
 }
 
 /* The hidden state before the next skip connection, of `channels`: made here, or of an earlier
@@ -179,13 +198,12 @@ static ipt_val up_block(build *b, ipt_val x, int i)
         x = cut(b, x, c->channels[j == 0 && level < c->n_level - 1 ? level + 1 : level]);
         x = ipt_concat(b->g, x, b->skip[--b->n_skip]);
         ipt_name(s, sizeof s, "up_blocks.%d.resnets.%d", i, j);
-        x = ipt_unet_resnet(b->g, c, x, b->temb, s, c->channels[level], 1.0F);
+        x = resnet(b, x, s, c->channels[level], 1.0F);
         if (c->up_attn[i]) {
             ipt_name(s, sizeof s, "up_blocks.%d.attentions.%d", i, j);
-            x = ipt_unet_transformer(b->g, c, x, &b->text, s,
-                                     &(ipt_transformer){c->heads[level], c->up_depth[i],
-                                                        c->cross_dim[level], c->only_cross[level],
-                                                        taps_at(b, level)});
+            x = transformer(b, x, s,
+                            &(ipt_transformer){c->heads[level], c->up_depth[i], c->cross_dim[level],
+                                               c->only_cross[level], taps_at(b, level)});
         }
     }
     if (level > 0 && b->n_skip > 0 && x.id) {

@@ -29,6 +29,9 @@ typedef struct ipt_unet_key {
      * values of several texts are segment 0 (ipt_early), everything else segment 1. */
     int32_t n_text;
     bool is_placed;
+    /* For training: what is inside a resnet or a transformer is computed again for the gradient
+     * instead of being kept.  The same values. */
+    bool is_recomputed;
 } ipt_unet_key;
 int32_t ipt_unet_n_skip(const ipt_unet_config *c); /* `deep` goes from 1 to this */
 /* Grid of a level, 0 the latent's own: *h, *w of the latent become the level's.  False when no
