@@ -95,8 +95,7 @@ typedef struct cut { /* P [o1,i1], Q [o2, i2 taps] */
     size_t o1, o2, i1, n;
 } cut;
 
-/* LyCORIS' factorization: the small part first. */
-static void factorise(int32_t dim, int32_t factor, int32_t *small, int32_t *large)
+void ipt_kron_factorise(int32_t dim, int32_t factor, int32_t *small, int32_t *large)
 {
     int32_t m = 1, n = dim, length = m + n;
     if (factor > 0 && dim % factor == 0) {
@@ -154,8 +153,8 @@ static ipt_status put_nearest_lokr(ipt_tool *t, const ipt_adapter_module *a, int
     int64_t taps = (int64_t)a->kh * a->kw;
     double one = 1;
     ipt_svd d = {0};
-    factorise(a->out, factor, &o1, &o2);
-    factorise(a->in, factor, &i1, &i2);
+    ipt_kron_factorise(a->out, factor, &o1, &o2);
+    ipt_kron_factorise(a->in, factor, &i1, &i2);
     cut c = {(size_t)o1, (size_t)o2, (size_t)i1, (size_t)(i2 * taps)};
     IPT_TRY(nearest_kron(t, a, &c, false, &d));
     ipt_st_dtype dtype = ipt_tool_dtype(t, a);

@@ -335,6 +335,10 @@ IPT_CHECKED ipt_status ipt_adapter_pack(ipt_ctx *ctx, const ipt_adapter_module *
 IPT_CHECKED ipt_status ipt_adapter_kron_factors(ipt_ctx *ctx, const ipt_adapter_module *m, float *p,
                                                 float *q);
 
+/* A dimension as small x large: factor > 0 that divides it, else the most square cut whose small
+ * part is at most factor (-1: any).  Source: LyCORIS, factorization. */
+void ipt_kron_factorise(int32_t dim, int32_t factor, int32_t *small, int32_t *large);
+
 /* --- textual inversion files ---------------------------------------------------------------------
  */
 typedef struct ipt_embedding_file {

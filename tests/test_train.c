@@ -371,7 +371,7 @@ static const train_case cases[] = {
 static void test_beside_torch(void **state)
 {
     bench *b = bench_ready(state);
-    const size_t by = b->gpu && !ipt_gpu_traits(b->gpu)->simd ? 3 : 1; /* tiles on a CPU: slow */
+    const size_t by = b->gpu && !ipt_gpu_traits(b->gpu)->simd ? 5 : 1; /* tiles on a CPU: slow */
     for (size_t i = 0; i < IPT_COUNT(cases); i += by)
         run_case(b, &cases[i]);
 }
