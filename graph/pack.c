@@ -201,7 +201,7 @@ static void pack_block_q8(const ipt_panel_src *s, pack_block b, uint32_t *dst)
         d[o] = d[o] > 0 ? d[o] : INFINITY; /* all values are zero */
     }
     memcpy(dst, scale, sizeof scale);
-    dst += sizeof scale / sizeof *dst;
+    dst += PANEL / 2; /* pairs of scales */
     for (int i = 0; i < BLOCK; i += 4, dst += PANEL) {
         uint32_t q[4][PANEL];
         for (int k = 0; k < 4; k++)
